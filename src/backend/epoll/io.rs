@@ -1,0 +1,256 @@
+//! The system calls on sockets. Owns: how a connect, send, receive and accept is tried, and what its answer means for
+//! readiness.
+
+use super::{Done, EpollBackend, Outcome, Retry, Target, bit};
+use crate::backend::{ConnectRequest, Op};
+use crate::buf::{SendQueue, Written};
+use crate::error::Errno;
+use crate::id::Key;
+use crate::net::{Addr, socket};
+use socket2::SockRef;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Piecewise filling opens the next buffer when less than this is left, so that no read is cut short for a sliver.
+const LEAST_ROOM: u32 = 2048;
+const IOVECS_MAX: usize = 1024;
+
+impl EpollBackend {
+    pub(super) fn connect(&mut self, key: Key, request: &ConnectRequest) {
+        let options = &request.options;
+        let made = socket::connecting(&request.addr, options.local, &options.socket, true);
+        self.stats.syscalls += 3;
+        let outcome = made.and_then(|fd| {
+            let addr = request.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))?;
+            let tried = SockRef::from(&fd).connect(&addr);
+            self.slot(key).fd = Some(fd);
+            match tried.map_err(|error| Errno::of(&error)) {
+                Err(Errno(libc::EAGAIN)) if matches!(request.addr, Addr::Unix(_) | Addr::UnixAbstract(_)) => {
+                    self.retries.push(Retry { key, addr });
+                    self.slot(key).state |= bit::RETRY;
+                    Ok(false)
+                }
+                Err(Errno(libc::EINPROGRESS)) => {
+                    self.register(key, false).map(|()| false).map_err(|error| Errno::of(&error))
+                }
+                Ok(()) => self.register(key, false).map(|()| true).map_err(|error| Errno::of(&error)),
+                Err(errno) => Err(errno),
+            }
+        });
+        match outcome {
+            Ok(true) => self.finish(key, Op::Connect, Outcome::Count(0)),
+            Ok(false) if self.slot(key).state & bit::RETRY != 0 => {}
+            Ok(false) => self.slot(key).state |= bit::CONNECT,
+            Err(errno) => self.finish(key, Op::Connect, Outcome::Failed(errno)),
+        }
+    }
+
+    /// Tries connects to unix sockets again whose backlog was full.
+    pub(super) fn retry_connects(&mut self) {
+        for retry in std::mem::take(&mut self.retries) {
+            let key = retry.key;
+            self.stats.syscalls += 1;
+            let fd = self.slot(key).fd.as_ref().expect("kept for the retry");
+            let result = match SockRef::from(fd).connect(&retry.addr).map_err(|error| Errno::of(&error)) {
+                Err(Errno(libc::EAGAIN)) => {
+                    self.retries.push(retry);
+                    continue;
+                }
+                result => result.and_then(|()| self.register(key, false).map_err(|error| Errno::of(&error))),
+            };
+            self.slot(key).state &= !bit::RETRY;
+            self.finish(key, Op::Connect, result.map_or_else(Outcome::Failed, |()| Outcome::Count(0)));
+        }
+    }
+
+    /// The socket of a pending connect became ready: its one pending error says what came of it.
+    pub(super) fn connected(&mut self, key: Key) -> Done<OwnedFd> {
+        self.stats.syscalls += 1;
+        let slot = self.slot(key);
+        slot.state &= !bit::CONNECT;
+        let outcome = match socket::take_error(slot.fd.as_ref().expect("a connect has a socket")) {
+            None => Outcome::Count(0),
+            Some(errno) => Outcome::Failed(errno),
+        };
+        Done { key, op: Op::Connect, more: false, outcome }
+    }
+
+    /// Tries at once; on EAGAIN the operation waits for the edge, and then tells that nothing was taken, so that the engine
+    /// gathers anew.
+    pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue) {
+        let max = self.tuning.gather_max;
+        let fd = self.raw_fd(key);
+        let slot = self.slot(key);
+        if slot.state & bit::BLOCKED != 0 {
+            slot.state |= bit::SEND;
+            return;
+        }
+        let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; IOVECS_MAX];
+        let mut count = 0;
+        let mut given = 0;
+        for part in queue.gather(max) {
+            iovecs[count].write(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+            count += 1;
+            given += part.len();
+        }
+        let result = loop {
+            self.stats.syscalls += 1;
+            // SAFETY: the first `count` entries are initialised and point into the queue's payloads, which outlive the call.
+            match unsafe { send_gathered(fd, &iovecs, count) } {
+                Err(Errno(libc::EINTR)) => continue,
+                result => break result,
+            }
+        };
+        let slot = self.slot(key);
+        match result {
+            Ok(sent) => {
+                if sent < given {
+                    slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED;
+                }
+                self.finish(key, Op::Send, Outcome::Count(sent));
+            }
+            Err(Errno(libc::EAGAIN)) => {
+                slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED | bit::SEND;
+            }
+            Err(errno) => self.finish(key, Op::Send, Outcome::Failed(errno)),
+        }
+    }
+
+    /// One read into the pool. `None`: nothing there yet.
+    pub(super) fn recv(&mut self, key: Key) -> Option<Done<OwnedFd>> {
+        let Some(buffer) = self.open_buffer.take().or_else(|| self.pool.checkout()) else {
+            self.slot(key).state &= !bit::RECV;
+            return Some(Done { key, op: Op::Recv, more: false, outcome: Outcome::Failed(Errno(libc::ENOBUFS)) });
+        };
+        let (start, room) = self.pool.room(buffer);
+        // SAFETY: the room of a checked-out buffer is writable and nobody else's.
+        let result = unsafe { self.recv_at(key, start.as_ptr(), room as usize) };
+        let Ok(len @ 1..) = result else {
+            self.keep_open(buffer);
+            return self.recv_ended(key, bit::RECV, result.map(drop).err());
+        };
+        let more = room - len as u32 >= LEAST_ROOM.min(self.pool.size());
+        let lease = self.pool.deliver(buffer, len as u32, more);
+        if more {
+            self.open_buffer = Some(buffer);
+        }
+        Some(Done { key, op: Op::Recv, more: true, outcome: Outcome::Data(lease) })
+    }
+
+    /// One read into a caller's buffer.
+    pub(super) fn recv_into(&mut self, key: Key) -> Option<Done<OwnedFd>> {
+        let index = self.windows.iter().position(|window| window.slot == key.slot).expect("armed with a window");
+        let (start, len) = (self.windows[index].start, self.windows[index].len);
+        // SAFETY: the engine keeps the window in place until this operation has ended (contract, rule 3).
+        let result = unsafe { self.recv_at(key, start, len) };
+        if result == Err(Errno(libc::EAGAIN)) {
+            return None;
+        }
+        self.windows.swap_remove(index);
+        match result {
+            Ok(len @ 1..) => {
+                self.slot(key).state &= !bit::FILL;
+                // SAFETY: recv(2) just wrote that many bytes at the start of the window.
+                let outcome = Outcome::Filled(unsafe { Written::new(len) });
+                Some(Done { key, op: Op::Recv, more: false, outcome })
+            }
+            result => self.recv_ended(key, bit::FILL, result.map(drop).err()),
+        }
+    }
+
+    fn recv_ended(&mut self, key: Key, operation: u16, errno: Option<Errno>) -> Option<Done<OwnedFd>> {
+        if errno == Some(Errno(libc::EAGAIN)) {
+            return None;
+        }
+        self.slot(key).state &= !operation;
+        let outcome = errno.map_or(Outcome::Count(0), Outcome::Failed);
+        Some(Done { key, op: Op::Recv, more: false, outcome })
+    }
+
+    fn keep_open(&mut self, buffer: u16) {
+        match self.pool.room(buffer).1 == self.pool.size() {
+            true => self.pool.put_back(buffer),
+            false => self.open_buffer = Some(buffer),
+        }
+    }
+
+    /// # Safety
+    /// `len` bytes at `start` must be writable, and nobody else's.
+    unsafe fn recv_at(&mut self, key: Key, start: *mut u8, len: usize) -> Result<usize, Errno> {
+        let fd = self.raw_fd(key);
+        let result = loop {
+            self.stats.syscalls += 1;
+            // SAFETY: as promised by the caller.
+            let result = unsafe { libc::recv(fd, start.cast(), len, 0) };
+            match usize::try_from(result).map_err(|_| Errno::last()) {
+                Err(Errno(libc::EINTR)) => continue,
+                result => break result,
+            }
+        };
+        let slot = self.slot(key);
+        match result {
+            Err(Errno(libc::EAGAIN)) => slot.state &= !(bit::READABLE | bit::HUNG_UP),
+            // A short read emptied the socket, and what comes next makes a new edge.
+            Ok(taken) if taken < len && slot.state & bit::HUNG_UP == 0 => slot.state &= !bit::READABLE,
+            _ => {}
+        }
+        result
+    }
+
+    /// Accepts one connection. `None`: nobody is waiting.
+    pub(super) fn accept(&mut self, key: Key) -> Option<Done<OwnedFd>> {
+        let fd = self.listener(key).fd.as_ref().expect("an open listener").as_raw_fd();
+        loop {
+            self.stats.syscalls += 1;
+            let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+            // SAFETY: no address is asked for.
+            let accepted = unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+            if accepted >= 0 {
+                // SAFETY: accept4 just made it, and nobody else has it.
+                let socket = unsafe { OwnedFd::from_raw_fd(accepted) };
+                return Some(Done { key, op: Op::Accept, more: true, outcome: Outcome::Socket(socket) });
+            }
+            match Errno::last() {
+                // The connection was gone before it was accepted, or it was a signal.
+                Errno(libc::EINTR | libc::ECONNABORTED) => continue,
+                Errno(libc::EAGAIN) => {
+                    self.listener(key).state &= !bit::READABLE;
+                    return None;
+                }
+                errno => {
+                    self.listener(key).state &= !bit::ACCEPT;
+                    return Some(Done { key, op: Op::Accept, more: false, outcome: Outcome::Failed(errno) });
+                }
+            }
+        }
+    }
+
+    /// The key of a slot that is in use.
+    pub(super) fn key_of(&mut self, target: Target) -> Option<Key> {
+        let slot = self.slots(target.listener).get(target.slot as usize)?;
+        let generation = std::num::NonZeroU32::new(slot.generation)?;
+        Some(Key { slot: target.slot, generation })
+    }
+
+    fn raw_fd(&mut self, key: Key) -> RawFd {
+        self.slot(key).fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+}
+
+/// # Safety
+/// The first `count` entries must be initialised and describe readable memory.
+unsafe fn send_gathered(fd: RawFd, iovecs: &[MaybeUninit<libc::iovec>], count: usize) -> Result<usize, Errno> {
+    // SAFETY: zero is a valid msghdr; the caller vouches for the iovecs. MSG_NOSIGNAL: an error, not a SIGPIPE.
+    let result = unsafe {
+        if count == 1 {
+            let one = iovecs[0].assume_init();
+            libc::send(fd, one.iov_base, one.iov_len, libc::MSG_NOSIGNAL)
+        } else {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = iovecs.as_ptr().cast_mut().cast();
+            message.msg_iovlen = count as _;
+            libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL)
+        }
+    };
+    usize::try_from(result).map_err(|_| Errno::last())
+}

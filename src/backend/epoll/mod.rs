@@ -1,0 +1,396 @@
+//! The epoll backend: operations are tried at once and wait for readiness only if they must.
+//!
+//! Owns: the epoll instance, the sockets, their ready bits. Each descriptor is registered once, edge-triggered, in both
+//! directions, so that no epoll_ctl happens in steady state. Invariant: an operation that is armed and whose direction is
+//! ready is on the work list, so no edge is ever lost. Must not know: connection states, queues, timers.
+#![allow(unsafe_code)]
+
+mod io;
+mod work;
+
+use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
+use crate::buf::{Fill, Pool, SendQueue};
+use crate::error::{Errno, Error};
+use crate::id::Key;
+use crate::net::{Addr, socket};
+use crate::options::ListenOptions;
+use crate::sys::Epoll;
+use crate::waker::Inbox;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The token of the waker; no slot has it.
+const WAKE_TOKEN: u64 = u64::MAX;
+/// In the upper half of a token: this is a listener.
+const LISTENER_BIT: u64 = 1 << 63;
+const EVENTS: libc::c_int = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+const EVENTS_PER_WAIT: usize = 512;
+/// How long a connect to a unix socket with a full backlog waits before it tries again: readiness does not tell.
+const UNIX_RETRY: Duration = Duration::from_millis(2);
+
+/// Bits of [`Slot::state`]: readiness, armed operations, and whether the slot is on the work list.
+mod bit {
+    pub(super) const READABLE: u16 = 1;
+    pub(super) const WRITABLE: u16 = 1 << 1;
+    /// RDHUP, HUP or ERR was seen: short reads prove nothing, read on until EAGAIN or the end.
+    pub(super) const HUNG_UP: u16 = 1 << 2;
+    pub(super) const CONNECT: u16 = 1 << 3;
+    pub(super) const RECV: u16 = 1 << 4;
+    pub(super) const FILL: u16 = 1 << 5;
+    pub(super) const SEND: u16 = 1 << 6;
+    pub(super) const ACCEPT: u16 = 1 << 7;
+    pub(super) const LISTED: u16 = 1 << 8;
+    /// A unix connect that found the backlog full.
+    pub(super) const RETRY: u16 = 1 << 9;
+    /// A send was cut short: the next one waits for the edge.
+    pub(super) const BLOCKED: u16 = 1 << 10;
+}
+
+/// One connection or listener.
+#[derive(Debug)]
+struct Slot {
+    fd: Option<OwnedFd>,
+    generation: u32,
+    state: u16,
+    /// Reads or accepts in turn `turn`, against the budget.
+    spent: u16,
+    turn: u32,
+}
+
+/// The window of a receive into a caller's buffer.
+#[derive(Debug)]
+struct Window {
+    slot: u32,
+    start: *mut u8,
+    len: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct EpollBackend {
+    epoll: Epoll,
+    epoch: Instant,
+    inbox: Arc<Inbox>,
+    pool: Pool,
+    /// The pool buffer that is being filled.
+    open_buffer: Option<u16>,
+    tuning: Tuning,
+    precise_wait: bool,
+    conns: Vec<Slot>,
+    listeners: Vec<Slot>,
+    windows: Vec<Window>,
+    /// Finished operations that wait to be told.
+    done: VecDeque<Done<OwnedFd>>,
+    /// Slots with an armed operation in a ready direction, and those that have used up their budget for this turn.
+    work: VecDeque<Target>,
+    spent: VecDeque<Target>,
+    retries: Vec<Retry>,
+    events: Box<[libc::epoll_event]>,
+    turn: u32,
+    stats: BackendStats,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Target {
+    slot: u32,
+    listener: bool,
+}
+
+#[derive(Debug)]
+struct Retry {
+    key: Key,
+    addr: socket2::SockAddr,
+}
+
+impl EpollBackend {
+    pub(crate) fn new(tuning: Tuning, inbox: Arc<Inbox>, precise_wait: bool) -> Result<EpollBackend, Error> {
+        let epoll = Epoll::new().map_err(|error| Error::os("epoll_create1", &error))?;
+        epoll.add(inbox.fd(), libc::EPOLLIN, WAKE_TOKEN).map_err(|error| Error::os("epoll_ctl", &error))?;
+        let (count, size) = tuning.buffers;
+        let pool = Pool::new(count, size, tuning.low_watermark).map_err(|error| Error::os("mmap", &error))?;
+        Ok(EpollBackend {
+            epoll,
+            epoch: Instant::now(),
+            inbox,
+            pool,
+            open_buffer: None,
+            tuning,
+            precise_wait,
+            conns: Vec::new(),
+            listeners: Vec::new(),
+            windows: Vec::new(),
+            done: VecDeque::new(),
+            work: VecDeque::new(),
+            spent: VecDeque::new(),
+            retries: Vec::new(),
+            events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_PER_WAIT].into(),
+            turn: 0,
+            stats: BackendStats::default(),
+        })
+    }
+
+    /// Whether epoll_pwait2 is there and allowed.
+    pub(crate) fn try_precise_wait() -> Result<(), Errno> {
+        let epoll = Epoll::new().map_err(|error| Errno::of(&error))?;
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }];
+        epoll.wait_precise(&mut events, Some(Duration::ZERO)).map(drop)
+    }
+
+    fn slots(&mut self, listener: bool) -> &mut Vec<Slot> {
+        if listener { &mut self.listeners } else { &mut self.conns }
+    }
+
+    /// The slot of a key that the engine holds.
+    fn slot(&mut self, key: Key) -> &mut Slot {
+        let slot = &mut self.conns[key.slot as usize];
+        assert_eq!(slot.generation, key.generation.get(), "the engine names only what it holds");
+        slot
+    }
+
+    fn listener(&mut self, key: Key) -> &mut Slot {
+        let slot = &mut self.listeners[key.slot as usize];
+        assert_eq!(slot.generation, key.generation.get(), "the engine names only what it holds");
+        slot
+    }
+
+    fn occupy(&mut self, key: Key, listener: bool, fd: Option<OwnedFd>) {
+        let slots = self.slots(listener);
+        let index = key.slot as usize;
+        while slots.len() <= index {
+            slots.push(Slot { fd: None, generation: 0, state: 0, spent: 0, turn: 0 });
+        }
+        let listed = slots[index].state & bit::LISTED;
+        slots[index] = Slot { fd, generation: key.generation.get(), state: listed, spent: 0, turn: 0 };
+    }
+
+    fn register(&mut self, key: Key, listener: bool) -> std::io::Result<()> {
+        let token = u64::from(key.slot) | u64::from(key.generation24()) << 32 | if listener { LISTENER_BIT } else { 0 };
+        self.stats.syscalls += 1;
+        let slots = if listener { &self.listeners } else { &self.conns };
+        let fd = slots[key.slot as usize].fd.as_ref().expect("registered with a descriptor").as_fd();
+        self.epoll.add(fd, EVENTS, token)
+    }
+
+    fn finish(&mut self, key: Key, op: Op, outcome: Outcome<OwnedFd>) {
+        self.done.push_back(Done { key, op, more: false, outcome });
+    }
+
+    /// Puts a slot on the work list if an armed operation of it can go on.
+    fn list(&mut self, target: Target) {
+        let slot = &mut self.slots(target.listener)[target.slot as usize];
+        if slot.state & bit::LISTED != 0 || !slot.can_work() {
+            return;
+        }
+        slot.state |= bit::LISTED;
+        self.work.push_back(target);
+    }
+
+    fn arm(&mut self, key: Key, listener: bool, operation: u16) {
+        let slot = if listener { self.listener(key) } else { self.slot(key) };
+        assert_eq!(slot.state & operation, 0, "one operation of a kind at a time");
+        slot.state |= operation;
+        self.list(Target { slot: key.slot, listener });
+    }
+
+    fn close_fd(&mut self, key: Key, listener: bool, how: CloseHow) {
+        let known =
+            self.slots(listener).get(key.slot as usize).is_some_and(|slot| slot.generation == key.generation.get());
+        if !known {
+            // Closed before it was ever started.
+            return;
+        }
+        let slot = if listener { self.listener(key) } else { self.slot(key) };
+        let fd = slot.fd.take();
+        slot.state &= bit::LISTED;
+        slot.generation = 0;
+        self.retries.retain(|retry| retry.key != key || listener);
+        if let Some(fd) = fd {
+            if how == CloseHow::Reset {
+                self.stats.syscalls += 1;
+                socket::reset_on_close(&fd);
+            }
+            // A duplicate elsewhere (a forked child, say) would keep the registration alive.
+            self.stats.syscalls += 2;
+            let _ = self.epoll.remove(fd.as_fd());
+        }
+    }
+}
+
+impl Slot {
+    fn can_work(&self) -> bool {
+        let readable = self.state & bit::READABLE != 0 && self.state & (bit::RECV | bit::FILL | bit::ACCEPT) != 0;
+        let writable = self.state & bit::WRITABLE != 0 && self.state & (bit::SEND | bit::CONNECT) != 0;
+        readable || writable
+    }
+}
+
+impl Backend for EpollBackend {
+    type Socket = OwnedFd;
+
+    fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
+    fn now(&mut self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    fn listen(&mut self, key: Key, addr: &Addr, options: &ListenOptions) -> Result<(), Error> {
+        let fd = socket::listening(addr, options, true)?;
+        self.occupy(key, true, Some(fd));
+        self.register(key, true).map_err(|error| {
+            self.listeners[key.slot as usize].fd = None;
+            Error::os("epoll_ctl", &error)
+        })
+    }
+
+    fn attach(&mut self, key: Key, socket: OwnedFd) -> Result<(), Errno> {
+        self.occupy(key, false, Some(socket));
+        self.register(key, false).map_err(|error| Errno::of(&error))
+    }
+
+    fn attach_listener(&mut self, key: Key, fd: OwnedFd) {
+        self.occupy(key, true, Some(fd));
+        if let Err(error) = self.register(key, true) {
+            self.finish(key, Op::Accept, Outcome::Failed(Errno::of(&error)));
+        }
+    }
+
+    fn adopt(&mut self, fd: OwnedFd) -> OwnedFd {
+        fd
+    }
+
+    fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {
+        let fd = self.slot(key).fd.take().ok_or(Error::State("the connection has no descriptor"))?;
+        let slot = self.slot(key);
+        slot.state &= bit::LISTED;
+        slot.generation = 0;
+        self.epoll.remove(fd.as_fd()).map_err(|error| Error::os("epoll_ctl", &error))?;
+        Ok(fd)
+    }
+
+    fn start_connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
+        self.occupy(key, false, None);
+        self.connect(key, request);
+        Ok(())
+    }
+
+    fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull> {
+        self.arm(listener, true, bit::ACCEPT);
+        Ok(())
+    }
+
+    fn start_recv(&mut self, key: Key) -> Result<(), QueueFull> {
+        self.arm(key, false, bit::RECV);
+        Ok(())
+    }
+
+    fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull> {
+        let (start, len) = fill.window();
+        self.windows.push(Window { slot: key.slot, start, len });
+        self.arm(key, false, bit::FILL);
+        Ok(())
+    }
+
+    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<(), QueueFull> {
+        self.send(key, queue);
+        Ok(())
+    }
+
+    fn can_zero_copy(&self) -> bool {
+        false
+    }
+
+    fn cancel(&mut self, key: Key, op: Op) -> Result<(), QueueFull> {
+        let slot = if op == Op::Accept { self.listener(key) } else { self.slot(key) };
+        let operation = match op {
+            Op::Connect => bit::CONNECT | bit::RETRY,
+            Op::Recv => bit::RECV | bit::FILL,
+            Op::Send => bit::SEND,
+            Op::Accept => bit::ACCEPT,
+            Op::Close | Op::CloseListener | Op::Wake => 0,
+        };
+        // What is not armed has finished and waits to be told.
+        if slot.state & operation != 0 {
+            slot.state &= !operation;
+            self.windows.retain(|window| op != Op::Recv || window.slot != key.slot);
+            self.retries.retain(|retry| op != Op::Connect || retry.key != key);
+            self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
+        }
+        Ok(())
+    }
+
+    fn shutdown_write(&mut self, key: Key) {
+        self.stats.syscalls += 1;
+        if let Some(fd) = &self.slot(key).fd {
+            socket::shutdown_write(fd);
+        }
+    }
+
+    fn start_close(&mut self, key: Key, how: CloseHow) -> Result<(), QueueFull> {
+        self.close_fd(key, false, how);
+        self.finish(key, Op::Close, Outcome::Count(0));
+        Ok(())
+    }
+
+    fn start_close_listener(&mut self, listener: Key) -> Result<(), QueueFull> {
+        self.close_fd(listener, true, CloseHow::Quiet);
+        self.finish(listener, Op::CloseListener, Outcome::Count(0));
+        Ok(())
+    }
+
+    fn wait(&mut self, until: Option<u64>) -> Result<(), Error> {
+        self.wait_for_events(until)
+    }
+
+    fn next(&mut self) -> Option<Done<OwnedFd>> {
+        self.next_done()
+    }
+
+    fn has_next(&self) -> bool {
+        !self.done.is_empty() || !self.work.is_empty() || !self.spent.is_empty()
+    }
+
+    fn free_buffers(&self) -> usize {
+        self.pool.free() + usize::from(self.open_buffer.is_some())
+    }
+
+    fn peer_addr(&self, key: Key) -> std::io::Result<Addr> {
+        socket::peer_addr(self.fd(key).ok_or(std::io::ErrorKind::NotConnected)?)
+    }
+
+    fn local_addr(&self, key: Key) -> std::io::Result<Addr> {
+        socket::local_addr(self.fd(key).ok_or(std::io::ErrorKind::NotConnected)?)
+    }
+
+    fn listener_addr(&self, listener: Key) -> std::io::Result<Addr> {
+        socket::local_addr(self.listeners[listener.slot as usize].fd.as_ref().ok_or(std::io::ErrorKind::NotConnected)?)
+    }
+
+    fn fd(&self, key: Key) -> Option<BorrowedFd<'_>> {
+        let slot = self.conns.get(key.slot as usize).filter(|slot| slot.generation == key.generation.get())?;
+        slot.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn watch_fd(&mut self) -> std::io::Result<OwnedFd> {
+        self.epoll.fd().try_clone()
+    }
+
+    fn watch_reset(&mut self) {
+        // An epoll instance is unreadable by itself once its events are taken.
+    }
+
+    fn stats(&self) -> BackendStats {
+        BackendStats { heap_copies: self.pool.heap_copies(), ..self.stats }
+    }
+
+    fn shut_down(&mut self, _until: u64) -> bool {
+        // Nothing is ever in the kernel's hands between calls.
+        true
+    }
+
+    fn abandon(&mut self) {
+        // Closing descriptors in a child leaves the parent's alone; unregistering would not.
+    }
+}

@@ -1,0 +1,130 @@
+//! The turn of the epoll backend. Owns: the work list. Invariant: what is ready and wanted is on a list; a slot that spent
+//! its budget goes to the end, behind everybody else, until the next wait.
+
+use super::{EpollBackend, Op, Outcome, Target, UNIX_RETRY, WAKE_TOKEN, bit};
+use crate::backend::{Backend, Done};
+use crate::error::{Errno, Error};
+use crate::id::Key;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+impl EpollBackend {
+    pub(super) fn wait_for_events(&mut self, until: Option<u64>) -> Result<(), Error> {
+        let now = if until.is_some() { self.now() } else { 0 };
+        let mut timeout = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        self.renew_budgets();
+        if self.has_next() {
+            timeout = Some(Duration::ZERO);
+        }
+        if !self.retries.is_empty() {
+            timeout = Some(timeout.map_or(UNIX_RETRY, |timeout| timeout.min(UNIX_RETRY)));
+        }
+        self.stats.syscalls += 1;
+        let result = match self.precise_wait {
+            true => self.epoll.wait_precise(&mut self.events, timeout),
+            false => self.epoll.wait(&mut self.events, timeout),
+        };
+        let count = match result {
+            Ok(count) => count,
+            Err(Errno(libc::EINTR)) => 0,
+            Err(errno) => return Err(Error::Os { call: "epoll_wait", errno }),
+        };
+        for index in 0..count {
+            let event = self.events[index];
+            self.note_ready(event.u64, event.events as i32);
+        }
+        self.retry_connects();
+        Ok(())
+    }
+
+    fn note_ready(&mut self, token: u64, events: i32) {
+        if token == WAKE_TOKEN {
+            self.inbox.reset();
+            self.finish(Key::NONE, Op::Wake, Outcome::Notified);
+            return;
+        }
+        let target = Target { slot: token as u32, listener: token & super::LISTENER_BIT != 0 };
+        let generation24 = (token >> 32) as u32 & 0x00ff_ffff;
+        match self.key_of(target) {
+            Some(key) if key.generation24() == generation24 => {}
+            _ => {
+                self.stats.unknown_completions += 1;
+                return;
+            }
+        }
+        let slot = &mut self.slots(target.listener)[target.slot as usize];
+        let hung_up = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0;
+        if hung_up {
+            slot.state |= bit::HUNG_UP | bit::READABLE;
+        }
+        if events & libc::EPOLLIN != 0 {
+            slot.state |= bit::READABLE;
+        }
+        if events & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
+            slot.state = slot.state & !bit::BLOCKED | bit::WRITABLE;
+        }
+        self.list(target);
+    }
+
+    pub(super) fn next_done(&mut self) -> Option<Done<OwnedFd>> {
+        loop {
+            if let Some(done) = self.done.pop_front() {
+                return Some(done);
+            }
+            let target = self.work.pop_front()?;
+            let slot = &mut self.slots(target.listener)[target.slot as usize];
+            slot.state &= !bit::LISTED;
+            if !slot.can_work() {
+                continue;
+            }
+            let (turn, budget) = (self.turn, self.tuning.budget);
+            let slot = &mut self.slots(target.listener)[target.slot as usize];
+            if slot.turn != turn {
+                (slot.turn, slot.spent) = (turn, 0);
+            }
+            if u32::from(slot.spent) >= budget {
+                slot.state |= bit::LISTED;
+                self.spent.push_back(target);
+                continue;
+            }
+            let Some(key) = self.key_of(target) else { continue };
+            let done = self.work_on(key, target.listener);
+            self.list(target);
+            if done.is_some() {
+                return done;
+            }
+        }
+    }
+
+    /// Does one thing for a slot that can work.
+    fn work_on(&mut self, key: Key, listener: bool) -> Option<Done<OwnedFd>> {
+        let slot = &mut self.slots(listener)[key.slot as usize];
+        let state = slot.state;
+        if state & bit::WRITABLE != 0 && state & bit::CONNECT != 0 {
+            return Some(self.connected(key));
+        }
+        if state & bit::WRITABLE != 0 && state & bit::SEND != 0 {
+            slot.state &= !bit::SEND;
+            return Some(Done { key, op: Op::Send, more: false, outcome: Outcome::Count(0) });
+        }
+        if state & bit::READABLE == 0 {
+            return None;
+        }
+        slot.spent += 1;
+        if state & bit::ACCEPT != 0 {
+            self.accept(key)
+        } else if state & bit::FILL != 0 {
+            self.recv_into(key)
+        } else if state & bit::RECV != 0 {
+            self.recv(key)
+        } else {
+            None
+        }
+    }
+
+    /// A new turn: those that spent their budget may go on.
+    fn renew_budgets(&mut self) {
+        self.turn = self.turn.wrapping_add(1);
+        self.work.append(&mut self.spent);
+    }
+}

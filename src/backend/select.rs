@@ -1,0 +1,154 @@
+//! Which backend. Owns: the order of preference, the fallback, and its reason in words.
+
+use super::epoll::EpollBackend;
+use super::uring::setup::{self, NoRing};
+use super::{AnyBackend, Tuning};
+use crate::backend::uring::Refusal;
+use crate::caps::{Capability, CapabilityState, Caps};
+use crate::config::{Backend, Config};
+use crate::error::{Errno, Error};
+use crate::info::{Fallback, Info, Limits};
+use crate::sys;
+use crate::waker::Inbox;
+use std::sync::Arc;
+
+/// Makes the backend that the configuration wants, or the best that is to be had.
+pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<(AnyBackend, Info), Error> {
+    let insists = config.backend == Some(Backend::Uring) || config.tier.is_some();
+    if config.backend == Some(Backend::Epoll) {
+        return open_epoll(config, inbox, None, Caps::not_probed("io_uring was not asked for"));
+    }
+    let (fallback, caps) = match setup::open(config, inbox) {
+        Ok(opened) => {
+            let info = Info {
+                backend: Backend::Uring,
+                tier: Some(opened.tier),
+                fallback: None,
+                notes: opened.notes,
+                ring_entries: opened.ring_entries,
+                buffers: opened.buffers,
+                limits: limits(),
+                kernel: sys::kernel_release(),
+                caps: opened.caps,
+            };
+            return Ok((AnyBackend::Uring(Box::new(opened.backend)), info));
+        }
+        Err(NoRing::Error(error)) => return Err(error),
+        Err(NoRing::NoTier { tier, why, caps }) if config.tier.is_none() => {
+            (Fallback { errno: None, cause: format!("tier `{tier}` is not to be had: {why}") }, caps)
+        }
+        Err(NoRing::NoTier { tier, why, .. }) => {
+            return Err(Error::Unsupported { what: format!("tier `{tier}`"), why });
+        }
+        Err(NoRing::Refused(refusal)) => {
+            let fallback = explain(refusal);
+            let caps = Caps::not_probed(&format!("no io_uring: {fallback}"));
+            (fallback, caps)
+        }
+    };
+    if insists {
+        let what = config.tier.map_or("backend `uring`".to_owned(), |tier| format!("tier `{tier}`"));
+        return Err(Error::Unsupported { what, why: fallback.to_string() });
+    }
+    open_epoll(config, inbox, Some(fallback), caps)
+}
+
+fn open_epoll(
+    config: &Config,
+    inbox: &Arc<Inbox>,
+    fallback: Option<Fallback>,
+    mut caps: Caps,
+) -> Result<(AnyBackend, Info), Error> {
+    match (config.switched_off(Capability::EpollPwait2), EpollBackend::try_precise_wait()) {
+        (Some(off), _) => caps.set(Capability::EpollPwait2, CapabilityState::Unused, off),
+        (None, Ok(())) => caps.used(Capability::EpollPwait2),
+        (None, Err(errno)) => caps.set(Capability::EpollPwait2, CapabilityState::Missing, errno.to_string()),
+    }
+    let tuning = Tuning::new(config, true);
+    let buffers = tuning.buffers;
+    let precise = caps.uses(Capability::EpollPwait2);
+    let backend = EpollBackend::new(tuning, Arc::clone(inbox), precise)?;
+    let info = Info {
+        backend: Backend::Epoll,
+        tier: None,
+        fallback,
+        notes: Vec::new(),
+        ring_entries: (0, 0),
+        buffers,
+        limits: limits(),
+        kernel: sys::kernel_release(),
+        caps,
+    };
+    Ok((AnyBackend::Epoll(Box::new(backend)), info))
+}
+
+fn limits() -> Limits {
+    Limits { nofile: sys::limit_nofile(), memlock_bytes: sys::limit_memlock() }
+}
+
+fn explain(refusal: Refusal) -> Fallback {
+    let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let filtered = status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
+    let memlock = sys::limit_memlock();
+    explain_with(refusal, sysctl.as_deref().map(str::trim), filtered, memlock)
+}
+
+/// The likely cause of a refusal, as far as it can be told from outside.
+fn explain_with(refusal: Refusal, sysctl: Option<&str>, filtered: bool, memlock: Option<u64>) -> Fallback {
+    let (errno, cause) = match refusal {
+        Refusal::Setup(errno) => (Some(errno), setup_cause(errno, sysctl, filtered, memlock)),
+        Refusal::Enter(errno) if filtered => {
+            (Some(errno), "seccomp: io_uring_setup is allowed, io_uring_enter is not".to_owned())
+        }
+        Refusal::Enter(errno) => (
+            Some(errno),
+            "io_uring_enter was refused after io_uring_setup succeeded: an LSM, or a filter outside of this process"
+                .to_owned(),
+        ),
+        Refusal::NoStableFeatures => {
+            (None, "the kernel's io_uring lacks NODROP or SUBMIT_STABLE (5.5 has them)".to_owned())
+        }
+        Refusal::NoSocketOps => (None, "the kernel's io_uring lacks operations on sockets (5.6 has them)".to_owned()),
+    };
+    Fallback { errno, cause }
+}
+
+fn setup_cause(errno: Errno, sysctl: Option<&str>, filtered: bool, memlock: Option<u64>) -> String {
+    match (errno.0, sysctl) {
+        (libc::EPERM, Some("2")) => "io_uring_disabled=2: the sysctl kernel.io_uring_disabled forbids it to everybody".to_owned(),
+        (libc::EPERM, Some("1")) => {
+            "io_uring_disabled=1: the sysctl kernel.io_uring_disabled leaves it to CAP_SYS_ADMIN and the group kernel.io_uring_group".to_owned()
+        }
+        (libc::EPERM, _) if filtered => "seccomp: a filter forbids io_uring_setup (Docker's default profile does since version 25)".to_owned(),
+        (libc::EPERM, _) => "seccomp or an LSM forbids io_uring_setup".to_owned(),
+        (libc::ENOSYS, None) => "the kernel has no io_uring (5.1 has it), or it is built without".to_owned(),
+        (libc::ENOSYS, Some(_)) if filtered => "seccomp: a filter answers ENOSYS (Podman's default profile does), although the kernel has it".to_owned(),
+        (libc::ENOSYS, Some(_)) => "not offered here, although the kernel has the sysctl for it: a sandbox such as gVisor".to_owned(),
+        (libc::ENOMEM, _) => match memlock {
+            Some(bytes) => format!("not enough memory for the smallest ring: RLIMIT_MEMLOCK is {bytes} bytes, and there is no CAP_IPC_LOCK"),
+            None => "not enough memory for the smallest ring".to_owned(),
+        },
+        _ => "io_uring_setup failed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let cause = |number, sysctl, filtered, memlock| {
+            explain_with(Refusal::Setup(Errno(number)), sysctl, filtered, memlock).to_string()
+        };
+        assert!(cause(libc::EPERM, Some("2"), false, None).starts_with("EPERM: io_uring_disabled=2"));
+        assert!(cause(libc::EPERM, Some("1"), true, None).starts_with("EPERM: io_uring_disabled=1"));
+        assert!(cause(libc::EPERM, Some("0"), true, None).starts_with("EPERM: seccomp: a filter"));
+        assert!(cause(libc::ENOSYS, None, false, None).contains("the kernel has no io_uring"));
+        assert!(cause(libc::ENOSYS, Some("0"), true, None).contains("Podman"));
+        assert!(cause(libc::ENOMEM, Some("0"), false, Some(0)).contains("RLIMIT_MEMLOCK is 0 bytes"));
+        let enter = explain_with(Refusal::Enter(Errno(libc::EPERM)), Some("0"), true, None).to_string();
+        assert!(enter.contains("io_uring_enter is not"), "{enter}");
+    }
+}

@@ -1,0 +1,81 @@
+//! Memory that the kernel reads while it takes submissions, and not after (IORING_FEAT_SUBMIT_STABLE, which this backend
+//! insists on): addresses, message headers, gather lists. Owns: fixed arrays, handed out front to back, free again when the
+//! submission queue is empty. Invariant: nothing in it moves while a submission that names it is not yet taken.
+
+use std::mem::MaybeUninit;
+
+#[derive(Debug)]
+pub(super) struct Arena {
+    iovecs: Box<[MaybeUninit<libc::iovec>]>,
+    iovecs_used: usize,
+    headers: Box<[MaybeUninit<libc::msghdr>]>,
+    headers_used: usize,
+    addrs: Box<[MaybeUninit<socket2::SockAddr>]>,
+    addrs_used: usize,
+}
+
+impl Arena {
+    /// For a submission queue of so many entries, and so many payloads gathered in one send.
+    pub(super) fn new(entries: usize, gather_max: usize) -> Arena {
+        Arena {
+            iovecs: Box::new_uninit_slice(gather_max.max(entries * 4)),
+            iovecs_used: 0,
+            headers: Box::new_uninit_slice(entries),
+            headers_used: 0,
+            addrs: Box::new_uninit_slice(entries),
+            addrs_used: 0,
+        }
+    }
+
+    /// Nothing names anything in here any more.
+    pub(super) fn reset(&mut self) {
+        (self.iovecs_used, self.headers_used, self.addrs_used) = (0, 0, 0);
+    }
+
+    /// How long the next gather list can be.
+    pub(super) fn iovec_room(&self) -> usize {
+        match self.headers_used < self.headers.len() {
+            true => self.iovecs.len() - self.iovecs_used,
+            false => 0,
+        }
+    }
+
+    /// Writes a gather list. Use [`Arena::message`] to make it stay, or write the next one over it.
+    ///
+    /// # Panics
+    /// If there are more parts than [`Arena::iovec_room`].
+    pub(super) fn gather<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> &[libc::iovec] {
+        let room = &mut self.iovecs[self.iovecs_used..];
+        let mut count = 0;
+        for part in parts {
+            room[count].write(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+            count += 1;
+        }
+        // SAFETY: the first `count` entries were just written.
+        unsafe { room[..count].assume_init_ref() }
+    }
+
+    /// Keeps the first `count` entries of the list just gathered, with a header over them.
+    pub(super) fn message(&mut self, count: usize) -> *const libc::msghdr {
+        // SAFETY: zero is a valid msghdr: no name, no control data.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = self.iovecs[self.iovecs_used..].as_mut_ptr().cast();
+        header.msg_iovlen = count as _;
+        self.iovecs_used += count;
+        let place = &mut self.headers[self.headers_used];
+        self.headers_used += 1;
+        place.write(header)
+    }
+
+    pub(super) fn addr_room(&self) -> usize {
+        self.addrs.len() - self.addrs_used
+    }
+
+    /// Keeps an address. (Nothing is lost by never dropping it: it owns no memory.)
+    pub(super) fn addr(&mut self, addr: socket2::SockAddr) -> (*const libc::sockaddr, libc::socklen_t) {
+        let place = &mut self.addrs[self.addrs_used];
+        self.addrs_used += 1;
+        let addr = place.write(addr);
+        (addr.as_ptr().cast(), addr.len() as _)
+    }
+}

@@ -1,0 +1,55 @@
+//! A provided-buffer ring (5.19): the buffers that the kernel may pick for receives. Owns: the ring's memory, and the claims of
+//! the pool's buffers that are in it. Invariant: a buffer is in the ring exactly while the kernel has the claim on it.
+
+use crate::buf::Pool;
+use crate::sys::Mapping;
+use io_uring::IoUring;
+use io_uring::types::BufRingEntry;
+use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+pub(super) const GROUP: u16 = 0;
+/// IOU_PBUF_RING_INC (6.12): buffers are consumed piece by piece.
+const INCREMENTAL: u16 = 2;
+
+#[derive(Debug)]
+pub(super) struct BufRing {
+    memory: Mapping,
+    entries: u16,
+    tail: u16,
+}
+
+impl BufRing {
+    /// Registers an empty ring of `entries` (a power of two).
+    pub(super) fn register(uring: &IoUring, entries: u16, incremental: bool) -> io::Result<BufRing> {
+        let memory = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
+        let flags = if incremental { INCREMENTAL } else { 0 };
+        let start = memory.start().as_ptr() as u64;
+        // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered or gone (`Uring` drops
+        // this after its ring).
+        unsafe { uring.submitter().register_buf_ring_with_flags(start, entries, GROUP, flags)? };
+        Ok(BufRing { memory, entries, tail: 0 })
+    }
+
+    /// Gives all free buffers of the pool to the kernel, with one release store.
+    pub(super) fn refill(&mut self, pool: &Pool) {
+        let before = self.tail;
+        while let Some(id) = pool.checkout() {
+            let (start, len) = pool.room(id);
+            let base: *mut BufRingEntry = self.memory.start().as_ptr().cast();
+            let index = usize::from(self.tail & (self.entries - 1));
+            // SAFETY: within the ring's memory, which is writable and zeroed at first; the kernel reads an entry only once the
+            // tail is past it. There are as many entries as buffers, so this one is not in use.
+            let entry = unsafe { &mut *base.add(index) };
+            entry.set_addr(start.as_ptr() as u64);
+            entry.set_len(len);
+            entry.set_bid(id);
+            self.tail = self.tail.wrapping_add(1);
+        }
+        if self.tail != before {
+            let base: *const BufRingEntry = self.memory.start().as_ptr().cast();
+            // SAFETY: the tail lies in the first entry's reserved field, aligned for u16; the kernel loads it with acquire.
+            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base).cast_mut()) }.store(self.tail, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! The io_uring backend: operations are submission queue entries, what came of them are completion queue entries, and one
+//! `io_uring_enter` a turn does it all.
+//!
+//! Owns: the ring, the sockets, the receive pool and its provided-buffer ring. Invariant: a slot knows which entry of each
+//! direction is in flight, and its descriptor is closed by an entry of its own, when no other is. Must not know: connection
+//! states, queues, timers.
+//!
+//! # The four ways to wait
+//!
+//! Where the kernel polls by itself (FAST_POLL, 5.7), an operation is one entry. Where buffers can be picked by the kernel when data
+//! is there (a buffer ring, 5.19), a receive is one entry too, and with multishot (6.0) one for many receives. Otherwise the
+//! socket is polled first and the operation follows when it can go on: for receives in tier `oneshot` without a buffer ring,
+//! so that no buffer is bound to an idle connection; for everything in tier `polled`, so that no kernel worker is.
+#![allow(unsafe_code)]
+
+mod arena;
+mod bufring;
+mod ops;
+mod reap;
+mod ring;
+pub(super) mod setup;
+mod survey;
+mod sys;
+mod token;
+
+use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
+use crate::buf::{Fill, Pool, SendQueue};
+use crate::error::{Errno, Error};
+use crate::id::Key;
+use crate::net::{Addr, socket};
+use crate::options::ListenOptions;
+use crate::waker::Inbox;
+use bufring::BufRing;
+use io_uring::{opcode, types};
+use ring::Ring;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+pub(super) use survey::Refusal;
+use token::{Kind, pack};
+
+/// How long a connect to a unix socket with a full backlog waits before it tries again (tier `polled`).
+const UNIX_RETRY_NS: u64 = 2_000_000;
+const NO_BUFFER: u16 = u16::MAX;
+
+/// How operations are made into entries; follows from the tier and the capabilities.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    pub(super) multishot_recv: bool,
+    pub(super) multishot_accept: bool,
+    pub(super) buf_ring: bool,
+    /// Everything is polled first, with descriptors and flags that never block.
+    pub(super) polled: bool,
+    pub(super) zero_copy: bool,
+}
+
+/// One connection or listener.
+#[derive(Debug)]
+struct Slot {
+    fd: Option<OwnedFd>,
+    generation: u32,
+    /// What is in flight: a receive, a send, a connect or accept.
+    recv: Kind,
+    send: Kind,
+    open: Kind,
+    /// The operations (bits by [`Op`]) that were advised to end: no next step for them.
+    stop: u8,
+    /// The last receive filled its buffer: try the next one without a poll before it.
+    hot: bool,
+    /// The buffer of a receive in flight that the kernel did not pick.
+    buffer: u16,
+}
+
+impl Slot {
+    fn new(fd: Option<OwnedFd>, generation: u32) -> Slot {
+        Slot {
+            fd,
+            generation,
+            recv: Kind::Idle,
+            send: Kind::Idle,
+            open: Kind::Idle,
+            stop: 0,
+            hot: false,
+            buffer: NO_BUFFER,
+        }
+    }
+
+    fn raw_fd(&self) -> RawFd {
+        self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+}
+
+/// The window of a receive into a caller's buffer, kept where a poll comes first.
+#[derive(Debug)]
+struct Window {
+    slot: u32,
+    start: *mut u8,
+    len: usize,
+}
+
+/// The second step of an operation that found the submission queue full.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    key: Key,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+pub(crate) struct Uring {
+    /// First, so that it is gone before the memory that its kernel side uses.
+    ring: Ring,
+    buf_ring: Option<BufRing>,
+    pool: Pool,
+    style: Style,
+    epoch: Instant,
+    inbox: Arc<Inbox>,
+    wake_armed: bool,
+    gather_max: usize,
+    conns: Vec<Slot>,
+    listeners: Vec<Slot>,
+    windows: Vec<Window>,
+    done: VecDeque<Done<OwnedFd>>,
+    steps: VecDeque<Step>,
+    unix_retries: Vec<(Key, socket2::SockAddr)>,
+    watch: Option<OwnedFd>,
+    unknown: u64,
+    syscalls: u64,
+}
+
+impl Uring {
+    fn new(
+        ring: Ring,
+        buf_ring: Option<BufRing>,
+        pool: Pool,
+        style: Style,
+        inbox: Arc<Inbox>,
+        tuning: &Tuning,
+    ) -> Uring {
+        Uring {
+            ring,
+            buf_ring,
+            pool,
+            style,
+            epoch: Instant::now(),
+            inbox,
+            wake_armed: false,
+            gather_max: tuning.gather_max,
+            conns: Vec::new(),
+            listeners: Vec::new(),
+            windows: Vec::new(),
+            done: VecDeque::new(),
+            steps: VecDeque::new(),
+            unix_retries: Vec::new(),
+            watch: None,
+            unknown: 0,
+            syscalls: 0,
+        }
+    }
+
+    fn slot(&mut self, key: Key) -> &mut Slot {
+        let slot = &mut self.conns[key.slot as usize];
+        assert_eq!(slot.generation, key.generation.get(), "the engine names only what it holds");
+        slot
+    }
+
+    fn listener(&mut self, key: Key) -> &mut Slot {
+        let slot = &mut self.listeners[key.slot as usize];
+        assert_eq!(slot.generation, key.generation.get(), "the engine names only what it holds");
+        slot
+    }
+
+    fn occupy(slots: &mut Vec<Slot>, key: Key, fd: Option<OwnedFd>) {
+        let index = key.slot as usize;
+        while slots.len() <= index {
+            slots.push(Slot::new(None, 0));
+        }
+        slots[index] = Slot::new(fd, key.generation.get());
+    }
+
+    fn knows(slots: &[Slot], key: Key) -> bool {
+        slots.get(key.slot as usize).is_some_and(|slot| slot.generation == key.generation.get())
+    }
+
+    fn finish(&mut self, key: Key, op: Op, outcome: Outcome<OwnedFd>) {
+        self.done.push_back(Done { key, op, more: false, outcome });
+    }
+
+    fn arm_wake(&mut self) {
+        if self.wake_armed || self.ring.make_room().is_err() {
+            return;
+        }
+        let fd = types::Fd(self.inbox.fd().as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(pack(Kind::Wake, Key::NONE));
+        // SAFETY: names no memory.
+        unsafe { self.ring.push(entry) };
+        self.wake_armed = true;
+    }
+
+    /// Hands a descriptor to the kernel to close, when no operation is in flight on it.
+    fn close_fd(&mut self, fd: OwnedFd, kind: Kind, key: Key) {
+        let entry = opcode::Close::new(types::Fd(fd.into_raw_fd())).build().user_data(pack(kind, key));
+        // SAFETY: names no memory. The caller made room.
+        unsafe { self.ring.push(entry) };
+    }
+}
+
+impl Backend for Uring {
+    type Socket = OwnedFd;
+
+    fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
+    fn now(&mut self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    fn listen(&mut self, key: Key, addr: &Addr, options: &ListenOptions) -> Result<(), Error> {
+        // Non-blocking only where accepts are made when a poll said so: a spurious one must not block a worker.
+        let fd = socket::listening(addr, options, self.style.polled)?;
+        Self::occupy(&mut self.listeners, key, Some(fd));
+        Ok(())
+    }
+
+    fn attach(&mut self, key: Key, socket: OwnedFd) -> Result<(), Errno> {
+        Self::occupy(&mut self.conns, key, Some(socket));
+        Ok(())
+    }
+
+    fn attach_listener(&mut self, key: Key, fd: OwnedFd) {
+        if self.style.polled {
+            let _ = socket2::SockRef::from(&fd).set_nonblocking(true);
+        }
+        Self::occupy(&mut self.listeners, key, Some(fd));
+    }
+
+    fn adopt(&mut self, fd: OwnedFd) -> OwnedFd {
+        fd
+    }
+
+    fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {
+        let slot = self.slot(key);
+        slot.generation = 0;
+        slot.fd.take().ok_or(Error::State("the connection has no descriptor"))
+    }
+
+    fn start_connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
+        self.connect(key, request)
+    }
+
+    fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull> {
+        self.ring.make_room()?;
+        let kind = if self.style.polled { Kind::AcceptPoll } else { Kind::Accept };
+        self.listener(listener).stop = 0;
+        self.push_accept(listener, kind);
+        Ok(())
+    }
+
+    fn start_recv(&mut self, key: Key) -> Result<(), QueueFull> {
+        self.ring.make_room()?;
+        let slot = self.slot(key);
+        slot.stop &= !(1 << Op::Recv as u8);
+        let hot = slot.hot;
+        let poll_first = !self.style.buf_ring && !hot;
+        self.push_recv(key, if poll_first { Kind::RecvPoll } else { Kind::Recv });
+        Ok(())
+    }
+
+    fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull> {
+        self.ring.make_room()?;
+        self.slot(key).stop &= !(1 << Op::Recv as u8);
+        let (start, len) = fill.window();
+        self.windows.push(Window { slot: key.slot, start, len });
+        self.push_fill(key, if self.style.polled { Kind::FillPoll } else { Kind::Fill });
+        Ok(())
+    }
+
+    fn start_send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<(), QueueFull> {
+        self.send(key, queue, zero_copy)
+    }
+
+    fn can_zero_copy(&self) -> bool {
+        self.style.zero_copy
+    }
+
+    fn cancel(&mut self, key: Key, op: Op) -> Result<(), QueueFull> {
+        self.cancel_op(key, op)
+    }
+
+    fn shutdown_write(&mut self, key: Key) {
+        // shutdown(2) and not its opcode, which always goes to a kernel worker.
+        self.syscalls += 1;
+        if let Some(fd) = &self.slot(key).fd {
+            socket::shutdown_write(fd);
+        }
+    }
+
+    fn start_close(&mut self, key: Key, how: CloseHow) -> Result<(), QueueFull> {
+        self.ring.make_room()?;
+        let fd = if Self::knows(&self.conns, key) { self.slot(key).fd.take() } else { None };
+        let Some(fd) = fd else {
+            self.finish(key, Op::Close, Outcome::Count(0));
+            return Ok(());
+        };
+        if how == CloseHow::Reset {
+            self.syscalls += 1;
+            socket::reset_on_close(&fd);
+        }
+        self.close_fd(fd, Kind::Close, key);
+        Ok(())
+    }
+
+    fn start_close_listener(&mut self, listener: Key) -> Result<(), QueueFull> {
+        self.ring.make_room()?;
+        match self.listener(listener).fd.take() {
+            Some(fd) => self.close_fd(fd, Kind::CloseListener, listener),
+            None => self.finish(listener, Op::CloseListener, Outcome::Count(0)),
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, until: Option<u64>) -> Result<(), Error> {
+        self.arm_wake();
+        self.take_steps();
+        self.retry_connects();
+        if let Some(buf_ring) = &mut self.buf_ring {
+            buf_ring.refill(&self.pool);
+        }
+        let mut until = until;
+        if !self.unix_retries.is_empty() {
+            let retry = self.now() + UNIX_RETRY_NS;
+            until = Some(until.map_or(retry, |until| until.min(retry)));
+        }
+        let timeout = match until {
+            Some(0) => Some(Duration::ZERO),
+            Some(until) => Some(Duration::from_nanos(until.saturating_sub(self.now()))),
+            None => None,
+        };
+        let ready = timeout == Some(Duration::ZERO) || self.has_next() || !self.steps.is_empty() || !self.wake_armed;
+        self.ring.enter(u32::from(!ready), timeout).map_err(Ring::fatal)
+    }
+
+    fn next(&mut self) -> Option<Done<OwnedFd>> {
+        loop {
+            if let Some(done) = self.done.pop_front() {
+                return Some(done);
+            }
+            let entry = self.ring.next()?;
+            if let Some(done) = self.translate(&entry) {
+                return Some(done);
+            }
+        }
+    }
+
+    fn has_next(&self) -> bool {
+        !self.done.is_empty() || self.ring.has_next()
+    }
+
+    fn free_buffers(&self) -> usize {
+        // In the ring or about to be put there: the kernel decides who gets them.
+        if self.buf_ring.is_some() {
+            self.pool.untouched().max(u32::from(self.pool.free() > 0)) as usize
+        } else {
+            self.pool.free()
+        }
+    }
+
+    fn peer_addr(&self, key: Key) -> io::Result<Addr> {
+        socket::peer_addr(self.fd(key).ok_or(io::ErrorKind::NotConnected)?)
+    }
+
+    fn local_addr(&self, key: Key) -> io::Result<Addr> {
+        socket::local_addr(self.fd(key).ok_or(io::ErrorKind::NotConnected)?)
+    }
+
+    fn listener_addr(&self, listener: Key) -> io::Result<Addr> {
+        socket::local_addr(self.listeners[listener.slot as usize].fd.as_ref().ok_or(io::ErrorKind::NotConnected)?)
+    }
+
+    fn fd(&self, key: Key) -> Option<BorrowedFd<'_>> {
+        let slot = self.conns.get(key.slot as usize).filter(|slot| slot.generation == key.generation.get())?;
+        slot.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn watch_fd(&mut self) -> io::Result<OwnedFd> {
+        // With DEFER_TASKRUN the ring's own descriptor does not wake a foreign epoll; a registered eventfd does.
+        let event = crate::sys::eventfd()?;
+        self.ring.uring.submitter().register_eventfd(event.as_raw_fd())?;
+        let copy = event.try_clone()?;
+        self.watch = Some(event);
+        Ok(copy)
+    }
+
+    fn watch_reset(&mut self) {
+        if let Some(watch) = &self.watch {
+            crate::sys::counter_reset(watch);
+        }
+    }
+
+    fn stats(&self) -> BackendStats {
+        let ring = self.ring.stats;
+        BackendStats {
+            heap_copies: self.pool.heap_copies(),
+            unknown_completions: self.unknown,
+            syscalls: ring.syscalls + self.syscalls,
+            ..ring
+        }
+    }
+
+    fn shut_down(&mut self, until: u64) -> bool {
+        if self.wake_armed && self.ring.make_room().is_ok() {
+            let entry = opcode::AsyncCancel::new(pack(Kind::Wake, Key::NONE)).build();
+            // SAFETY: names no memory.
+            unsafe { self.ring.push(entry.user_data(pack(Kind::Cancel, Key::NONE))) };
+        }
+        while self.ring.in_flight > 0 {
+            while let Some(entry) = self.ring.next() {
+                drop(self.translate(&entry));
+            }
+            self.done.clear();
+            let now = self.now();
+            if self.ring.in_flight == 0 || now >= until {
+                break;
+            }
+            if self.ring.enter(1, Some(Duration::from_nanos(until - now))).is_err() {
+                break;
+            }
+        }
+        let clean = self.ring.in_flight == 0;
+        if clean && self.buf_ring.is_some() {
+            let _ = self.ring.uring.submitter().unregister_buf_ring(bufring::GROUP);
+        } else if !clean {
+            self.pool.leak();
+            std::mem::forget(self.buf_ring.take());
+        }
+        clean
+    }
+
+    fn abandon(&mut self) {
+        // The ring's memory is not mapped in a child. Closing the child's copy of its descriptor leaves the parent's alone.
+    }
+}

@@ -1,0 +1,261 @@
+//! Operations as submission queue entries. Owns: which entry an operation starts with, and how it is cancelled.
+
+use super::bufring::GROUP;
+use super::token::{Kind, pack};
+use super::{NO_BUFFER, Slot, Step, Uring, Window};
+use crate::backend::{ConnectRequest, Op, Outcome, QueueFull};
+use crate::buf::SendQueue;
+use crate::error::Errno;
+use crate::id::Key;
+use crate::net::{Addr, socket};
+use io_uring::squeue::{Entry, Flags};
+use io_uring::{opcode, types};
+use socket2::SockRef;
+
+impl Uring {
+    pub(super) fn connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
+        self.ring.make_addr_room()?;
+        let options = &request.options;
+        self.syscalls += 2;
+        let made = socket::connecting(&request.addr, options.local, &options.socket, self.style.polled);
+        let (fd, addr) =
+            match made.and_then(|fd| Ok((fd, request.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))?))) {
+                Ok(pair) => pair,
+                Err(errno) => {
+                    Self::occupy(&mut self.conns, key, None);
+                    self.finish(key, Op::Connect, Outcome::Failed(errno));
+                    return Ok(());
+                }
+            };
+        Self::occupy(&mut self.conns, key, Some(fd));
+        if self.style.polled {
+            self.connect_by_poll(key, &request.addr, addr);
+            return Ok(());
+        }
+        let (addr, len) = self.ring.arena.addr(addr);
+        let entry = opcode::Connect::new(self.fd_of(key), addr, len).build().user_data(pack(Kind::Connect, key));
+        // SAFETY: the address is in the arena, which keeps it until the entry is submitted.
+        unsafe { self.ring.push(entry) };
+        self.slot(key).open = Kind::Connect;
+        Ok(())
+    }
+
+    /// Tier `polled`: a CONNECT entry of 5.6 would tie up a worker until the peer answers.
+    fn connect_by_poll(&mut self, key: Key, addr: &Addr, name: socket2::SockAddr) {
+        self.syscalls += 1;
+        let tried = SockRef::from(self.slot(key).fd.as_ref().expect("just made")).connect(&name);
+        match tried.map_err(|error| Errno::of(&error)) {
+            Ok(()) => self.finish(key, Op::Connect, Outcome::Count(0)),
+            Err(Errno(libc::EINPROGRESS)) => {
+                let entry = opcode::PollAdd::new(self.fd_of(key), libc::POLLOUT as u32).build();
+                // SAFETY: names no memory; room was made by the caller.
+                unsafe { self.ring.push(entry.user_data(pack(Kind::ConnectPoll, key))) };
+                self.slot(key).open = Kind::ConnectPoll;
+            }
+            Err(Errno(libc::EAGAIN)) if addr.is_unix() => self.unix_retries.push((key, name)),
+            Err(errno) => self.finish(key, Op::Connect, Outcome::Failed(errno)),
+        }
+    }
+
+    /// Tries connects to unix sockets again whose backlog was full.
+    pub(super) fn retry_connects(&mut self) {
+        for (key, name) in std::mem::take(&mut self.unix_retries) {
+            self.syscalls += 1;
+            let tried = SockRef::from(self.slot(key).fd.as_ref().expect("kept for the retry")).connect(&name);
+            match tried.map_err(|error| Errno::of(&error)) {
+                Err(Errno(libc::EAGAIN)) => self.unix_retries.push((key, name)),
+                Err(errno) => self.finish(key, Op::Connect, Outcome::Failed(errno)),
+                Ok(()) => self.finish(key, Op::Connect, Outcome::Count(0)),
+            }
+        }
+    }
+
+    /// Room must have been made.
+    pub(super) fn push_accept(&mut self, key: Key, kind: Kind) {
+        let fd = types::Fd(self.listener(key).raw_fd());
+        let flags = libc::SOCK_CLOEXEC;
+        let entry = match kind {
+            Kind::AcceptPoll => opcode::PollAdd::new(fd, libc::POLLIN as u32).build(),
+            _ if self.style.multishot_accept => opcode::AcceptMulti::new(fd).flags(flags).build(),
+            // No address is asked for: whoever wants to know calls getpeername.
+            _ => opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(flags).build(),
+        };
+        // SAFETY: names no memory.
+        unsafe { self.ring.push(entry.user_data(pack(kind, key))) };
+        self.listener(key).open = kind;
+    }
+
+    /// Room must have been made.
+    pub(super) fn push_recv(&mut self, key: Key, kind: Kind) {
+        let fd = self.fd_of(key);
+        let entry = if kind == Kind::RecvPoll {
+            poll_read(fd)
+        } else if self.style.multishot_recv {
+            opcode::RecvMulti::new(fd, GROUP).build()
+        } else if self.style.buf_ring {
+            opcode::Recv::new(fd, std::ptr::null_mut(), self.pool.size())
+                .buf_group(GROUP)
+                .build()
+                .flags(Flags::BUFFER_SELECT)
+        } else {
+            let Some(buffer) = self.pool.checkout() else {
+                return self.finish(key, Op::Recv, Outcome::Failed(Errno(libc::ENOBUFS)));
+            };
+            self.slot(key).buffer = buffer;
+            let (start, len) = self.pool.room(buffer);
+            opcode::Recv::new(fd, start.as_ptr(), len).flags(libc::MSG_DONTWAIT).build()
+        };
+        // SAFETY: the memory is the pool's: a buffer checked out until the completion, or one that the kernel picks from its
+        // ring. The pool outlives the ring, or is leaked with it.
+        unsafe { self.ring.push(entry.user_data(pack(kind, key))) };
+        self.slot(key).recv = kind;
+    }
+
+    /// Room must have been made, and the window be known.
+    pub(super) fn push_fill(&mut self, key: Key, kind: Kind) {
+        let fd = self.fd_of(key);
+        let flags = if self.style.polled { libc::MSG_DONTWAIT } else { 0 };
+        let entry = match kind {
+            Kind::FillPoll => poll_read(fd),
+            _ => {
+                let window = self.window(key).expect("given by start_recv_into");
+                let len = u32::try_from(window.len).unwrap_or(u32::MAX);
+                opcode::Recv::new(fd, window.start, len).flags(flags).build()
+            }
+        };
+        // SAFETY: the engine keeps the window in place until this operation has ended (contract, rule 3).
+        unsafe { self.ring.push(entry.user_data(pack(kind, key))) };
+        self.slot(key).recv = kind;
+    }
+
+    fn window(&self, key: Key) -> Option<&Window> {
+        self.windows.iter().find(|window| window.slot == key.slot)
+    }
+
+    pub(super) fn forget_window(&mut self, key: Key) {
+        self.windows.retain(|window| window.slot != key.slot);
+    }
+
+    pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<(), QueueFull> {
+        let fd = self.fd_of(key);
+        let most = if zero_copy { 1 } else { self.gather_max.min(queue.entries()) };
+        let most = self.ring.make_gather_room(most)?;
+        // Partial sends happen all the same; WAITALL (5.19) only saves round trips.
+        let wait = if self.style.polled { libc::MSG_DONTWAIT } else { libc::MSG_WAITALL };
+        let flags = libc::MSG_NOSIGNAL | wait;
+        let parts = self.ring.arena.gather(queue.gather(most));
+        let entry = if let [part] = parts {
+            let (start, len) = (part.iov_base.cast_const().cast(), u32::try_from(part.iov_len).unwrap_or(1 << 30));
+            match zero_copy {
+                true => opcode::SendZc::new(fd, start, len).flags(flags).build(),
+                false => opcode::Send::new(fd, start, len).flags(flags).build(),
+            }
+        } else {
+            let count = parts.len();
+            let message = self.ring.arena.message(count);
+            opcode::SendMsg::new(fd, message).flags(flags as u32).build()
+        };
+        // SAFETY: header and list are in the arena, which keeps them until the entry is submitted; the queue keeps the payloads
+        // in place until the completion, or the notification (contract, rule 3).
+        unsafe { self.ring.push(entry.user_data(pack(Kind::Send, key))) };
+        let slot = self.slot(key);
+        slot.stop &= !(1 << Op::Send as u8);
+        slot.send = Kind::Send;
+        Ok(())
+    }
+
+    /// Tier `polled`: the socket was full.
+    pub(super) fn push_send_poll(&mut self, key: Key) {
+        let entry = opcode::PollAdd::new(self.fd_of(key), libc::POLLOUT as u32).build();
+        // SAFETY: names no memory; room was made by the caller.
+        unsafe { self.ring.push(entry.user_data(pack(Kind::SendPoll, key))) };
+        self.slot(key).send = Kind::SendPoll;
+    }
+
+    /// The next entry of an operation that goes on; if there is no room it waits for the next turn. One that was advised to end
+    /// meanwhile ends here.
+    pub(super) fn step(&mut self, key: Key, kind: Kind) {
+        let op = op_of(kind);
+        let slot = if op == Op::Accept { self.listener(key) } else { self.slot(key) };
+        if slot.stop & 1 << op as u8 != 0 {
+            if op == Op::Recv {
+                self.forget_window(key);
+            }
+            return self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
+        }
+        if self.ring.make_room().is_err() {
+            self.steps.push_back(Step { key, kind });
+            return;
+        }
+        match kind {
+            Kind::Recv | Kind::RecvPoll => self.push_recv(key, kind),
+            Kind::Fill | Kind::FillPoll => self.push_fill(key, kind),
+            Kind::SendPoll => self.push_send_poll(key),
+            _ => self.push_accept(key, kind),
+        }
+    }
+
+    pub(super) fn take_steps(&mut self) {
+        for _ in 0..self.steps.len() {
+            let step = self.steps.pop_front().expect("counted above");
+            self.step(step.key, step.kind);
+        }
+    }
+
+    pub(super) fn cancel_op(&mut self, key: Key, op: Op) -> Result<(), QueueFull> {
+        let kind = match op {
+            Op::Accept => self.listener(key).open,
+            Op::Connect => self.slot(key).open,
+            Op::Recv => self.slot(key).recv,
+            Op::Send => self.slot(key).send,
+            Op::Close | Op::CloseListener | Op::Wake => Kind::Idle,
+        };
+        let before = self.unix_retries.len();
+        self.unix_retries.retain(|(retry, _)| op != Op::Connect || *retry != key);
+        if self.unix_retries.len() < before {
+            self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
+            return Ok(());
+        }
+        if kind != Kind::Idle {
+            self.ring.make_room()?;
+        }
+        let slot = if op == Op::Accept { self.listener(key) } else { self.slot(key) };
+        slot.stop |= 1 << op as u8;
+        if kind == Kind::Idle {
+            // Its next step waits for room, and will see the advice; or it has finished and waits to be told.
+            return Ok(());
+        }
+        // By user_data: by descriptor it could hit the next user of the number.
+        let entry = opcode::AsyncCancel::new(pack(kind, key)).build().user_data(pack(Kind::Cancel, key));
+        // SAFETY: names no memory.
+        unsafe { self.ring.push(entry) };
+        Ok(())
+    }
+
+    fn fd_of(&mut self, key: Key) -> types::Fd {
+        types::Fd(self.slot(key).raw_fd())
+    }
+
+    /// Takes the buffer that a receive was given, if the kernel did not pick one.
+    pub(super) fn take_buffer(slot: &mut Slot) -> Option<u16> {
+        let buffer = std::mem::replace(&mut slot.buffer, NO_BUFFER);
+        (buffer != NO_BUFFER).then_some(buffer)
+    }
+}
+
+/// The operation of the contract that a kind of entry serves.
+pub(super) fn op_of(kind: Kind) -> Op {
+    match kind {
+        Kind::Connect | Kind::ConnectPoll => Op::Connect,
+        Kind::Recv | Kind::RecvPoll | Kind::Fill | Kind::FillPoll => Op::Recv,
+        Kind::Send | Kind::SendPoll => Op::Send,
+        Kind::Close => Op::Close,
+        Kind::Accept | Kind::AcceptPoll => Op::Accept,
+        Kind::CloseListener => Op::CloseListener,
+        Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::Idle => Op::Wake,
+    }
+}
+
+fn poll_read(fd: types::Fd) -> Entry {
+    opcode::PollAdd::new(fd, (libc::POLLIN | libc::POLLRDHUP) as u32).build()
+}

@@ -1,0 +1,194 @@
+//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the count of what is in flight. Invariant: each entry
+//! pushed is in flight until a completion without F_MORE. Knows nothing of connections.
+
+use super::arena::Arena;
+use super::sys;
+use crate::backend::{BackendStats, QueueFull};
+use crate::error::{Errno, Error};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+const BATCH: usize = 256;
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EnterMode {
+    /// The descriptor, or with `ENTER_REGISTERED_RING` its index.
+    pub(super) fd: RawFd,
+    pub(super) flags: u32,
+    /// Deadlines go with the wait; else a TIMEOUT entry does the same.
+    pub(super) ext_arg: bool,
+    pub(super) no_iowait: bool,
+}
+
+pub(super) struct Ring {
+    pub(super) uring: IoUring,
+    pub(super) arena: Arena,
+    mode: EnterMode,
+    batch: Box<[MaybeUninit<cqueue::Entry>; BATCH]>,
+    batch_next: usize,
+    batch_len: usize,
+    pub(super) in_flight: usize,
+    timespec: Box<types::Timespec>,
+    pub(super) stats: BackendStats,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring")
+            .field("fd", &self.uring.as_raw_fd())
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ring {
+    pub(super) fn new(uring: IoUring, mode: EnterMode, gather_max: usize) -> Ring {
+        let entries = uring.params().sq_entries() as usize;
+        Ring {
+            arena: Arena::new(entries, gather_max),
+            uring,
+            mode,
+            batch: Box::new([const { MaybeUninit::uninit() }; BATCH]),
+            batch_next: 0,
+            batch_len: 0,
+            in_flight: 0,
+            timespec: Box::new(types::Timespec::new()),
+            stats: BackendStats::default(),
+        }
+    }
+
+    /// Makes sure that one more entry fits, by submitting early if need be.
+    #[inline]
+    pub(super) fn make_room(&mut self) -> Result<(), QueueFull> {
+        if self.uring.submission().is_full() {
+            // What goes wrong here will go wrong, and be told, in the next wait too.
+            let _ = self.enter(0, Some(Duration::ZERO));
+            if self.uring.submission().is_full() {
+                return Err(QueueFull);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that one more address fits.
+    pub(super) fn make_addr_room(&mut self) -> Result<(), QueueFull> {
+        if self.arena.addr_room() == 0 {
+            let _ = self.enter(0, Some(Duration::ZERO));
+        }
+        if self.arena.addr_room() == 0 { Err(QueueFull) } else { self.make_room() }
+    }
+
+    /// Makes sure that a gather list fits, and says how long it may be.
+    pub(super) fn make_gather_room(&mut self, wanted: usize) -> Result<usize, QueueFull> {
+        if self.arena.iovec_room() < wanted {
+            let _ = self.enter(0, Some(Duration::ZERO));
+        }
+        match self.arena.iovec_room().min(wanted) {
+            0 => Err(QueueFull),
+            room => self.make_room().map(|()| room),
+        }
+    }
+
+    /// Stages an entry. Call [`Ring::make_room`] first.
+    ///
+    /// # Safety
+    /// The memory that the entry names must stay valid until its final completion (its arena part: until it is submitted).
+    #[inline]
+    pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.uring.submission().push(&entry) }.expect("room was made first");
+        self.in_flight += 1;
+    }
+
+    /// Submits what is staged and waits for `want` completions, at most for `timeout`. An interrupted or timed-out wait is no
+    /// error: look at the completions.
+    pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        let mut want = want;
+        let bounded = want > 0 && timeout.is_some();
+        if bounded && !self.mode.ext_arg {
+            want = self.stage_timeout(timeout.unwrap_or_default());
+        }
+        let (staged, needs_kernel) = {
+            let queue = self.uring.submission();
+            (queue.len() as u32, queue.taskrun() || queue.cq_overflow())
+        };
+        if staged == 0 && want == 0 && !needs_kernel {
+            return Ok(());
+        }
+        self.stats.queue_overflows += u64::from(self.uring.submission().cq_overflow());
+        let mut flags = self.mode.flags | sys::ENTER_GETEVENTS;
+        if want > 0 && self.mode.no_iowait {
+            flags |= sys::ENTER_NO_IOWAIT;
+        }
+        self.stats.syscalls += 1;
+        // SAFETY: `push` made its callers vouch for the memory of each staged entry.
+        let result = unsafe {
+            match timeout.filter(|_| want > 0 && self.mode.ext_arg) {
+                Some(timeout) => sys::enter_until(self.mode.fd, staged, want, flags, timeout),
+                None => sys::enter(self.mode.fd, staged, want, flags),
+            }
+        };
+        let left = self.uring.submission().len();
+        self.stats.sqes += u64::from(staged) - left as u64;
+        if left == 0 {
+            self.arena.reset();
+        }
+        match result {
+            Ok(_) | Err(Errno(libc::ETIME | libc::EINTR)) => Ok(()),
+            // The kernel wants completions to be taken first: flush its backlog, and submit in the next turn.
+            Err(Errno(libc::EBUSY | libc::EAGAIN)) => {
+                self.stats.syscalls += 1;
+                // SAFETY: submits nothing.
+                let _ = unsafe { sys::enter(self.mode.fd, 0, 0, self.mode.flags | sys::ENTER_GETEVENTS) };
+                Ok(())
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Bounds a wait with an entry of its own, where the kernel cannot bound it. Returns how many completions to wait for.
+    fn stage_timeout(&mut self, timeout: Duration) -> u32 {
+        if self.uring.submission().is_full() {
+            return 0;
+        }
+        *self.timespec = types::Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());
+        // Ends with the first other completion, so that it never outlives the wait.
+        let entry = opcode::Timeout::new(&raw const *self.timespec).count(1).build();
+        let entry = entry.user_data(super::token::pack(super::token::Kind::Timeout, crate::id::Key::NONE));
+        // SAFETY: the timespec is boxed, lives as long as the ring, and is copied by the kernel at submission.
+        unsafe { self.push(entry) };
+        1
+    }
+
+    /// The next completion that is there.
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<cqueue::Entry> {
+        if self.batch_next == self.batch_len {
+            self.batch_next = 0;
+            self.batch_len = self.uring.completion().fill(&mut self.batch[..]).len();
+            self.stats.cqes += self.batch_len as u64;
+            if self.batch_len == 0 {
+                return None;
+            }
+        }
+        // SAFETY: `fill` wrote the first `batch_len` entries, and this one is among them.
+        let entry = unsafe { self.batch[self.batch_next].assume_init_ref() }.clone();
+        self.batch_next += 1;
+        if !cqueue::more(entry.flags()) {
+            self.in_flight -= 1;
+        }
+        Some(entry)
+    }
+
+    pub(super) fn has_next(&self) -> bool {
+        // SAFETY: nobody else looks at the completion queue while this value lives.
+        self.batch_next < self.batch_len || !unsafe { self.uring.completion_shared() }.is_empty()
+    }
+
+    pub(super) fn fatal(errno: Errno) -> Error {
+        Error::Os { call: "io_uring_enter", errno }
+    }
+}

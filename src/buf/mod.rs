@@ -1,0 +1,15 @@
+//! Memory that travels. Owns: the receive pool and its leases, payloads and send queues, buffers of callers that are
+//! being filled. Invariant: memory that an operation was given stays put until that operation's final completion.
+#![allow(unsafe_code)]
+
+mod fill;
+mod lease;
+mod payload;
+mod pool;
+mod queue;
+
+pub(crate) use fill::{Fill, Written};
+pub use lease::Lease;
+pub use payload::Payload;
+pub(crate) use pool::Pool;
+pub(crate) use queue::{ChunkPool, SendQueue};

@@ -1,0 +1,224 @@
+//! The receive pool. Owns: the memory of all receive buffers and who has a claim on each. Invariant: a byte is either in a
+//! region that the kernel may write (behind the filled part of a claimed buffer) or in regions lent out as leases (in the
+//! filled part), never both. A buffer is free when its last claim ends.
+//!
+//! A claim is held by the backend while it may fill the buffer, and by each lease. A buffer may be filled piece by piece:
+//! several leases then share it. Below the low watermark of untouched buffers data is copied to the heap instead of being
+//! lent out, so that however long leases are kept, buffers go on circulating.
+
+use super::Lease;
+use crate::sys::Mapping;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    shared: Rc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    memory: Mapping,
+    size: u32,
+    low: u32,
+    buffers: Box<[Buffer]>,
+    free: RefCell<Vec<u16>>,
+    /// Buffers without a byte in them, free or waiting to be filled.
+    untouched: Cell<u32>,
+    heap_copies: Cell<u64>,
+    leases: Cell<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Buffer {
+    claims: Cell<u32>,
+    filled: Cell<u32>,
+}
+
+impl Pool {
+    /// `count` buffers of `size` bytes. Allocates address space; memory comes as it is touched.
+    pub(crate) fn new(count: u32, size: u32, low: u32) -> io::Result<Pool> {
+        assert!((1..=32_768).contains(&count) && size > 0 && low > 0, "validated by Config");
+        let shared = Shared {
+            memory: Mapping::new(count as usize * size as usize)?,
+            size,
+            low,
+            buffers: (0..count).map(|_| Buffer::default()).collect(),
+            // Handed out from the end: low addresses first.
+            free: RefCell::new((0..count as u16).rev().collect()),
+            untouched: Cell::new(count),
+            heap_copies: Cell::new(0),
+            leases: Cell::new(0),
+        };
+        Ok(Pool { shared: Rc::new(shared) })
+    }
+
+    pub(crate) fn size(&self) -> u32 {
+        self.shared.size
+    }
+
+    /// Buffers that nobody has a claim on.
+    pub(crate) fn free(&self) -> usize {
+        self.shared.free.borrow().len()
+    }
+
+    pub(crate) fn heap_copies(&self) -> u64 {
+        self.shared.heap_copies.get()
+    }
+
+    /// Buffers without a byte in them, wherever they are.
+    pub(crate) fn untouched(&self) -> u32 {
+        self.shared.untouched.get()
+    }
+
+    /// Takes a free buffer; the caller has a claim on it until `put_back`, or a `deliver` without `more`.
+    #[inline]
+    pub(crate) fn checkout(&self) -> Option<u16> {
+        let id = self.shared.free.borrow_mut().pop()?;
+        self.shared.buffers[id as usize].claims.set(1);
+        Some(id)
+    }
+
+    /// Ends the claim of `checkout`.
+    pub(crate) fn put_back(&self, id: u16) {
+        self.shared.end_claim(id);
+    }
+
+    /// The part of a checked-out buffer that may be filled.
+    #[inline]
+    pub(crate) fn room(&self, id: u16) -> (NonNull<u8>, u32) {
+        let filled = self.shared.buffers[id as usize].filled.get();
+        (self.shared.at(id, filled), self.shared.size - filled)
+    }
+
+    /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling the rest if `more`, else its
+    /// claim ends.
+    ///
+    /// # Panics
+    /// If the buffer is not checked out or has less room: the backend's book-keeping would be broken.
+    #[inline]
+    pub(crate) fn deliver(&self, id: u16, len: u32, more: bool) -> Lease {
+        let shared = &self.shared;
+        let buffer = &shared.buffers[id as usize];
+        let filled = buffer.filled.get();
+        assert!(
+            buffer.claims.get() > 0 && len <= shared.size - filled,
+            "buffer {id} was not given out for {len} bytes"
+        );
+        if filled == 0 && len > 0 {
+            shared.untouched.set(shared.untouched.get() - 1);
+        }
+        let start = shared.at(id, filled);
+        buffer.filled.set(filled + len);
+        let lease = if shared.untouched.get() < shared.low {
+            shared.heap_copies.set(shared.heap_copies.get() + 1);
+            // SAFETY: these bytes lie within the buffer (checked above), initialised (mappings start zeroed), and nobody
+            // writes them any more: they have just become the filled part.
+            Lease::copied(unsafe { std::slice::from_raw_parts(start.as_ptr(), len as usize) })
+        } else {
+            buffer.claims.set(buffer.claims.get() + 1);
+            shared.leases.set(shared.leases.get() + 1);
+            Lease::lent(Rc::clone(shared), id, start, len)
+        };
+        if !more {
+            shared.end_claim(id);
+        }
+        lease
+    }
+
+    /// Keeps the memory for ever: for when the kernel may still write to it.
+    pub(crate) fn leak(&self) {
+        std::mem::forget(Rc::clone(&self.shared));
+    }
+}
+
+impl Shared {
+    fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
+        let offset = id as usize * self.size as usize + offset as usize;
+        // SAFETY: `id` indexed `buffers` or is about to, and `offset` is at most `size`: within the mapping, or one past it.
+        unsafe { self.memory.start().add(offset) }
+    }
+
+    pub(super) fn end_lease(&self, id: u16) {
+        self.leases.set(self.leases.get() - 1);
+        self.end_claim(id);
+    }
+
+    fn end_claim(&self, id: u16) {
+        let buffer = &self.buffers[id as usize];
+        let claims = buffer.claims.get();
+        assert!(claims > 0, "buffer {id} is given back once per claim");
+        buffer.claims.set(claims - 1);
+        if claims == 1 {
+            if buffer.filled.replace(0) > 0 {
+                self.untouched.set(self.untouched.get() + 1);
+            }
+            self.free.borrow_mut().push(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn put(pool: &Pool, id: u16, bytes: &[u8], more: bool) -> Lease {
+        let (start, room) = pool.room(id);
+        assert!(bytes.len() <= room as usize);
+        // SAFETY: the room of a checked-out buffer is ours to write.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr(), bytes.len()) };
+        pool.deliver(id, bytes.len() as u32, more)
+    }
+
+    #[test]
+    fn the_last_buffer_is_copied_out_and_circulates() {
+        let pool = Pool::new(1, 64, 1).unwrap();
+        let kept: Vec<Lease> =
+            (0..10u8).map(|i| put(&pool, pool.checkout().expect("always one free"), &[i; 8], false)).collect();
+        assert!(kept.iter().enumerate().all(|(i, lease)| lease[..] == [i as u8; 8]));
+        assert_eq!((pool.heap_copies(), pool.free()), (10, 1));
+    }
+
+    #[test]
+    fn a_lease_outlives_the_pool_and_a_leaked_one_only_shrinks_it() {
+        let pool = Pool::new(4, 64, 1).unwrap();
+        let lease = put(&pool, pool.checkout().unwrap(), b"kept", false);
+        std::mem::forget(put(&pool, pool.checkout().unwrap(), b"lost", false));
+        assert_eq!((pool.free(), pool.untouched()), (2, 2));
+        drop(pool);
+        assert_eq!(&lease[..], b"kept");
+    }
+
+    proptest! {
+        /// Claims in any order, several leases to a buffer: contents stay, counts return to where they began.
+        #[test]
+        fn contents_stay_while_leased(steps in prop::collection::vec((0u8..4, 1usize..20, any::<prop::sample::Index>()), 1..300)) {
+            let pool = Pool::new(8, 64, 2).unwrap();
+            let mut open: Option<u16> = None;
+            let mut leases: Vec<(Lease, Vec<u8>)> = Vec::new();
+            for (stamp, (action, len, pick)) in steps.into_iter().enumerate() {
+                if action == 0 && !leases.is_empty() {
+                    leases.swap_remove(pick.index(leases.len()));
+                    continue;
+                }
+                let Some(id) = open.take().or_else(|| pool.checkout()) else { continue };
+                let len = len.min(pool.room(id).1 as usize);
+                let more = action != 1 && pool.room(id).1 as usize > len;
+                let bytes = vec![stamp as u8; len];
+                leases.push((put(&pool, id, &bytes, more), bytes));
+                open = more.then_some(id);
+                for (lease, bytes) in &leases {
+                    prop_assert_eq!(&lease[..], &bytes[..]);
+                }
+            }
+            leases.clear();
+            if let Some(id) = open {
+                pool.put_back(id);
+            }
+            prop_assert_eq!((pool.free(), pool.untouched(), pool.shared.leases.get()), (8, 8, 0));
+        }
+    }
+}

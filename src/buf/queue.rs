@@ -1,0 +1,300 @@
+//! The send queue of one connection. Owns: payloads from `send` until the kernel is done with them. Invariant: bytes leave in
+//! the order they came; a payload that an operation in flight reads neither moves nor goes before that operation's final
+//! completion (with zero-copy: its notification).
+
+use super::Payload;
+use std::collections::VecDeque;
+
+/// Room of an output chunk, which gathers small writes.
+const CHUNK_BYTES: usize = 4096;
+/// Chunks kept for the next writes, engine-wide.
+const CHUNKS_KEPT: usize = 256;
+
+#[derive(Debug, Default)]
+pub(crate) struct SendQueue {
+    items: VecDeque<Item>,
+    /// Bytes of the first item that are gone already.
+    offset: usize,
+    /// Bytes not yet taken by the kernel.
+    bytes: usize,
+    /// Items at the front that the operation in flight reads.
+    frozen: usize,
+    /// Payloads taken in full while the kernel still reads them, or may (zero-copy).
+    held: Vec<Payload>,
+    held_bytes: usize,
+    notices: u32,
+}
+
+#[derive(Debug)]
+struct Item {
+    payload: Payload,
+    tag: Option<u64>,
+    /// An output chunk of the engine's own, which takes further small writes.
+    chunk: bool,
+}
+
+/// Output chunks waiting for their next use.
+#[derive(Debug, Default)]
+pub(crate) struct ChunkPool(Vec<Vec<u8>>);
+
+impl ChunkPool {
+    fn take(&mut self, least: usize) -> Vec<u8> {
+        match self.0.pop() {
+            Some(chunk) if chunk.capacity() >= least => chunk,
+            _ => Vec::with_capacity(least.max(CHUNK_BYTES)),
+        }
+    }
+
+    fn give(&mut self, mut chunk: Vec<u8>) {
+        if self.0.len() < CHUNKS_KEPT && chunk.capacity() <= 4 * CHUNK_BYTES {
+            chunk.clear();
+            self.0.push(chunk);
+        }
+    }
+}
+
+impl SendQueue {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn entries(&self) -> usize {
+        self.items.len()
+    }
+
+    /// True when nothing is left to start an operation with.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// True when the queue can be used for another connection.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.items.is_empty() && self.held.is_empty() && self.notices == 0
+    }
+
+    pub(crate) fn push(&mut self, payload: Payload, tag: Option<u64>) {
+        self.bytes += payload.len();
+        self.items.push_back(Item { payload, tag, chunk: false });
+    }
+
+    /// Copies `bytes` behind what is queued.
+    pub(crate) fn write(&mut self, bytes: &[u8], chunks: &mut ChunkPool) {
+        self.bytes += bytes.len();
+        if self.items.len() > self.frozen {
+            if let Some(Item { payload: Payload::Vec(chunk), chunk: true, .. }) = self.items.back_mut() {
+                if chunk.capacity() - chunk.len() >= bytes.len() {
+                    chunk.extend_from_slice(bytes);
+                    return;
+                }
+            }
+        }
+        let mut chunk = chunks.take(bytes.len());
+        chunk.extend_from_slice(bytes);
+        self.items.push_back(Item { payload: Payload::Vec(chunk), tag: None, chunk: true });
+    }
+
+    /// Takes payloads without bytes off the front, where no operation is needed for them.
+    pub(crate) fn skip_empty(&mut self, chunks: &mut ChunkPool, sent: impl FnMut(u64)) {
+        assert_eq!(self.frozen, 0, "only between operations");
+        self.pop_done(chunks, sent);
+    }
+
+    /// The unsent bytes in order, at most `max` payloads, for one gathered operation. Freezes them.
+    pub(crate) fn gather(&mut self, max: usize) -> impl ExactSizeIterator<Item = &[u8]> {
+        assert_eq!(self.frozen, 0, "one operation in flight per connection");
+        self.frozen = self.items.len().min(max);
+        let offset = self.offset;
+        self.items
+            .iter()
+            .take(self.frozen)
+            .enumerate()
+            .map(move |(index, item)| &item.payload.as_slice()[if index == 0 { offset } else { 0 }..])
+    }
+
+    /// Unsent bytes of the first payload.
+    pub(crate) fn front_len(&self) -> usize {
+        self.items.front().map_or(0, |item| item.payload.len() - self.offset)
+    }
+
+    /// The operation in flight ended, and the kernel took `taken` bytes. Reports the tags of payloads that left in full.
+    ///
+    /// Returns the bytes that were given to the operation and not taken.
+    pub(crate) fn complete(&mut self, taken: usize, chunks: &mut ChunkPool, sent: impl FnMut(u64)) -> usize {
+        let given = self.frozen_bytes();
+        assert!(taken <= given, "the kernel took {taken} of {given} bytes");
+        self.frozen = 0;
+        self.bytes -= taken;
+        self.offset += taken;
+        self.pop_done(chunks, sent);
+        given - taken
+    }
+
+    /// A notification will follow: until then the kernel may read what the operation was given.
+    pub(crate) fn expect_notice(&mut self) {
+        self.notices += 1;
+    }
+
+    /// A notification came.
+    pub(crate) fn notice(&mut self) {
+        assert!(self.notices > 0, "one notification per zero-copy send");
+        self.notices -= 1;
+        if self.notices == 0 {
+            self.held.clear();
+            self.held_bytes = 0;
+        }
+    }
+
+    pub(crate) fn notices(&self) -> u32 {
+        self.notices
+    }
+
+    /// Bytes taken by the kernel that cannot be freed before notifications come.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Drops what was not sent, when no operation is in flight, except what the kernel may still read.
+    pub(crate) fn clear(&mut self) {
+        assert_eq!(self.frozen, 0, "no operation may be in flight");
+        if self.notices > 0 {
+            self.held.extend(self.items.drain(..).map(|item| item.payload));
+        }
+        self.items.clear();
+        (self.offset, self.bytes) = (0, 0);
+    }
+
+    fn frozen_bytes(&self) -> usize {
+        self.items
+            .iter()
+            .take(self.frozen)
+            .map(|item| item.payload.len())
+            .sum::<usize>()
+            .saturating_sub(if self.frozen > 0 { self.offset } else { 0 })
+    }
+
+    fn pop_done(&mut self, chunks: &mut ChunkPool, mut sent: impl FnMut(u64)) {
+        while let Some(first) = self.items.front() {
+            let len = first.payload.len();
+            if self.offset < len {
+                return;
+            }
+            self.offset -= len;
+            let item = self.items.pop_front().expect("looked at above");
+            if let Some(tag) = item.tag {
+                sent(tag);
+            }
+            match item.payload {
+                payload if self.notices > 0 => {
+                    self.held_bytes += len;
+                    self.held.push(payload);
+                }
+                Payload::Vec(chunk) if item.chunk => chunks.give(chunk),
+                _ => {}
+            }
+        }
+        assert_eq!(self.offset, 0, "an empty queue has no offset");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Send(usize, bool),
+        Write(usize),
+        Start(usize),
+        Complete(prop::sample::Index, bool),
+        Notice,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0usize..6000, any::<bool>()).prop_map(|(len, tagged)| Step::Send(len, tagged)),
+            (0usize..6000).prop_map(Step::Write),
+            (1usize..9).prop_map(Step::Start),
+            (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(part, notice)| Step::Complete(part, notice)),
+            Just(Step::Notice),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        /// Whatever part of each operation the kernel takes: no byte is lost, doubled or reordered, what an operation was given
+        /// stays as it was until it ends, and tags come in order, when their last byte is gone.
+        #[test]
+        fn partial_completions_never_reorder_or_lose(steps in prop::collection::vec(step(), 1..120)) {
+            let (mut queue, mut chunks) = (SendQueue::default(), ChunkPool::default());
+            let (mut expected, mut taken_total) = (Vec::<u8>::new(), 0usize);
+            let (mut tags, mut next_tag) = (VecDeque::<(u64, usize)>::new(), 0u64);
+            let mut in_flight: Option<Vec<(*const u8, Vec<u8>)>> = None;
+            let mut counter = 0u32;
+            for step in steps {
+                let mut bytes = |len: usize| -> Vec<u8> {
+                    (0..len).map(|_| { counter = counter.wrapping_mul(1_664_525).wrapping_add(1_013_904_223); (counter >> 24) as u8 }).collect()
+                };
+                match step {
+                    Step::Send(len, tagged) => {
+                        let bytes = bytes(len);
+                        expected.extend(&bytes);
+                        let tag = tagged.then(|| { next_tag += 1; tags.push_back((next_tag, expected.len())); next_tag });
+                        queue.push(bytes.into(), tag);
+                    }
+                    Step::Write(len) => {
+                        let bytes = bytes(len);
+                        expected.extend(&bytes);
+                        queue.write(&bytes, &mut chunks);
+                    }
+                    Step::Start(max) if in_flight.is_none() && !queue.is_empty() => {
+                        in_flight = Some(queue.gather(max).map(|part| (part.as_ptr(), part.to_vec())).collect());
+                    }
+                    Step::Complete(part, notice) if in_flight.is_some() => {
+                        let parts = in_flight.take().expect("guarded");
+                        for (start, copy) in &parts {
+                            // SAFETY: what an operation was given must still be there, at the same address: that is the test.
+                            prop_assert_eq!(unsafe { std::slice::from_raw_parts(*start, copy.len()) }, &copy[..]);
+                        }
+                        let given: Vec<u8> = parts.into_iter().flat_map(|(_, copy)| copy).collect();
+                        prop_assert_eq!(&expected[taken_total..taken_total + given.len()], &given[..]);
+                        let taken = part.index(given.len() + 1);
+                        if notice {
+                            queue.expect_notice();
+                        }
+                        taken_total += taken;
+                        let mut told = Vec::new();
+                        prop_assert_eq!(queue.complete(taken, &mut chunks, |tag| told.push(tag)), given.len() - taken);
+                        for tag in told {
+                            let (expected_tag, end) = tags.pop_front().expect("told once");
+                            prop_assert!(tag == expected_tag && end <= taken_total);
+                        }
+                    }
+                    Step::Notice if queue.notices() > 0 => queue.notice(),
+                    _ => {}
+                }
+                prop_assert_eq!(queue.bytes(), expected.len() - taken_total);
+            }
+        }
+    }
+
+    #[test]
+    fn small_writes_share_a_chunk_but_not_one_in_flight() {
+        let (mut queue, mut chunks) = (SendQueue::default(), ChunkPool::default());
+        queue.write(b"one", &mut chunks);
+        queue.write(b"two", &mut chunks);
+        assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"onetwo".to_vec()]);
+        queue.write(b"three", &mut chunks);
+        assert_eq!((queue.entries(), queue.complete(4, &mut chunks, |_| {})), (2, 2));
+        assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"wo".to_vec(), b"three".to_vec()]);
+    }
+
+    #[test]
+    fn payloads_of_no_bytes_need_no_operation() {
+        let (mut queue, mut chunks, mut told) = (SendQueue::default(), ChunkPool::default(), Vec::new());
+        queue.push("".into(), Some(1));
+        queue.push("x".into(), Some(2));
+        queue.skip_empty(&mut chunks, |tag| told.push(tag));
+        assert_eq!((told.as_slice(), queue.entries()), (&[1][..], 1));
+    }
+}

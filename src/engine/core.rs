@@ -1,0 +1,230 @@
+//! What an engine is apart from its backend. Owns: the tables of connections and listeners, the timer wheel, what waits to be
+//! started and what waits to be told. Invariant: a connection that wants something started is on the dirty list; one that
+//! ended is in no table.
+
+use super::conn::{Conn, Listener, Phase, flag};
+use crate::buf::{ChunkPool, SendQueue};
+use crate::completion::{Completion, Completions, Event};
+use crate::config::Config;
+use crate::error::Error;
+use crate::id::{ConnId, Key};
+use crate::stats::Stats;
+use crate::table::Table;
+use crate::timer::{Owner, Wheel};
+use crate::waker::Inbox;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Emptied send queues kept for the next connection that sends.
+const QUEUES_KEPT: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: Config,
+    pub(super) conns: Table<Conn>,
+    pub(super) listeners: Table<Listener>,
+    pub(super) wheel: Wheel,
+    pub(super) user_timers: usize,
+    /// Connections that want something started.
+    pub(super) dirty: VecDeque<Key>,
+    pub(super) dirty_listeners: VecDeque<Key>,
+    /// Connections that wait for a receive buffer, first come first served.
+    pub(super) parked: VecDeque<Key>,
+    /// Completions beyond a budget or a buffer's capacity: told in the next poll.
+    pub(super) pending: VecDeque<Completion>,
+    pub(super) paused_listeners: usize,
+    spare_queues: Vec<Box<SendQueue>>,
+    pub(super) chunks: ChunkPool,
+    pub(super) stats: Stats,
+    /// Nanoseconds since the backend's epoch, read once or twice a turn.
+    pub(super) now: u64,
+    pub(super) turn: u32,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) draining: bool,
+    /// When `drain` gives up on what is still open.
+    pub(super) drain_until: u64,
+    /// The engine sits in a foreign loop, which must hear of what is staged.
+    pub(super) foreign: bool,
+    kicked: bool,
+    /// Connections told to the caller and not yet closed.
+    pub(super) live: usize,
+}
+
+impl Core {
+    pub(super) fn new(config: Config, inbox: Arc<Inbox>) -> Core {
+        Core {
+            conns: Table::with_limit(config.connections_max),
+            listeners: Table::with_limit(config.listeners_max),
+            wheel: Wheel::new(),
+            user_timers: 0,
+            config,
+            dirty: VecDeque::new(),
+            dirty_listeners: VecDeque::new(),
+            parked: VecDeque::new(),
+            pending: VecDeque::new(),
+            paused_listeners: 0,
+            spare_queues: Vec::new(),
+            chunks: ChunkPool::default(),
+            stats: Stats::default(),
+            now: 0,
+            turn: 0,
+            inbox,
+            draining: false,
+            drain_until: u64::MAX,
+            foreign: false,
+            kicked: false,
+            live: 0,
+        }
+    }
+
+    /// The connection behind an id that the caller holds; a ghost is nothing to the caller any more.
+    #[inline]
+    pub(super) fn caller_conn(&mut self, key: Key) -> Option<&mut Conn> {
+        self.conns.get_mut(key).filter(|conn| conn.phase != Phase::Ghost)
+    }
+
+    pub(super) fn conn(&mut self, key: Key) -> Result<&mut Conn, Error> {
+        self.caller_conn(key).ok_or(Error::Stale)
+    }
+
+    #[inline]
+    pub(super) fn mark_dirty(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !conn.has(flag::DIRTY) {
+            conn.set(flag::DIRTY);
+            self.dirty.push_back(key);
+            self.kick();
+        }
+    }
+
+    pub(super) fn mark_listener_dirty(&mut self, key: Key) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if !listener.dirty {
+            listener.dirty = true;
+            self.dirty_listeners.push_back(key);
+            self.kick();
+        }
+    }
+
+    /// Tells a foreign loop that `poll` has something to do.
+    #[inline]
+    pub(super) fn kick(&mut self) {
+        if self.foreign && !self.kicked {
+            self.kicked = true;
+            self.inbox.kick();
+        }
+    }
+
+    pub(super) fn unkick(&mut self) {
+        self.kicked = false;
+    }
+
+    /// Tells the caller something about a connection: now, or in the next poll if the buffer is full, the connection has used
+    /// up its budget, or something of it waits already.
+    pub(super) fn emit(&mut self, key: Key, event: Event, out: &mut Completions) {
+        let (turn, budget) = (self.turn, self.config.budget as u16);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let completion = |event| Completion { conn: ConnId(key), tag: conn.tag, event };
+        let mut over = false;
+        if let Event::Received(_) = event {
+            if conn.turn != turn {
+                (conn.turn, conn.delivered) = (turn, 0);
+            }
+            over = conn.delivered >= budget;
+            if over {
+                self.stats.budget_deferrals += 1;
+            } else {
+                conn.delivered += 1;
+            }
+        }
+        if over || conn.deferred > 0 || out.is_full() {
+            self.pending.push_back(completion(event));
+            conn.deferred += 1;
+        } else {
+            out.push(completion(event));
+        }
+    }
+
+    /// Tells the caller something that is about no connection.
+    pub(super) fn emit_other(&mut self, tag: u64, event: Event, out: &mut Completions) {
+        let completion = Completion { conn: ConnId::NONE, tag, event };
+        if out.is_full() { self.pending.push_back(completion) } else { out.push(completion) }
+    }
+
+    /// Tells what waits, at most `most` of it.
+    pub(super) fn deliver_pending(&mut self, most: usize, out: &mut Completions) {
+        for _ in 0..most {
+            if out.is_full() {
+                return;
+            }
+            let Some(completion) = self.pending.pop_front() else { return };
+            if let Some(conn) = self.conns.get_mut(completion.conn.0) {
+                conn.deferred = conn.deferred.saturating_sub(1);
+            }
+            out.push(completion);
+        }
+    }
+
+    /// Takes back received data that waits to be told: the caller wants it later, or elsewhere.
+    pub(super) fn recall_pending(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.deferred > 0) else { return };
+        for completion in std::mem::take(&mut self.pending) {
+            match completion.event {
+                Event::Received(lease) if completion.conn.0 == key => {
+                    conn.deferred -= 1;
+                    conn.cold().stash.push_back(lease);
+                }
+                Event::ReadClosed if completion.conn.0 == key => {
+                    conn.deferred -= 1;
+                    conn.set(flag::EOF_HELD);
+                }
+                event => self.pending.push_back(Completion { event, ..completion }),
+            }
+        }
+    }
+
+    /// The send queue of a connection, made if there is none.
+    #[inline]
+    pub(super) fn queue_of<'a>(conn: &'a mut Conn, spare: &mut Vec<Box<SendQueue>>) -> &'a mut SendQueue {
+        conn.queue.get_or_insert_with(|| spare.pop().unwrap_or_default())
+    }
+
+    /// Splits the borrow: a connection, and what its queue needs.
+    #[inline]
+    pub(super) fn conn_and_queues(
+        &mut self,
+        key: Key,
+    ) -> Option<(&mut Conn, &mut Vec<Box<SendQueue>>, &mut ChunkPool)> {
+        let conn = self.conns.get_mut(key)?;
+        Some((conn, &mut self.spare_queues, &mut self.chunks))
+    }
+
+    /// Gives an emptied queue to the next connection that sends.
+    pub(super) fn recycle_queue(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.queue.as_ref().is_some_and(|queue| queue.is_idle()) && self.spare_queues.len() < QUEUES_KEPT {
+            self.spare_queues.extend(conn.queue.take());
+        }
+    }
+
+    /// Sets the one deadline of a connection, or takes it away.
+    pub(super) fn set_conn_timer(&mut self, key: Key, deadline: Option<u64>) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match (conn.timer, deadline) {
+            (Some(timer), Some(deadline)) => {
+                self.wheel.reset(timer, deadline);
+            }
+            (Some(timer), None) => {
+                self.wheel.cancel(timer);
+                conn.timer = None;
+            }
+            (None, Some(deadline)) => conn.timer = Some(self.wheel.add(deadline, Owner::Conn(key))),
+            (None, None) => {}
+        }
+    }
+
+    pub(super) fn later(&self, delay: Duration) -> u64 {
+        self.now.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX))
+    }
+}

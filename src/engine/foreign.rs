@@ -1,0 +1,80 @@
+//! An engine inside somebody else's loop. Owns: the one descriptor that says when `poll` has something to do: when an operation
+//! finished, a timer is due, somebody called, or something was staged.
+
+use super::Engine;
+use crate::backend::{Backend as _, with_backend};
+use crate::error::Error;
+use crate::sys::{self, Epoll};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+#[derive(Debug)]
+pub(super) struct Watch {
+    outer: Epoll,
+    timer: OwnedFd,
+    /// The backend's own descriptor; registered in `outer`, so it lives as long.
+    _inner: OwnedFd,
+    armed_ns: Option<u64>,
+}
+
+impl Watch {
+    fn new(inner: OwnedFd, wake: BorrowedFd<'_>) -> io::Result<Watch> {
+        let (outer, timer) = (Epoll::new()?, sys::timerfd()?);
+        for (token, fd) in [(0, inner.as_fd()), (1, timer.as_fd()), (2, wake)] {
+            outer.add(fd, libc::EPOLLIN, token)?;
+        }
+        Ok(Watch { outer, timer, _inner: inner, armed_ns: None })
+    }
+}
+
+impl Engine {
+    /// A descriptor that is readable (level-triggered) when [`Engine::poll`] has something to do, for use in a foreign epoll, poll
+    /// or select loop: when it is, call `poll` with a timeout of zero until that returns 0. After calls made outside of
+    /// that (sends, timers), the descriptor becomes readable by itself, so that nothing staged is forgotten.
+    ///
+    /// From the first call on each poll costs up to two more system calls.
+    ///
+    /// # Errors
+    /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer.
+    pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
+        if self.watch.is_none() {
+            let inner = with_backend!(self.backend, backend => backend.watch_fd());
+            let watch = inner.and_then(|inner| Watch::new(inner, self.core.inbox.fd()));
+            self.watch = Some(watch.map_err(|error| Error::os("as_fd", &error))?);
+            self.core.foreign = true;
+            // From here on calls of the waker write the descriptor, whether the engine sleeps or not.
+            if self.core.inbox.signal.take(true) {
+                self.waker().wake();
+            }
+            self.core.kick();
+        }
+        Ok(self.watch.as_ref().expect("just made").outer.fd().as_fd())
+    }
+
+    pub(super) fn enter_foreign(&mut self) {
+        if self.watch.is_some() {
+            self.core.unkick();
+            self.core.inbox.reset();
+            with_backend!(self.backend, backend => backend.watch_reset());
+        }
+    }
+
+    /// Sets the descriptor to what is left to do.
+    pub(super) fn leave_foreign(&mut self) {
+        let Some(watch) = &mut self.watch else { return };
+        let core = &mut self.core;
+        let left_over = with_backend!(self.backend, backend => backend.has_next());
+        if left_over || !core.pending.is_empty() || !core.dirty.is_empty() || !core.dirty_listeners.is_empty() {
+            core.kick();
+        }
+        let deadline = core.wheel.next_deadline_ns();
+        if deadline != watch.armed_ns {
+            watch.armed_ns = deadline;
+            sys::timerfd_set(
+                &watch.timer,
+                deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(core.now))),
+            );
+        }
+    }
+}

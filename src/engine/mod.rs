@@ -1,0 +1,210 @@
+//! The engine: one per thread, pulled by its owner. Owns: the facade, and what keeps a backend and the [`Core`] together. The
+//! logic is in the files beside this one, one subject each, and knows no backend.
+
+mod accept;
+mod close;
+mod conn;
+mod connect;
+mod core;
+mod foreign;
+mod recv;
+mod send;
+mod timers;
+mod turn;
+
+use self::core::Core;
+use crate::backend::{AnyBackend, Backend as _, select, with_backend};
+use crate::completion::Completions;
+use crate::config::{Backend, Config};
+use crate::error::Error;
+use crate::id::ConnId;
+use crate::info::Info;
+use crate::net::Addr;
+use crate::stats::Stats;
+use crate::sys::ForkMark;
+use crate::waker::{Inbox, Waker};
+pub use connect::AdoptedId;
+use foreign::Watch;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+static LEAKED: AtomicU64 = AtomicU64::new(0);
+
+/// How many engines of this process were dropped while the kernel would not let go of their memory in time
+/// (`Config::teardown_max`). That memory was leaked, so that nothing is ever used after it is freed.
+pub fn leaked_engines() -> u64 {
+    LEAKED.load(Ordering::Relaxed)
+}
+
+/// A completion networking engine. One per thread; it does not leave the thread that made it.
+///
+/// Calls only note what is wanted; [`Engine::poll`] hands it to the kernel. They may be made at any time, also from within the
+/// loop over the completions of a poll.
+///
+/// Dropping an engine closes everything it has open, without flushing: call [`Engine::drain`] first where that matters.
+///
+/// # Backends
+/// After a fork(2) only the parent may use it: in the child [`Engine::poll`] answers [`Error::Forked`], and dropping it leaves
+/// the parent's connections alone.
+#[derive(Debug)]
+pub struct Engine {
+    core: Core,
+    backend: AnyBackend,
+    info: Info,
+    fork: ForkMark,
+    watch: Option<Watch>,
+    epoch: Instant,
+}
+
+impl Engine {
+    /// Makes an engine.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for values that make no sense; [`Error::Unsupported`] if a backend, tier or capability was asked for by
+    /// name and is not to be had; [`Error::Os`] if the process is out of descriptors or memory.
+    pub fn new(config: Config) -> Result<Engine, Error> {
+        config.validate()?;
+        let config = config.with_environment()?;
+        config.validate()?;
+        let inbox = Inbox::new().map_err(|error| Error::os("eventfd", &error))?;
+        let fork = ForkMark::new().map_err(|error| Error::os("mmap", &error))?;
+        let (mut backend, info) = select::open(&config, &inbox)?;
+        let epoch = with_backend!(backend, backend => backend.epoch());
+        Ok(Engine { core: Core::new(config, inbox), backend, info, fork, watch: None, epoch })
+    }
+
+    /// Hands what was staged to the kernel, waits until something happened or `timeout` has passed (`None`: for ever; zero: not at
+    /// all), and adds what happened to `completions`, at most up to its capacity. Returns how many were added: a timeout that passes
+    /// is `Ok(0)`. Signals do not end the wait.
+    ///
+    /// If `completions` is full already, nothing is waited for, and 0 returned.
+    ///
+    /// # Errors
+    /// [`Error::Forked`] in a forked child. [`Error::Os`] if the kernel refuses to go on; connections cannot cause that.
+    pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
+        if self.fork.is_child() {
+            return Err(Error::Forked);
+        }
+        self.enter_foreign();
+        self.refresh_clock();
+        let deadline = timeout.map(|timeout| self.core.later(timeout));
+        let result = with_backend!(self.backend, backend => self.core.poll(&mut **backend, completions, deadline));
+        self.leave_foreign();
+        result
+    }
+
+    /// What the engine stands on, which capabilities it uses, and why not the others.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// Counters since the engine was made.
+    pub fn stats(&mut self) -> Stats {
+        let backend = with_backend!(self.backend, backend => backend.stats());
+        Stats {
+            syscalls: backend.syscalls,
+            sqes: backend.sqes,
+            cqes: backend.cqes,
+            unknown_completions: backend.unknown_completions,
+            queue_overflows: backend.queue_overflows,
+            heap_copies: backend.heap_copies,
+            ..self.core.stats
+        }
+    }
+
+    /// A handle that wakes this engine from other threads and from signal handlers.
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.core.inbox))
+    }
+
+    /// Gives a connection a tag, which comes back with each of its completions from later polls.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn set_tag(&mut self, id: ConnId, tag: u64) -> Result<(), Error> {
+        self.core.conn(id.0)?.tag = tag;
+        Ok(())
+    }
+
+    /// The tag of a connection.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn tag(&mut self, id: ConnId) -> Result<u64, Error> {
+        Ok(self.core.conn(id.0)?.tag)
+    }
+
+    /// True if the id names a connection that was not yet told to be closed.
+    pub fn is_live(&mut self, id: ConnId) -> bool {
+        self.core.conn(id.0).is_ok()
+    }
+
+    /// The number of connections: opened or accepted, and not yet told to be closed.
+    pub fn connections(&self) -> usize {
+        self.core.live
+    }
+
+    /// The address of the peer. A system call.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or what getpeername(2) answers.
+    pub fn peer_addr(&mut self, id: ConnId) -> Result<Addr, Error> {
+        self.core.conn(id.0)?;
+        with_backend!(self.backend, backend => backend.peer_addr(id.0))
+            .map_err(|error| Error::os("getpeername", &error))
+    }
+
+    /// The address on this side. A system call.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or what getsockname(2) answers.
+    pub fn local_addr(&mut self, id: ConnId) -> Result<Addr, Error> {
+        self.core.conn(id.0)?;
+        with_backend!(self.backend, backend => backend.local_addr(id.0))
+            .map_err(|error| Error::os("getsockname", &error))
+    }
+
+    /// The descriptor of a connection, where there is one yet: for socket options. Reading from it, writing to it or closing it
+    /// behind the engine's back breaks the order of bytes.
+    pub fn fd(&mut self, id: ConnId) -> Option<BorrowedFd<'_>> {
+        self.core.conn(id.0).ok()?;
+        match &self.backend {
+            AnyBackend::Uring(backend) => backend.fd(id.0),
+            AnyBackend::Epoll(backend) => backend.fd(id.0),
+        }
+    }
+
+    fn wants_nonblocking(&self) -> bool {
+        self.info.backend == Backend::Epoll
+    }
+
+    fn refresh_clock(&mut self) {
+        self.core.now = with_backend!(self.backend, backend => backend.now());
+    }
+
+    fn nanoseconds_of(&self, when: Instant) -> u64 {
+        u64::try_from(when.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.fork.is_child() {
+            with_backend!(self.backend, backend => backend.abandon());
+            return;
+        }
+        self.refresh_clock();
+        let until = self.core.later(self.core.config.teardown_max);
+        let clean = with_backend!(self.backend, backend => {
+            let ended = self.core.tear_down(&mut **backend, until);
+            backend.shut_down(until) && ended
+        });
+        if !clean {
+            // The kernel may still read payloads and write into callers' buffers: they stay for ever.
+            LEAKED.fetch_add(1, Ordering::Relaxed);
+            std::mem::forget(std::mem::replace(&mut self.core.conns, crate::table::Table::with_limit(0)));
+        }
+    }
+}

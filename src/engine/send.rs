@@ -1,0 +1,272 @@
+//! Sending. Owns: what may be queued, when a send is started, and what its result means. Invariant: one send in flight per
+//! connection; the next one takes all that was queued meanwhile.
+
+use super::Engine;
+use super::conn::{Conn, Phase, flag};
+use super::core::Core;
+use crate::backend::{Backend, Op, Outcome, QueueFull};
+use crate::buf::Payload;
+use crate::completion::{CloseKind, Completions, Event};
+use crate::error::{Errno, Error, SendError, WriteError};
+use crate::id::{ConnId, Key};
+
+/// Zero-copy sends stop for a while when this much waits for notifications.
+const HELD_BYTES_MAX: usize = 8 << 20;
+
+impl Engine {
+    /// Queues a payload for sending, without a copy. It leaves with the next [`Engine::poll`], together with all else that
+    /// is queued for the connection, and behind the connect if that is still under way. A payload of no bytes is fine,
+    /// and puts nothing on the wire.
+    ///
+    /// # Errors
+    /// The payload comes back: [`SendError::Full`] at the high watermark, [`SendError::Closed`] when the write side is shut,
+    /// [`SendError::Stale`].
+    #[inline]
+    pub fn send(&mut self, id: ConnId, payload: impl Into<Payload>) -> Result<(), SendError> {
+        self.core.send(id.0, payload.into(), None)
+    }
+
+    /// As [`Engine::send`], and [`Event::Sent`] with the tag tells when the kernel has taken the last byte of it.
+    ///
+    /// # Errors
+    /// As [`Engine::send`].
+    pub fn send_tagged(&mut self, id: ConnId, payload: impl Into<Payload>, tag: u64) -> Result<(), SendError> {
+        self.core.send(id.0, payload.into(), Some(tag))
+    }
+
+    /// Copies a small message into the output buffer of a connection. Many small writes leave as one.
+    ///
+    /// # Errors
+    /// As [`Engine::send`]. All of `bytes` is taken, or nothing.
+    pub fn write(&mut self, id: ConnId, bytes: &[u8]) -> Result<(), WriteError> {
+        self.core.write(id.0, bytes)
+    }
+
+    /// Sends the FIN when all that is queued has left. Reading goes on; the connection ends when the peer's FIN comes too.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn shutdown_write(&mut self, id: ConnId) -> Result<(), Error> {
+        self.core.conn(id.0)?.set(flag::WRITE_SHUT);
+        self.core.mark_dirty(id.0);
+        Ok(())
+    }
+
+    /// Bytes queued for sending that the kernel has not taken yet.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn queued_bytes(&mut self, id: ConnId) -> Result<usize, Error> {
+        Ok(self.core.conn(id.0)?.queued_bytes())
+    }
+}
+
+impl Conn {
+    fn may_queue(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Connecting) && !self.has(flag::WRITE_SHUT | flag::WRITE_DEAD)
+    }
+}
+
+impl Core {
+    fn is_full(&mut self, key: Key) -> bool {
+        let (high, entries_max) = (self.config.send_high_watermark, self.config.send_entries_max);
+        let Some(conn) = self.conns.get_mut(key) else { return false };
+        let Some(queue) = &conn.queue else { return false };
+        if queue.bytes() < high && queue.entries() < entries_max {
+            return false;
+        }
+        conn.set(flag::FULL);
+        self.stats.sends_refused += 1;
+        true
+    }
+
+    #[inline]
+    fn send(&mut self, key: Key, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
+        let Some(conn) = self.caller_conn(key) else { return Err(SendError::Stale(payload)) };
+        if !conn.may_queue() {
+            return Err(SendError::Closed(payload));
+        }
+        if self.is_full(key) {
+            return Err(SendError::Full(payload));
+        }
+        let high = self.config.send_high_watermark;
+        let (conn, spare, _) = self.conn_and_queues(key).expect("looked up above");
+        let queue = Core::queue_of(conn, spare);
+        queue.push(payload, tag);
+        if queue.bytes() >= high {
+            conn.set(flag::FULL);
+        }
+        self.mark_dirty(key);
+        Ok(())
+    }
+
+    fn write(&mut self, key: Key, bytes: &[u8]) -> Result<(), WriteError> {
+        let conn = self.caller_conn(key).ok_or(WriteError::Stale)?;
+        if !conn.may_queue() {
+            return Err(WriteError::Closed);
+        }
+        if self.is_full(key) {
+            return Err(WriteError::Full);
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let high = self.config.send_high_watermark;
+        let (conn, spare, chunks) = self.conn_and_queues(key).expect("looked up above");
+        let queue = Core::queue_of(conn, spare);
+        queue.write(bytes, chunks);
+        if queue.bytes() >= high {
+            conn.set(flag::FULL);
+        }
+        self.mark_dirty(key);
+        Ok(())
+    }
+
+    /// Starts a send if there is something to send, and the FIN if it is time.
+    pub(super) fn service_send<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        key: Key,
+        out: &mut Completions,
+    ) -> Result<(), QueueFull> {
+        let (conn, _, chunks) = self.conn_and_queues(key).expect("serviced while live");
+        if conn.in_flight(Op::Send) {
+            return Ok(());
+        }
+        if let Some(queue) = conn.queue.as_mut().filter(|queue| !queue.is_empty() && queue.front_len() == 0) {
+            let mut tags = Vec::new();
+            queue.skip_empty(chunks, |tag| tags.push(tag));
+            for tag in tags {
+                self.emit(key, Event::Sent { tag }, out);
+            }
+        }
+        let conn = self.conns.get_mut(key).expect("still there");
+        if !conn.queue_is_empty() {
+            let zero_copy = self.wants_zero_copy(backend, key);
+            let conn = self.conns.get_mut(key).expect("still there");
+            let queue = conn.queue.as_mut().expect("not empty");
+            backend.start_send(key, queue, zero_copy)?;
+            if zero_copy {
+                self.stats.zero_copy_sends += 1;
+            }
+            conn.started(Op::Send);
+            return Ok(());
+        }
+        if conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT | flag::WRITE_DEAD) {
+            conn.set(flag::FIN_SENT);
+            backend.shutdown_write(key);
+        }
+        self.recycle_queue(key);
+        Ok(())
+    }
+
+    fn wants_zero_copy<B: Backend>(&mut self, backend: &B, key: Key) -> bool {
+        let Some(threshold) = self.config.zero_copy_threshold.filter(|_| backend.can_zero_copy()) else { return false };
+        let anywhere = self.config.zero_copy_anywhere;
+        let conn = self.conns.get_mut(key).expect("still there");
+        let queue = conn.queue.as_ref().expect("not empty");
+        if queue.front_len() < threshold || queue.held_bytes() > HELD_BYTES_MAX {
+            return false;
+        }
+        if !conn.has(flag::PEER_KNOWN) {
+            conn.set(flag::PEER_KNOWN);
+            if !anywhere && backend.peer_addr(key).map_or(true, |addr| addr.is_local()) {
+                conn.set(flag::NO_ZERO_COPY);
+            }
+        }
+        !conn.has(flag::NO_ZERO_COPY)
+    }
+
+    pub(super) fn on_send<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
+        let (now, low) = (self.now, self.config.send_low_watermark);
+        let Some((conn, _, chunks)) = self.conn_and_queues(key) else { return };
+        let Some(queue) = conn.queue.as_mut() else { return };
+        if let Outcome::Notified = outcome {
+            queue.notice();
+            return self.after_notice(key);
+        }
+        conn.ops &= !super::conn::op_bit(Op::Send);
+        conn.cancelled &= !super::conn::op_bit(Op::Send);
+        if more {
+            queue.expect_notice();
+        }
+        let taken = match outcome {
+            Outcome::Count(taken) => taken,
+            _ => 0,
+        };
+        let mut tags = Vec::new();
+        let left = queue.complete(taken, chunks, |tag| tags.push(tag));
+        let drained = conn.flags & flag::FULL != 0 && queue.bytes() <= low;
+        conn.active_at = now;
+        let idle = queue.is_empty() && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
+        self.stats.sends += 1;
+        self.stats.bytes_sent += taken as u64;
+        self.stats.partial_sends += u64::from(taken > 0 && left > 0);
+        match (idle, outcome) {
+            (_, Outcome::Failed(errno)) => self.send_failed(key, errno),
+            (true, _) => self.recycle_queue(key),
+            (false, _) => self.mark_dirty(key),
+        }
+        for tag in tags {
+            self.emit(key, Event::Sent { tag }, out);
+        }
+        if drained {
+            let conn = self.conns.get_mut(key).expect("still there");
+            conn.unset(flag::FULL);
+            if conn.is_open() && conn.may_queue() {
+                self.emit(key, Event::Drained, out);
+            }
+        }
+    }
+
+    fn after_notice(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.phase == Phase::Ghost && !conn.owes_notices() {
+            self.conns.remove(key);
+            self.retry_paused_listeners();
+        }
+    }
+
+    fn send_failed(&mut self, key: Key, errno: Errno) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match errno.0 {
+            libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.mark_dirty(key),
+            // Zero-copy was refused: this kind of socket cannot, or its memory may not be locked. Copy instead.
+            libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM if !conn.has(flag::NO_ZERO_COPY) => {
+                conn.set(flag::NO_ZERO_COPY | flag::PEER_KNOWN);
+                self.mark_dirty(key);
+            }
+            // Data that came before the failure is still there: read it, up to the error or the end.
+            _ if conn.is_open() && conn.wants_recv() => {
+                conn.set(flag::WRITE_DEAD);
+                conn.set_reason(broken_kind(errno), Some(errno));
+                self.mark_dirty(key);
+            }
+            _ => self.broke(key, errno),
+        }
+    }
+
+    /// The connection broke: the end, for this reason, unless all was well already.
+    pub(super) fn broke(&mut self, key: Key, errno: Errno) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        // After a local close, a reset that finds nothing left to send changes nothing.
+        let harmless = conn.phase == Phase::Closing && conn.queue_is_empty() && conn.has(flag::FIN_SENT);
+        match harmless {
+            true => self.end_phase(key),
+            false => self.terminate(key, broken_kind(errno), Some(errno)),
+        }
+    }
+}
+
+fn broken_kind(errno: Errno) -> CloseKind {
+    match errno.0 {
+        libc::ECONNRESET
+        | libc::EPIPE
+        | libc::ETIMEDOUT
+        | libc::ECONNABORTED
+        | libc::EHOSTUNREACH
+        | libc::ENETUNREACH
+        | libc::ENETDOWN => CloseKind::Reset,
+        _ => CloseKind::Failed,
+    }
+}

@@ -1,0 +1,172 @@
+//! The one turn: start what is wanted, wait, take what is finished, fire what is due. Generic over the backend, so that
+//! everything in it is compiled for each one by itself.
+
+use super::conn::{Phase, flag};
+use super::core::Core;
+use crate::backend::{Backend, Done, Op, QueueFull};
+use crate::completion::{Completions, Event};
+use crate::error::Error;
+use crate::id::{Key, TimerId};
+use crate::timer::Owner;
+
+impl Core {
+    /// Turns until there is something to tell, or the time `deadline` has come.
+    pub(super) fn poll<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        out: &mut Completions,
+        deadline: Option<u64>,
+    ) -> Result<usize, Error> {
+        let before = out.len();
+        loop {
+            self.turn(backend, out, deadline, before)?;
+            if out.len() > before || out.is_full() || deadline.is_some_and(|deadline| deadline <= self.now) {
+                return Ok(out.len() - before);
+            }
+        }
+    }
+
+    fn turn<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        out: &mut Completions,
+        deadline: Option<u64>,
+        before: usize,
+    ) -> Result<(), Error> {
+        self.stats.turns += 1;
+        self.turn = self.turn.wrapping_add(1);
+        // What waited goes first, but leaves room for others.
+        self.deliver_pending(out.capacity().div_ceil(4), out);
+        self.flush(backend, out);
+        let nothing_yet = out.len() == before && self.pending.is_empty();
+        let idle = nothing_yet && self.dirty.is_empty() && self.dirty_listeners.is_empty() && !backend.has_next();
+        let until = match idle && self.inbox.signal.may_sleep() {
+            true => earlier(deadline, self.wheel.next_deadline_ns()),
+            false => Some(0),
+        };
+        backend.wait(until)?;
+        self.now = backend.now();
+        if self.inbox.signal.take(self.foreign) {
+            self.stats.wakes += 1;
+            self.emit_other(0, Event::Woken, out);
+        }
+        while !out.is_full() {
+            match backend.next() {
+                Some(done) => self.finish_op(backend, done, out),
+                None => break,
+            }
+        }
+        self.fire_timers(out);
+        self.deliver_pending(usize::MAX, out);
+        Ok(())
+    }
+
+    /// Starts what is wanted, as far as the backend has room.
+    pub(super) fn flush<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) {
+        if !self.parked.is_empty() {
+            self.unpark(backend.free_buffers());
+        }
+        for _ in 0..self.dirty_listeners.len() {
+            let key = self.dirty_listeners.pop_front().expect("counted above");
+            let Some(listener) = self.listeners.get_mut(key) else { continue };
+            listener.dirty = false;
+            if self.service_listener(backend, key).is_err() {
+                self.mark_listener_dirty(key);
+                return;
+            }
+        }
+        // Servicing one step of a connection can make the next one possible: go on, but not for ever.
+        for _ in 0..self.dirty.len() * 4 {
+            let Some(key) = self.dirty.pop_front() else { return };
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            conn.unset(flag::DIRTY);
+            if self.service(backend, key, out).is_err() {
+                self.mark_dirty(key);
+                return;
+            }
+        }
+    }
+
+    /// Starts what a connection wants.
+    fn service<B: Backend>(&mut self, backend: &mut B, key: Key, out: &mut Completions) -> Result<(), QueueFull> {
+        let conn = self.conns.get(key).expect("looked up by the caller");
+        match conn.phase {
+            Phase::Connecting => self.service_connect(backend, key),
+            Phase::Open | Phase::Closing => {
+                let fin_before = conn.has(flag::FIN_SENT);
+                self.service_send(backend, key, out)?;
+                if !fin_before && self.conns.get(key).is_some_and(|conn| conn.has(flag::FIN_SENT)) {
+                    self.fin_sent(key);
+                }
+                self.service_recv(backend, key, out)?;
+                self.service_close(key, out);
+                Ok(())
+            }
+            Phase::Terminating if conn.in_flight(Op::Close) => Ok(()),
+            Phase::Terminating => self.service_terminating(backend, key, out),
+            Phase::Ghost => Ok(()),
+        }
+    }
+
+    fn finish_op<B: Backend>(&mut self, backend: &mut B, done: Done<B::Socket>, out: &mut Completions) {
+        let Done { key, op, more, outcome } = done;
+        match op {
+            Op::Recv => self.on_recv(key, more, outcome, out),
+            Op::Send => self.on_send(key, more, outcome, out),
+            Op::Accept => self.on_accept(backend, key, more, outcome, out),
+            Op::Connect => self.on_connect(key, outcome, out),
+            Op::Close => self.finished(key, out),
+            Op::CloseListener => self.on_listener_closed(key, out),
+            Op::Wake => {}
+        }
+    }
+
+    fn fire_timers(&mut self, out: &mut Completions) {
+        self.wheel.advance(self.now);
+        while !out.is_full() {
+            let Some((key, owner)) = self.wheel.pop_due() else { return };
+            match owner {
+                Owner::User { tag } => {
+                    self.user_timers -= 1;
+                    self.stats.timers_fired += 1;
+                    self.emit_other(tag, Event::Timer { id: TimerId(key) }, out);
+                }
+                Owner::Conn(conn) => self.on_conn_timer(conn),
+                Owner::Listener(listener) => self.on_listener_timer(listener, out),
+            }
+        }
+    }
+
+    /// Ends everything at once and takes what comes of it, until the time `until`. True if nothing is left.
+    pub(super) fn tear_down<B: Backend>(&mut self, backend: &mut B, until: u64) -> bool {
+        let mut out = Completions::with_capacity(1024);
+        let conns: Vec<Key> = self.conns.keys().collect();
+        conns.into_iter().for_each(|key| self.end_phase(key));
+        let listeners: Vec<Key> = self.listeners.keys().collect();
+        for key in listeners {
+            self.listeners.get_mut(key).expect("just listed").closing = true;
+            self.mark_listener_dirty(key);
+        }
+        while !(self.conns.is_empty() && self.listeners.is_empty()) && self.now < until {
+            self.flush(backend, &mut out);
+            let waiting = self.dirty.is_empty() && self.dirty_listeners.is_empty() && !backend.has_next();
+            if backend.wait(Some(if waiting { until } else { 0 })).is_err() {
+                return false;
+            }
+            self.now = backend.now();
+            while let Some(done) = backend.next() {
+                self.finish_op(backend, done, &mut out);
+                out.drain();
+                self.pending.clear();
+            }
+        }
+        self.conns.is_empty() && self.listeners.is_empty()
+    }
+}
+
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

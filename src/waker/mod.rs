@@ -1,0 +1,57 @@
+//! Wake-ups from other threads. Owns: the [`Waker`] and the eventfd behind it. The only part of an engine that other
+//! threads can touch.
+
+mod signal;
+
+mod atomic {
+    pub(crate) use std::sync::atomic::{AtomicU8, Ordering};
+}
+
+use crate::sys;
+use signal::Signal;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// Wakes an engine from any thread: its poll returns with [`Event::Woken`](crate::Event::Woken). Calls between two polls are
+/// one event, and at most one system call.
+///
+/// A call is an atomic swap and perhaps a write(2), so it is safe in a signal handler too. Waking an engine that is gone does
+/// nothing.
+#[derive(Clone, Debug)]
+pub struct Waker(pub(crate) Arc<Inbox>);
+
+impl Waker {
+    /// Wakes the engine.
+    pub fn wake(&self) {
+        if self.0.signal.call() {
+            sys::eventfd_signal(&self.0.fd);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    pub(crate) signal: Signal,
+    fd: OwnedFd,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> io::Result<Arc<Inbox>> {
+        Ok(Arc::new(Inbox { signal: Signal::new(), fd: sys::eventfd()? }))
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Makes the descriptor unreadable again.
+    pub(crate) fn reset(&self) {
+        sys::counter_reset(&self.fd);
+    }
+
+    /// Makes the descriptor readable, whatever the state.
+    pub(crate) fn kick(&self) {
+        sys::eventfd_signal(&self.fd);
+    }
+}
