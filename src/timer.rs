@@ -189,9 +189,9 @@ impl Wheel {
     }
 }
 
-/// Rounds up: a timer must not fire before its deadline.
+/// Rounds up: a timer must not fire before its deadline. (The end of time, 584 years from the epoch, is the last whole tick.)
 fn tick_of(deadline_ns: u64) -> u64 {
-    deadline_ns.div_ceil(1 << TICK_SHIFT)
+    deadline_ns.div_ceil(1 << TICK_SHIFT).min(u64::MAX >> TICK_SHIFT)
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ impl Core {
         deadline: Option<u64>,
     ) -> Result<usize, Error> {
         let before = out.len();
+        // Without room for an event there is nothing to wait for.
+        let deadline = if out.is_full() { Some(0) } else { deadline };
         loop {
             self.turn(backend, out, deadline, before)?;
             if out.len() > before || out.is_full() || deadline.is_some_and(|deadline| deadline <= self.now) {

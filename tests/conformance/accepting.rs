@@ -1,0 +1,275 @@
+//! Listeners, limits, and descriptors that come from or go to somebody else.
+
+use crate::Variant;
+use crate::rig::*;
+use proactor::*;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
+
+pub fn accept_many(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (listener, addr) = rig.listen_with(ListenOptions { tag: 5, ..ListenOptions::default() });
+    let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let mut conns = std::collections::HashSet::new();
+    rig.run("accepts", |_, completion| {
+        if let Some(Completion { conn, tag, event: Event::Accepted { listener: from } }) = completion {
+            assert_eq!((from, tag), (listener, 5));
+            assert!(conns.insert(conn), "{conn} accepted twice");
+        }
+        conns.len() == 200
+    });
+    assert_eq!(rig.engine.connections(), 200);
+    drop(clients);
+}
+
+pub fn close_listener_stops_accepting(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (listener, addr) = rig.listen();
+    let mut client = TcpStream::connect(addr).unwrap();
+    let conn = rig.until("accept", |_, completion| Some(completion.conn));
+    rig.engine.close_listener(listener).unwrap();
+    rig.until("the listener's end", |_, completion| match completion.event {
+        Event::ListenerClosed { listener: id, errno } => Some(assert_eq!((id, errno), (listener, None))),
+        other => panic!("{other:?}"),
+    });
+    assert!(TcpStream::connect(addr).is_err(), "nobody listens any more");
+    assert!(matches!(rig.engine.listener_addr(listener), Err(Error::Stale)));
+    client.write_all(b"still here").unwrap();
+    assert_eq!(rig.receive(conn, 10), b"still here");
+    // The port is free again.
+    rig.engine.listen(addr, ListenOptions::default()).unwrap();
+}
+
+pub fn listener_errors(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = rig.engine.listen(taken.local_addr().unwrap(), ListenOptions::default()).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno(libc::EADDRINUSE)), "{error}");
+    assert!(error.to_string().contains("EADDRINUSE"), "{error}");
+    let reuse = ListenOptions { reuse_port: true, ..ListenOptions::default() };
+    let (_, addr) = rig.listen_with(reuse.clone());
+    rig.engine.listen(addr, reuse).unwrap();
+    let mut small = Rig::with(variant.config().listeners_max(1));
+    small.listen();
+    let refused = small.engine.listen("127.0.0.1:0".parse::<Addr>().unwrap(), ListenOptions::default());
+    assert!(matches!(refused, Err(Error::Limit { limit: "listeners_max", value: 1 })));
+}
+
+pub fn connections_max_pauses_listeners(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().connections_max(3));
+    let (listener, addr) = rig.listen();
+    let mut clients: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let (mut conns, mut paused) = (Vec::new(), 0);
+    rig.run("a pause", |_, completion| {
+        match completion {
+            Some(Completion { conn, event: Event::Accepted { .. }, .. }) => conns.push(conn),
+            Some(Completion { event: Event::ListenerPaused { listener: id, errno }, .. }) => {
+                assert_eq!((id, errno), (listener, None));
+                paused += 1;
+            }
+            _ => {}
+        }
+        conns.len() == 3 && paused == 1
+    });
+    rig.watch(Duration::from_millis(20));
+    // The next one waits in the backlog; its bytes do too.
+    let mut waiting = TcpStream::connect(addr).unwrap();
+    waiting.write_all(b"patience").unwrap();
+    assert!(rig.watch(Duration::from_millis(50)).is_empty());
+    drop(clients.pop());
+    rig.engine.close(conns[0]).unwrap();
+    let (mut resumed, mut accepted) = (0, ConnId::NONE);
+    let mut bytes = Vec::new();
+    rig.run("the one that waited", |engine, completion| {
+        match completion {
+            Some(Completion { event: Event::ListenerResumed { .. }, .. }) => resumed += 1,
+            Some(Completion { conn, event: Event::Accepted { .. }, .. }) => accepted = conn,
+            Some(Completion { event: Event::Received(data), .. }) => bytes.extend_from_slice(&data),
+            Some(Completion { conn, event: Event::ReadClosed, .. }) => drop(engine.close(conn)),
+            _ => {}
+        }
+        resumed == 1 && bytes == b"patience"
+    });
+    assert!(!accepted.is_none());
+}
+
+pub fn adopt_a_socketpair(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let AdoptedId::Conn(conn) = rig.engine.adopt(near.into(), SocketOptions::default()).unwrap() else { panic!("a stream") };
+    far.write_all(b"hello").unwrap();
+    assert_eq!(rig.receive(conn, 5), b"hello");
+    rig.engine.send(conn, "and back").unwrap();
+    rig.engine.close(conn).unwrap();
+    let reader = thread::spawn(move || read_all(far));
+    assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
+    assert_eq!(reader.join().unwrap(), b"and back");
+    // What is no stream socket is refused, and closed.
+    let file = std::fs::File::open("/proc/self/stat").unwrap();
+    assert!(rig.engine.adopt(file.into(), SocketOptions::default()).is_err());
+    let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    assert!(rig.engine.adopt(OwnedFd::from(unconnected), SocketOptions::default()).is_err());
+    let datagram = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(matches!(rig.engine.adopt(datagram.into(), SocketOptions::default()), Err(Error::Unsupported { .. })));
+}
+
+pub fn adopt_a_listener(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let AdoptedId::Listener(id) = rig.engine.adopt(listener.into(), SocketOptions::default()).unwrap() else { panic!("a listener") };
+    assert_eq!(rig.engine.listener_addr(id).unwrap(), Addr::Inet(addr));
+    let mut client = TcpStream::connect(addr).unwrap();
+    client.write_all(b"socket activation").unwrap();
+    let conn = rig.until("accept", |_, completion| Some(completion.conn));
+    assert_eq!(rig.receive(conn, 17), b"socket activation");
+}
+
+pub fn release_gives_the_descriptor_back(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    rig.engine.send(conn, "from the engine").unwrap();
+    assert!(matches!(rig.engine.release(conn), Err(Error::State(_))), "not while something is queued");
+    rig.engine.pause_reads(conn).unwrap();
+    let mut released = None;
+    rig.run("quiet", |engine, _| {
+        released = engine.release(conn).ok();
+        released.is_some()
+    });
+    let mut stream = TcpStream::from(released.expect("just released"));
+    stream.set_nonblocking(false).unwrap();
+    assert!(!rig.engine.is_live(conn));
+    peer.write_all(b"to the caller").unwrap();
+    let mut bytes = [0; 13];
+    stream.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"to the caller");
+    stream.write_all(b", and by hand").unwrap();
+    let mut bytes = [0; 28];
+    peer.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"from the engine, and by hand");
+    assert!(rig.watch(Duration::from_millis(10)).is_empty(), "no event for what is not ours");
+}
+
+pub fn accepted_inherit_options(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let mut options = ListenOptions::default();
+    options.socket.read_mode = ReadMode::Paused;
+    options.socket.keepalive = Some((Duration::from_secs(60), Duration::from_secs(10)));
+    let (_, addr) = rig.listen_with(options);
+    let mut client = TcpStream::connect(addr).unwrap();
+    client.write_all(b"x").unwrap();
+    let conn = rig.until("accept", |_, completion| Some(completion.conn));
+    assert!(rig.watch(Duration::from_millis(20)).is_empty(), "paused from the start");
+    let fd = rig.engine.fd(conn).unwrap();
+    let socket = socket2::SockRef::from(&fd);
+    assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+    rig.engine.resume_reads(conn).unwrap();
+    rig.receive(conn, 1);
+}
+
+pub fn ipv6_listener(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let listener = rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), ListenOptions::default()).unwrap();
+    let port = rig.engine.listener_addr(listener).unwrap().as_inet().unwrap().port();
+    let clients = [TcpStream::connect(("127.0.0.1", port)).unwrap(), TcpStream::connect(("::1", port)).unwrap()];
+    for client in &clients {
+        let conn = rig.until("accept", |_, completion| Some(completion.conn));
+        let Addr::Inet(peer) = rig.engine.peer_addr(conn).unwrap() else { panic!("inet") };
+        assert_eq!(peer.port(), client.local_addr().unwrap().port());
+    }
+    let only = ListenOptions { v6_only: true, ..ListenOptions::default() };
+    let listener = rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), only).unwrap();
+    let port = rig.engine.listener_addr(listener).unwrap().as_inet().unwrap().port();
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+/// Uses up all descriptors but so many, under a low RLIMIT_NOFILE. They are free again when the result is dropped.
+fn leave_descriptors(spare: usize) -> Vec<std::fs::File> {
+    let limit = libc::rlimit { rlim_cur: 100, rlim_max: 100 };
+    // SAFETY: a plain value.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let mut fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    fillers.truncate(fillers.len() - spare);
+    fillers
+}
+
+pub fn descriptors_run_out(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (listener, addr) = rig.listen();
+    // The clients are in a process of their own, so that only the engine runs out.
+    let port = addr.port().to_string();
+    let script = "import socket,sys,time\ns=[socket.create_connection(('127.0.0.1',int(sys.argv[1]))) for _ in range(12)]\nfor i,c in enumerate(s): c.sendall(bytes([65+i]))\nsys.stdout.write('up\\n');sys.stdout.flush();sys.stdin.read()\n";
+    let child = std::process::Command::new("python3")
+        .args(["-c", script, &port])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        println!("skipped: no python3 for the clients");
+        return;
+    };
+    rig.poll(Duration::ZERO);
+    let _fillers = leave_descriptors(5);
+    let mut line = [0; 3];
+    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    let (mut open, mut seen, mut paused, mut resumed) = (Vec::new(), Vec::new(), 0, 0);
+    rig.run("a pause", |_, completion| {
+        match completion {
+            Some(Completion { conn, event: Event::Accepted { .. }, .. }) => open.push(conn),
+            Some(Completion { event: Event::Received(data), .. }) => seen.extend_from_slice(&data),
+            Some(Completion { event: Event::ListenerPaused { listener: id, errno }, .. }) => {
+                assert_eq!((id, errno), (listener, Some(Errno(libc::EMFILE))));
+                paused += 1;
+            }
+            _ => {}
+        }
+        paused > 0 && !open.is_empty() && seen.len() == open.len()
+    });
+    // It does not spin while it waits.
+    let before = rig.engine.stats();
+    let quiet = rig.watch(Duration::from_millis(500));
+    let after = rig.engine.stats();
+    assert!(quiet.is_empty(), "{quiet:?}");
+    assert!(after.turns - before.turns < 100 && after.syscalls - before.syscalls < 200, "spins: {before:?} {after:?}");
+    // As descriptors become free, everybody who waited is served; nobody was dropped.
+    while seen.len() < 12 {
+        let conn = open.remove(0);
+        rig.engine.abort(conn).unwrap();
+        let goal = seen.len() + 1;
+        rig.run("one more", |_, completion| {
+            match completion {
+                Some(Completion { conn, event: Event::Accepted { .. }, .. }) => open.push(conn),
+                Some(Completion { event: Event::Received(data), .. }) => seen.extend_from_slice(&data),
+                Some(Completion { event: Event::ListenerPaused { .. }, .. }) => paused += 1,
+                Some(Completion { event: Event::ListenerResumed { .. }, .. }) => resumed += 1,
+                _ => {}
+            }
+            seen.len() >= goal
+        });
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, b"ABCDEFGHIJKL");
+    for conn in open {
+        rig.engine.abort(conn).unwrap();
+    }
+    rig.run("the last resume", |_, completion| {
+        resumed += usize::from(matches!(completion, Some(Completion { event: Event::ListenerResumed { .. }, .. })));
+        resumed == paused
+    });
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+pub fn connect_without_descriptors(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (_, addr) = rig.listen();
+    rig.poll(Duration::ZERO);
+    let _fillers = leave_descriptors(0);
+    let conn = rig.engine.connect(addr, ConnectOptions::default()).unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.errno), (CloseKind::ConnectFailed, Some(Errno(libc::EMFILE))));
+}

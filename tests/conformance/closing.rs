@@ -1,0 +1,286 @@
+//! Ends: each kind, its reason, and that nothing is lost or told twice on the way.
+
+use crate::Variant;
+use crate::rig::*;
+use proactor::*;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub fn close_flushes_everything(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, peer) = rig.pair();
+    let bytes = pattern(10 << 20);
+    rig.engine.send(conn, bytes.clone()).unwrap();
+    rig.engine.close(conn).unwrap();
+    rig.engine.close(conn).unwrap();
+    assert!(matches!(rig.engine.send(conn, "late"), Err(SendError::Closed(_))));
+    let reader = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(30));
+        read_all(peer)
+    });
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Local, 0));
+    assert!(reader.join().unwrap() == bytes);
+    assert!(matches!(rig.engine.close(conn), Err(Error::Stale)));
+}
+
+pub fn close_with_unread_input_loses_nothing(variant: &Variant) {
+    // The peer goes on talking while we answer and close: a plain close(2) would reset, and cut the answer short.
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    let answer = pattern(2 << 20);
+    rig.engine.pause_reads(conn).unwrap();
+    peer.write_all(&[b'?'; 30_000]).unwrap();
+    rig.engine.send(conn, answer.clone()).unwrap();
+    rig.engine.close(conn).unwrap();
+    let client = thread::spawn(move || {
+        let mut seen = Vec::new();
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            match peer.read(&mut piece).unwrap() {
+                0 => return seen,
+                len => seen.extend_from_slice(&piece[..len]),
+            }
+            if seen.len() < 1 << 20 {
+                peer.write_all(b"and another thing").unwrap();
+            }
+        }
+    });
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Local, 0));
+    assert!(client.join().unwrap() == answer);
+}
+
+pub fn close_gives_up_at_the_linger_deadline(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().linger(Duration::from_millis(100)));
+    let (conn, mut peer) = rig.pair();
+    let len = 40 << 20;
+    rig.engine.send(conn, vec![0; len]).unwrap();
+    rig.poll(Duration::from_millis(10));
+    let start = Instant::now();
+    rig.engine.close(conn).unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!(reason.kind, CloseKind::LingerTimedOut);
+    assert!(start.elapsed() >= Duration::from_millis(100));
+    assert!(reason.unsent_bytes > 0 && reason.unsent_bytes < len as u64, "{reason}");
+    let mut sink = Vec::new();
+    assert!(peer.read_to_end(&mut sink).is_err(), "a stream cut short must not look complete");
+}
+
+pub fn abort_resets(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    rig.engine.send(conn, vec![0; 20 << 20]).unwrap();
+    rig.poll(Duration::from_millis(5));
+    rig.engine.abort(conn).unwrap();
+    rig.engine.abort(conn).unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!(reason.kind, CloseKind::Aborted);
+    assert!(reason.unsent_bytes > 0);
+    let error = peer.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+pub fn peer_resets_while_we_send(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, peer) = rig.pair();
+    rig.engine.send(conn, vec![0; 30 << 20]).unwrap();
+    rig.poll(Duration::from_millis(20));
+    reset_on_drop(&peer);
+    drop(peer);
+    let reason = rig.end_of(conn);
+    assert_eq!(reason.kind, CloseKind::Reset);
+    assert!(reason.unsent_bytes > 0, "{reason}");
+    // Sending to one that is long gone.
+    let (conn, peer) = rig.pair();
+    drop(peer);
+    rig.until("the peer's FIN", |_, completion| matches!(completion.event, Event::ReadClosed).then_some(()));
+    let deadline = Instant::now() + patience();
+    while rig.engine.send(conn, "anyone?").is_ok() {
+        assert!(Instant::now() < deadline);
+        rig.poll(Duration::from_millis(5));
+    }
+    assert_eq!(rig.end_of(conn).kind, CloseKind::Reset);
+}
+
+pub fn peer_resets_after_data(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    peer.write_all(b"before the end").unwrap();
+    thread::sleep(Duration::from_millis(20));
+    reset_on_drop(&peer);
+    drop(peer);
+    let mut data = Vec::new();
+    rig.run("the reset", |engine, completion| {
+        if let Some(Completion { event: Event::Received(lease), .. }) = completion {
+            data.extend_from_slice(&lease);
+        }
+        !engine.is_live(conn)
+    });
+    assert_eq!(rig.ended[&conn].kind, CloseKind::Reset);
+    assert_eq!(data, b"before the end", "what came before the reset is delivered first");
+}
+
+pub fn idle_timeout(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().idle_timeout(Some(Duration::from_millis(80))));
+    let (conn, mut peer) = rig.pair();
+    let start = Instant::now();
+    assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
+    assert!(start.elapsed() >= Duration::from_millis(70));
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    // Accepted ones too, with a timeout of the listener's own.
+    let mut options = ListenOptions::default();
+    options.socket.idle_timeout = Some(Duration::from_millis(30));
+    let (_, addr) = rig.listen_with(options);
+    let mut client = TcpStream::connect(addr).unwrap();
+    let conn = rig.until("accept", |_, completion| Some(completion.conn));
+    assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+pub fn idle_timeout_is_put_off_by_traffic(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let mut options = ConnectOptions::default();
+    options.socket.idle_timeout = Some(Duration::from_millis(500));
+    let (conn, mut peer) = rig.pair_with(options);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1200) {
+        peer.write_all(b".").unwrap();
+        rig.receive(conn, 1);
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(rig.engine.is_live(conn));
+    assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
+}
+
+pub fn stale_ids_are_errors(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (old, _peer) = rig.pair();
+    rig.engine.abort(old).unwrap();
+    rig.end_of(old);
+    let (new, mut peer) = rig.pair();
+    assert_eq!(new.slot(), old.slot());
+    assert_ne!(new, old);
+    for id in [old, ConnId::NONE] {
+        assert!(matches!(rig.engine.send(id, "x"), Err(SendError::Stale(_))));
+        assert_eq!(rig.engine.write(id, b"x"), Err(WriteError::Stale));
+        assert!(matches!(rig.engine.close(id), Err(Error::Stale)));
+        assert!(matches!(rig.engine.abort(id), Err(Error::Stale)));
+        assert!(matches!(rig.engine.shutdown_write(id), Err(Error::Stale)));
+        assert!(matches!(rig.engine.pause_reads(id), Err(Error::Stale)));
+        assert!(matches!(rig.engine.resume_reads(id), Err(Error::Stale)));
+        assert!(matches!(rig.engine.recv_into(id, Default::default(), 1), Err(Error::Stale)));
+        assert!(matches!(rig.engine.set_tag(id, 1), Err(Error::Stale)));
+        assert!(matches!(rig.engine.peer_addr(id), Err(Error::Stale)));
+        assert!(matches!(rig.engine.release(id), Err(Error::Stale)));
+        assert!(rig.engine.fd(id).is_none() && !rig.engine.is_live(id));
+    }
+    assert!(matches!(rig.engine.close_listener(ListenerId::NONE), Err(Error::Stale)));
+    assert!(!rig.engine.timer_cancel(TimerId::NONE));
+    peer.write_all(b"fine").unwrap();
+    assert_eq!(rig.receive(new, 4), b"fine");
+}
+
+pub fn races_of_close_abort_and_data(variant: &Variant) {
+    // Both ends in one engine, ended at every stage in every way while data flies. The rig checks: one end each, none after it.
+    let mut rig = Rig::new(variant);
+    let (_, addr) = rig.listen();
+    let mut opened = 0;
+    for round in 0..300u32 {
+        let conn = rig.engine.connect(addr, ConnectOptions::default()).unwrap();
+        opened += 1;
+        let _ = rig.engine.send(conn, vec![1; (round as usize % 7) * 50_000]);
+        for step in 0..round % 5 {
+            let timeout = Duration::from_micros(u64::from(step * 37 % 100));
+            for completion in rig.poll(timeout) {
+                let other = completion.conn;
+                match completion.event {
+                    Event::Received(data) => drop(rig.engine.send(other, data)),
+                    Event::Accepted { .. } if round % 4 == 0 => rig.engine.abort(other).unwrap(),
+                    Event::Accepted { .. } if round % 4 == 1 => rig.engine.pause_reads(other).unwrap(),
+                    Event::ReadClosed => rig.engine.close(other).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+        let _ = match round % 6 {
+            0 => rig.engine.close(conn),
+            1 => rig.engine.abort(conn),
+            2 => rig.engine.close(conn).and_then(|()| rig.engine.abort(conn)),
+            3 => rig.engine.shutdown_write(conn).and_then(|()| rig.engine.pause_reads(conn)),
+            4 => rig.engine.recv_into(conn, Default::default(), 100).and_then(|()| rig.engine.close(conn)),
+            _ => Ok(()),
+        };
+    }
+    rig.engine.drain(Duration::from_millis(500));
+    rig.run("the end of all", |engine, _| engine.is_drained());
+    let ours = rig.ended.len();
+    assert!(ours >= opened, "{opened} opened, {ours} ended");
+    assert_eq!(rig.engine.stats().unknown_completions, 0);
+}
+
+pub fn drain_closes_everything(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (listener, addr) = rig.listen();
+    let clients: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let mut conns = Vec::new();
+    rig.run("accepts", |_, completion| {
+        conns.extend(completion.map(|completion| completion.conn));
+        conns.len() == 20
+    });
+    for conn in &conns {
+        rig.engine.send(*conn, pattern(200_000)).unwrap();
+    }
+    let readers: Vec<_> = clients.into_iter().map(|client| thread::spawn(move || read_all(client))).collect();
+    rig.engine.drain(Duration::from_secs(30));
+    assert!(matches!(rig.engine.connect(addr, ConnectOptions::default()), Err(Error::Draining)));
+    assert!(matches!(rig.engine.listen(addr, ListenOptions::default()), Err(Error::Draining)));
+    let mut listener_closed = 0;
+    rig.run("the drain", |engine, completion| {
+        if let Some(Completion { event: Event::ListenerClosed { listener: id, errno }, .. }) = completion {
+            assert_eq!((id, errno), (listener, None));
+            listener_closed += 1;
+        }
+        engine.is_drained()
+    });
+    assert_eq!(listener_closed, 1);
+    readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() == pattern(200_000)));
+    assert!(conns.iter().all(|conn| rig.ended[conn].kind == CloseKind::Shutdown && rig.ended[conn].unsent_bytes == 0));
+}
+
+pub fn drain_gives_up_in_time(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, _peer) = rig.pair();
+    rig.engine.send(conn, vec![0; 40 << 20]).unwrap();
+    rig.engine.drain(Duration::from_millis(100));
+    let reason = rig.end_of(conn);
+    assert!(reason.unsent_bytes > 0 && reason.kind == CloseKind::LingerTimedOut, "{reason}");
+    rig.run("the drain", |engine, _| engine.is_drained());
+}
+
+pub fn close_with_peer_option(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let mut options = ConnectOptions::default();
+    options.socket.half_open = false;
+    let (conn, peer) = rig.pair_with(options);
+    drop(peer);
+    assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
+}
+
+pub fn closed_reason_tells_who(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (ours, peer) = rig.pair();
+    rig.engine.close(ours).unwrap();
+    let reader = thread::spawn(move || read_all(peer));
+    assert_eq!(rig.end_of(ours).kind, CloseKind::Local);
+    reader.join().unwrap();
+    let (theirs, peer) = rig.pair();
+    drop(peer);
+    rig.until("the peer's FIN", |_, completion| matches!(completion.event, Event::ReadClosed).then_some(()));
+    rig.engine.close(theirs).unwrap();
+    let reason = rig.end_of(theirs);
+    assert_eq!(reason.kind, CloseKind::PeerClosed);
+    assert_eq!(reason.to_string(), "closed by the peer");
+}

@@ -1,0 +1,267 @@
+//! Opening connections: success on each family, and each way to fail.
+
+use crate::Variant;
+use crate::rig::*;
+use proactor::*;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+fn options(timeout_ms: u64) -> ConnectOptions {
+    ConnectOptions { timeout: Some(Duration::from_millis(timeout_ms)), ..ConnectOptions::default() }
+}
+
+/// Client and server in one engine: a question, an answer, both ends closed in order.
+fn round_trip(rig: &mut Rig, addr: Addr) {
+    let conn = rig.engine.connect(addr, ConnectOptions { tag: 7, ..ConnectOptions::default() }).unwrap();
+    rig.engine.send(conn, "question").unwrap();
+    let (mut connected, mut answer, mut server) = (0, Vec::new(), ConnId::NONE);
+    rig.run("an answer", |engine, completion| {
+        let Some(completion) = completion else { return answer == b"question" };
+        match completion.event {
+            Event::Connected => {
+                assert_eq!((completion.conn, completion.tag), (conn, 7));
+                connected += 1;
+            }
+            Event::Accepted { .. } => server = completion.conn,
+            Event::Received(data) if completion.conn == conn => answer.extend_from_slice(&data),
+            _ => serve_echo(engine, completion),
+        }
+        false
+    });
+    assert_eq!(connected, 1);
+    rig.engine.close(conn).unwrap();
+    rig.run("both ends", |engine, completion| {
+        if let Some(completion) = completion {
+            serve_echo(engine, completion);
+        }
+        engine.connections() == 0
+    });
+    assert_eq!(rig.ended[&conn].kind, CloseKind::Local);
+    assert_eq!(rig.ended[&server].kind, CloseKind::PeerClosed);
+}
+
+fn listen_and_round_trip(variant: &Variant, addr: Addr) {
+    let mut rig = Rig::new(variant);
+    let listener = rig.engine.listen(addr, ListenOptions::default()).unwrap();
+    let addr = rig.engine.listener_addr(listener).unwrap();
+    round_trip(&mut rig, addr);
+}
+
+pub fn connect_ipv4(variant: &Variant) {
+    listen_and_round_trip(variant, "127.0.0.1:0".parse().unwrap());
+}
+
+pub fn connect_ipv6(variant: &Variant) {
+    listen_and_round_trip(variant, "[::1]:0".parse().unwrap());
+}
+
+pub fn connect_unix_path(variant: &Variant) {
+    let path = std::env::temp_dir().join(format!("proactor-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    listen_and_round_trip(variant, Addr::Unix(path.clone()));
+    // The file of a listener that is gone is stale: it is replaced. One that is alive is not.
+    listen_and_round_trip(variant, Addr::Unix(path.clone()));
+    let mut rig = Rig::new(variant);
+    rig.engine.listen(path.as_path(), ListenOptions::default()).unwrap();
+    let error = rig.engine.listen(path.as_path(), ListenOptions::default()).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno(libc::EADDRINUSE)));
+    std::fs::remove_file(&path).unwrap();
+}
+
+pub fn connect_unix_abstract(variant: &Variant) {
+    listen_and_round_trip(variant, Addr::UnixAbstract(format!("proactor-{}", std::process::id()).into_bytes()));
+}
+
+pub fn connect_refused(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let conn = rig.engine.connect((Ipv4Addr::LOCALHOST, port), ConnectOptions::default()).unwrap();
+    rig.engine.send(conn, "never").unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.errno), (CloseKind::Refused, Some(Errno(libc::ECONNREFUSED))));
+    assert_eq!(reason.unsent_bytes, 5);
+    assert!(matches!(rig.engine.send(conn, "more"), Err(SendError::Stale(_))));
+}
+
+pub fn connect_unix_missing(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let conn = rig.engine.connect(Addr::Unix("/nonexistent/proactor.sock".into()), ConnectOptions::default()).unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.errno), (CloseKind::Refused, Some(Errno(libc::ENOENT))));
+}
+
+pub fn connect_unreachable(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    // The loopback network's broadcast address: no TCP goes there, and no packet leaves the machine.
+    let conn = rig.engine.connect((Ipv4Addr::new(127, 255, 255, 255), 9), ConnectOptions::default()).unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.errno), (CloseKind::Unreachable, Some(Errno(libc::ENETUNREACH))));
+}
+
+/// A listener whose backlog is full, so that further SYNs are dropped, and what keeps it full.
+fn full_listener() -> (TcpListener, Vec<socket2::Socket>) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket.listen(1).unwrap();
+    let listener: TcpListener = socket.into();
+    let addr = listener.local_addr().unwrap().into();
+    let fillers = (0..8)
+        .map(|_| {
+            let filler = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            filler.set_nonblocking(true).unwrap();
+            let _ = filler.connect(&addr);
+            filler
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(20));
+    (listener, fillers)
+}
+
+pub fn connect_hangs_until_its_timeout(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (listener, _fillers) = full_listener();
+    let start = Instant::now();
+    let conn = rig.engine.connect(listener.local_addr().unwrap(), options(150)).unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!(reason.kind, CloseKind::ConnectTimedOut);
+    assert!(start.elapsed() >= Duration::from_millis(150), "too early");
+}
+
+pub fn connect_timeout_leaves_others_alone(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (listener, _fillers) = full_listener();
+    let doomed = rig.engine.connect(listener.local_addr().unwrap(), options(50)).unwrap();
+    let (conn, mut peer) = rig.pair();
+    rig.end_of(doomed);
+    // The slot is used again, by a connection that must not be hit by anything late.
+    let (next, mut next_peer) = rig.pair();
+    assert_eq!(next.slot(), doomed.slot());
+    peer.write_all(b"a").unwrap();
+    assert_eq!(rig.receive(conn, 1), b"a");
+    next_peer.write_all(b"b").unwrap();
+    assert_eq!(rig.receive(next, 1), b"b");
+}
+
+pub fn sends_wait_behind_the_connect(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    rig.engine.send(conn, "one ").unwrap();
+    rig.engine.write(conn, b"two ").unwrap();
+    rig.engine.send(conn, vec![b'3']).unwrap();
+    rig.engine.shutdown_write(conn).unwrap();
+    let (mut peer, _) = {
+        rig.until("connect", |_, completion| matches!(completion.event, Event::Connected).then_some(()));
+        listener.accept().unwrap()
+    };
+    rig.poll(Duration::ZERO);
+    let mut text = String::new();
+    let reader = std::thread::spawn(move || {
+        peer.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
+    assert_eq!(reader.join().unwrap(), "one two 3");
+}
+
+pub fn close_while_connecting_flushes(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    rig.engine.send(conn, "farewell").unwrap();
+    rig.engine.close(conn).unwrap();
+    assert!(matches!(rig.engine.send(conn, "late"), Err(SendError::Closed(_))));
+    let reader = std::thread::spawn(move || read_all(listener.accept().unwrap().0));
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Local, 0));
+    assert_eq!(reader.join().unwrap(), b"farewell");
+    // With nothing to say, there is nothing to wait for.
+    let (full, _fillers) = full_listener();
+    let conn = rig.engine.connect(full.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    rig.poll(Duration::ZERO);
+    rig.engine.close(conn).unwrap();
+    assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
+}
+
+pub fn abort_while_connecting(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (listener, _fillers) = full_listener();
+    let staged = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    rig.engine.abort(staged).unwrap();
+    assert_eq!(rig.end_of(staged).kind, CloseKind::Aborted);
+    let started = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    rig.engine.send(started, "lost").unwrap();
+    rig.poll(Duration::from_millis(10));
+    rig.engine.abort(started).unwrap();
+    let reason = rig.end_of(started);
+    assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Aborted, 4));
+}
+
+pub fn local_address(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let local = "127.0.0.5:0".parse().unwrap();
+    let (conn, peer) = rig.pair_with(ConnectOptions { local: Some(local), ..ConnectOptions::default() });
+    assert_eq!(peer.peer_addr().unwrap().ip().to_string(), "127.0.0.5");
+    assert_eq!(rig.engine.local_addr(conn).unwrap(), Addr::Inet(peer.peer_addr().unwrap()));
+    // An address of somebody else.
+    let local = Some("192.0.2.1:0".parse().unwrap());
+    let conn = rig.engine.connect((Ipv4Addr::LOCALHOST, 9), ConnectOptions { local, ..ConnectOptions::default() }).unwrap();
+    let reason = rig.end_of(conn);
+    assert_eq!((reason.kind, reason.errno), (CloseKind::ConnectFailed, Some(Errno(libc::EADDRNOTAVAIL))));
+}
+
+pub fn impossible_addresses(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    for addr in [Addr::Unix("".into()), Addr::Unix("p".repeat(300).into()), Addr::UnixUnnamed] {
+        assert!(matches!(rig.engine.connect(addr.clone(), ConnectOptions::default()), Err(Error::Address { .. })));
+        assert!(matches!(rig.engine.listen(addr, ListenOptions::default()), Err(Error::Address { .. })));
+    }
+    let local = Some("127.0.0.1:0".parse().unwrap());
+    let mixed = ConnectOptions { local, ..ConnectOptions::default() };
+    assert!(matches!(rig.engine.connect("[::1]:9".parse::<Addr>().unwrap(), mixed), Err(Error::Address { .. })));
+    assert_eq!(rig.engine.connections(), 0);
+}
+
+pub fn connect_limit(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().connections_max(2));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let first = rig.engine.connect(addr, ConnectOptions::default()).unwrap();
+    rig.engine.connect(addr, ConnectOptions::default()).unwrap();
+    let refused = rig.engine.connect(addr, ConnectOptions::default());
+    assert!(matches!(refused, Err(Error::Limit { limit: "connections_max", value: 2 })), "{refused:?}");
+    rig.engine.abort(first).unwrap();
+    rig.end_of(first);
+    rig.engine.connect(addr, ConnectOptions::default()).unwrap();
+}
+
+pub fn unix_backlog_full(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let name = format!("proactor-backlog-{}", std::process::id());
+    let addr = Addr::UnixAbstract(name.clone().into_bytes());
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
+    socket.listen(1).unwrap();
+    let listener: UnixListener = socket.into();
+    let conns: Vec<ConnId> = (0..4).map(|_| rig.engine.connect(addr.clone(), ConnectOptions::default()).unwrap()).collect();
+    rig.watch(Duration::from_millis(30));
+    // Two fit; the others wait for the listener to take those.
+    let server = std::thread::spawn(move || (0..4).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>());
+    let deadline = Instant::now() + patience();
+    while !server.is_finished() {
+        assert!(Instant::now() < deadline, "the waiting connects never went through");
+        rig.poll(Duration::from_millis(10));
+    }
+    let peers = server.join().unwrap();
+    for conn in &conns {
+        rig.engine.send(*conn, "x").unwrap();
+        rig.engine.close(*conn).unwrap();
+    }
+    let readers: Vec<_> = peers.into_iter().map(|peer| std::thread::spawn(move || read_all(peer))).collect();
+    for conn in conns {
+        assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
+    }
+    readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap(), b"x"));
+}

@@ -1,0 +1,212 @@
+//! Environments that take things away: filters, limits, switches. The engine must find another way, or say what is wrong.
+
+use crate::Variant;
+use crate::rig::*;
+use proactor::*;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+/// The numbers of the io_uring system calls, the same on every architecture.
+const SETUP: u32 = 425;
+const ENTER: u32 = 426;
+const REGISTER: u32 = 427;
+
+/// Makes some system calls answer `errno` from now on, for this thread and its children.
+fn forbid(calls: &[u32], errno: i32) {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+    for call in calls {
+        program.push(libc::sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt: 0, jf: 1, k: *call });
+        program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32));
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: a well-formed program that lives through the call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter), 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+fn free() -> Config {
+    Config::default().ignore_environment(true)
+}
+
+/// A round trip, to see that what was chosen works.
+fn works(rig: &mut Rig) {
+    let (conn, mut peer) = rig.pair();
+    peer.write_all(b"ping").unwrap();
+    assert_eq!(rig.receive(conn, 4), b"ping");
+    rig.engine.send(conn, "pong").unwrap();
+    rig.run("the send", |engine, _| engine.queued_bytes(conn).unwrap() == 0);
+    let mut bytes = [0; 4];
+    peer.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"pong");
+}
+
+fn falls_back(errno: i32, cause: &str) {
+    let mut rig = Rig::with(free());
+    let info = rig.engine.info().clone();
+    assert_eq!((info.backend, info.tier), (Backend::Epoll, None));
+    let fallback = info.fallback.clone().expect("a reason is kept");
+    assert_eq!(fallback.errno, Some(Errno(errno)), "{fallback}");
+    assert!(fallback.cause.contains(cause), "{fallback}");
+    assert!(info.to_string().contains(&fallback.to_string()), "the report names the reason");
+    works(&mut rig);
+    // Forced, it is an error that says the same.
+    let error = Engine::new(free().backend(Backend::Uring)).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains(cause), "{error}");
+}
+
+fn seccomp(variant: &Variant, calls: &[u32], errno: i32, cause: &str) {
+    assert!(variant.is_epoll());
+    forbid(calls, errno);
+    falls_back(errno, cause);
+}
+
+pub fn seccomp_eperm(variant: &Variant) {
+    seccomp(variant, &[SETUP, ENTER, REGISTER], libc::EPERM, "seccomp");
+}
+
+pub fn seccomp_enosys(variant: &Variant) {
+    seccomp(variant, &[SETUP, ENTER, REGISTER], libc::ENOSYS, "");
+}
+
+pub fn seccomp_enter_only(variant: &Variant) {
+    if Engine::new(free().backend(Backend::Uring)).is_err() {
+        return println!("skipped: no io_uring here to begin with");
+    }
+    seccomp(variant, &[ENTER], libc::EPERM, "io_uring_enter is not");
+}
+
+pub fn forced_backend_says_why(_: &Variant) {
+    forbid(&[SETUP], libc::EPERM);
+    let error = Engine::new(free().tier(Tier::Deferred)).unwrap_err();
+    assert!(error.to_string().contains("tier `deferred`") && error.to_string().contains("EPERM"), "{error}");
+    let epoll = Engine::new(free().backend(Backend::Epoll)).unwrap();
+    assert_eq!(epoll.info().fallback, None, "asked for, not fallen back to");
+}
+
+pub fn environment_decides(_: &Variant) {
+    let set = |name: &str, value: &str| {
+        // SAFETY: this process runs one scenario on one thread.
+        unsafe { std::env::set_var(name, value) };
+    };
+    set("PROACTOR_BACKEND", "epoll");
+    assert_eq!(Engine::new(Config::default()).unwrap().info().backend, Backend::Epoll);
+    set("PROACTOR_BACKEND", "kqueue");
+    let error = Engine::new(Config::default()).unwrap_err().to_string();
+    assert!(error.contains("PROACTOR_BACKEND") && error.contains("uring") && error.contains("epoll"), "{error}");
+    set("PROACTOR_BACKEND", "");
+    set("PROACTOR_DISABLE", "buf_ring,tachyons");
+    let error = Engine::new(Config::default()).unwrap_err().to_string();
+    assert!(error.contains("tachyons") && error.contains("registered_ring_fd"), "{error}");
+    let Ok(plain) = Engine::new(free()) else { panic!("an engine") };
+    if plain.info().tier != Some(Tier::Deferred) {
+        return println!("skipped the rest: no tier to walk down from");
+    }
+    for (list, tier) in [("defer_taskrun", Some(Tier::Multishot)), ("multishot_recv", Some(Tier::Oneshot)), ("fast_poll", None)] {
+        set("PROACTOR_DISABLE", list);
+        let mut rig = Rig::with(Config::default());
+        let info = rig.engine.info().clone();
+        assert_eq!(info.tier, tier, "{info}");
+        assert!(info.to_string().contains("switched off by PROACTOR_DISABLE"), "{info}");
+        works(&mut rig);
+    }
+    set("PROACTOR_TIER", "polled");
+    assert_eq!(Engine::new(Config::default()).unwrap().info().tier, Some(Tier::Polled));
+}
+
+pub fn capabilities_are_reported(_: &Variant) {
+    for config in [free(), free().backend(Backend::Epoll)] {
+        let engine = Engine::new(config).unwrap();
+        let reports = engine.info().capabilities();
+        assert_eq!(reports.len(), REQUIREMENTS.len());
+        for report in reports {
+            assert_eq!(report.why.is_empty(), report.state == CapabilityState::Used, "{report:?}");
+        }
+    }
+}
+
+pub fn refused_tiers_say_why(_: &Variant) {
+    let Ok(_) = Engine::new(free().tier(Tier::Deferred)) else { return println!("skipped: no tier `deferred` here") };
+    let error = Engine::new(free().tier(Tier::Deferred).disable(Capability::MultishotRecv)).unwrap_err().to_string();
+    assert!(error.contains("multishot_recv: switched off by Config::disable"), "{error}");
+    let error = Engine::new(free().hardened(true).disable(Capability::Restrictions)).unwrap_err().to_string();
+    assert!(error.contains("Config::hardened"), "{error}");
+}
+
+pub fn no_descriptors_is_an_error(_: &Variant) {
+    let limit = libc::rlimit { rlim_cur: 3, rlim_max: 20_000 };
+    // SAFETY: plain values.
+    let (error, count) = unsafe {
+        let mut before = limit;
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut before);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &libc::rlimit { rlim_max: before.rlim_max, ..limit });
+        let result = Engine::new(free());
+        libc::setrlimit(libc::RLIMIT_NOFILE, &before);
+        (result.err(), before.rlim_cur)
+    };
+    let error = error.expect("no descriptor to be had");
+    assert_eq!(error.errno(), Some(Errno(libc::EMFILE)), "{error}");
+    assert!(count > 3 && Engine::new(free()).is_ok());
+}
+
+pub fn hardened_ring(variant: &Variant) {
+    let mut rig = match Engine::new(variant.config().hardened(true)) {
+        Ok(_) => Rig::with(variant.config().hardened(true).zero_copy_threshold(Some(4096)).zero_copy_anywhere(true)),
+        Err(Error::Unsupported { why, .. }) => return println!("skipped: {why}"),
+        Err(error) => panic!("{error}"),
+    };
+    works(&mut rig);
+    let (conn, peer) = rig.pair();
+    let reader = std::thread::spawn(move || read_all(peer));
+    for chunk in pattern(1 << 20).chunks(30_000) {
+        rig.send_all(conn, chunk.to_vec());
+    }
+    rig.engine.timer_after(Duration::from_millis(1), 1).unwrap();
+    rig.engine.close(conn).unwrap();
+    assert_eq!(rig.end_of(conn).unsent_bytes, 0);
+    assert!(reader.join().unwrap() == pattern(1 << 20));
+    rig.engine.as_fd().unwrap();
+}
+
+pub fn no_memlock_unprivileged(variant: &Variant) {
+    // Without CAP_IPC_LOCK ring memory counts against RLIMIT_MEMLOCK on newer kernels: rings shrink, or epoll takes over. Either
+    // way the report says so, and the engine works.
+    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain values; afterwards this process is nobody, which is the point.
+    unsafe {
+        assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit), 0);
+        if libc::getuid() == 0 {
+            assert_eq!(libc::setgid(65_534), 0);
+            assert_eq!(libc::setuid(65_534), 0);
+        }
+    }
+    let mut rig = Rig::with(free());
+    let info = rig.engine.info().clone();
+    if let Some(fallback) = &info.fallback {
+        assert_eq!(fallback.errno, Some(Errno(libc::ENOMEM)), "{fallback}");
+        assert!(fallback.cause.contains("RLIMIT_MEMLOCK is 0 bytes"), "{fallback}");
+        assert_eq!(info.limits.memlock_bytes, Some(0));
+    }
+    works(&mut rig);
+    match Engine::new(variant.config()) {
+        Ok(engine) => assert_eq!(engine.info().backend, if variant.is_epoll() { Backend::Epoll } else { Backend::Uring }),
+        Err(error) => assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}"),
+    }
+}
+
+pub fn worker_threads_stay_few(variant: &Variant) {
+    // A hundred connections that wait for data, and for room to send, need no kernel worker each.
+    let mut rig = Rig::new(variant);
+    let mut peers = Vec::new();
+    for _ in 0..100 {
+        let (conn, peer) = rig.pair();
+        rig.engine.send(conn, vec![0; 6 << 20]).unwrap();
+        peers.push(peer);
+    }
+    rig.watch(Duration::from_millis(100));
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
+    assert!(threads <= 10, "{threads} threads");
+}

@@ -1,0 +1,187 @@
+//! The conformance suite: each scenario is written once and runs on every backend and tier that the machine has.
+//!
+//! `cargo test --test conformance` runs all of it; a name or part of one (`uring/polled`, `connect_refused`) runs some. A variant
+//! that the machine lacks is skipped with the reason; `PROACTOR_REQUIRE=uring` makes that a failure. Scenarios run one after the
+//! other, so that descriptors and threads can be counted around each. Some need a process to themselves (limits, filters,
+//! forks): those run this same binary again for the one scenario.
+
+mod accepting;
+mod closing;
+mod connecting;
+mod crowds;
+mod hostile;
+mod pools;
+mod rig;
+mod streams;
+mod teardown;
+mod timing;
+
+use libtest_mimic::{Arguments, Trial};
+use proactor::{Backend, Capability, Config, Engine, Tier};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// One way to run the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    pub name: &'static str,
+    backend: Backend,
+    tier: Option<Tier>,
+    without: &'static [Capability],
+}
+
+/// What a 5.10 kernel, as it first was, does not have.
+const AFTER_5_10: &[Capability] = &[
+    Capability::DeferTaskrun,
+    Capability::SingleIssuer,
+    Capability::CoopTaskrun,
+    Capability::SubmitAll,
+    Capability::MultishotAccept,
+    Capability::MultishotRecv,
+    Capability::BufRing,
+    Capability::Incremental,
+    Capability::RegisteredRingFd,
+    Capability::ExtArg,
+    Capability::SendZc,
+    Capability::NoIowait,
+    Capability::WorkerLimit,
+];
+
+const fn uring(name: &'static str, tier: Tier, without: &'static [Capability]) -> Variant {
+    Variant { name, backend: Backend::Uring, tier: Some(tier), without }
+}
+
+pub const VARIANTS: &[Variant] = &[
+    uring("uring/deferred", Tier::Deferred, &[]),
+    uring("uring/deferred-whole-buffers", Tier::Deferred, &[Capability::Incremental, Capability::MultishotAccept]),
+    uring("uring/multishot", Tier::Multishot, &[]),
+    uring("uring/oneshot", Tier::Oneshot, &[]),
+    uring("uring/oneshot-as-5.10", Tier::Oneshot, AFTER_5_10),
+    uring("uring/polled", Tier::Polled, &[]),
+    Variant { name: "epoll", backend: Backend::Epoll, tier: None, without: &[] },
+    Variant { name: "epoll/milliseconds", backend: Backend::Epoll, tier: None, without: &[Capability::EpollPwait2] },
+];
+
+impl Variant {
+    pub fn config(&self) -> Config {
+        let mut config = Config::default().ignore_environment(true).backend(self.backend);
+        if let Some(tier) = self.tier {
+            config = config.tier(tier);
+        }
+        self.without.iter().fold(config, |config, capability| config.disable(*capability))
+    }
+
+    pub fn is_epoll(&self) -> bool {
+        self.backend == Backend::Epoll
+    }
+}
+
+/// How a group of scenarios is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    Ordinary,
+    /// In a process of its own.
+    Isolated,
+    /// Isolated, and about choosing a backend: once is enough.
+    Once,
+}
+
+type Group = (Mark, &'static [(&'static str, fn(&Variant))]);
+
+macro_rules! scenarios {
+    ($($mark:ident $module:ident: $($name:ident)*;)*) => {
+        const SCENARIOS: &[Group] = &[$((Mark::$mark, &[$((stringify!($name), $module::$name),)*]),)*];
+    };
+}
+
+scenarios! {
+    Ordinary connecting: connect_ipv4 connect_ipv6 connect_unix_path connect_unix_abstract connect_refused connect_unix_missing
+        connect_unreachable connect_hangs_until_its_timeout connect_timeout_leaves_others_alone sends_wait_behind_the_connect
+        close_while_connecting_flushes abort_while_connecting local_address impossible_addresses connect_limit
+        unix_backlog_full;
+    Ordinary streams: echo_one_byte_at_a_time echo_64_mib many_small_writes_in_order tagged_sends zero_length_sends
+        gathered_payloads_of_every_kind peer_half_closes_first we_half_close_first reads_pause_and_resume
+        pause_holds_the_end_back recv_into_takes_over recv_into_short recv_into_while_paused watermarks_bound_memory
+        entry_limit_is_full zero_copy_sends proxy_by_lease tags_and_addresses two_messages_in_one_read;
+    Ordinary closing: close_flushes_everything close_with_unread_input_loses_nothing close_gives_up_at_the_linger_deadline
+        abort_resets peer_resets_while_we_send peer_resets_after_data idle_timeout idle_timeout_is_put_off_by_traffic
+        stale_ids_are_errors races_of_close_abort_and_data drain_closes_everything drain_gives_up_in_time
+        close_with_peer_option closed_reason_tells_who;
+    Ordinary accepting: accept_many close_listener_stops_accepting listener_errors connections_max_pauses_listeners
+        adopt_a_socketpair adopt_a_listener release_gives_the_descriptor_back accepted_inherit_options ipv6_listener;
+    Isolated accepting: descriptors_run_out connect_without_descriptors;
+    Ordinary pools: fifty_connections_on_one_buffer fifty_connections_on_two_buffers leaked_leases_only_shrink_the_pool
+        leases_kept_for_long leases_outlive_the_engine hot_connections_leave_room;
+    Ordinary crowds: tiny_queues completions_of_one nine_thousand_connections;
+    Ordinary timing: poll_times_out timers_fire_in_order timers_move_and_cancel an_overdue_timer_does_not_block
+        a_hundred_thousand_timers wake_from_another_thread wake_storm wakes_are_coalesced foreign_loop;
+    Isolated timing: signal_storm;
+    Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent drop_with_leases
+        drop_while_accepting drop_while_filling drop_zero_copy_in_flight drop_with_timers;
+    Isolated teardown: fork_in_the_middle;
+    Isolated hostile: hardened_ring no_memlock_unprivileged worker_threads_stay_few;
+    Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides
+        capabilities_are_reported refused_tiers_say_why no_descriptors_is_an_error;
+}
+
+/// Set in the process that runs one isolated scenario.
+const ISOLATED: &str = "PROACTOR_TEST_ISOLATED";
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // Counting descriptors around a scenario wants it alone.
+    arguments.test_threads = Some(1);
+    let mut trials = Vec::new();
+    for variant in VARIANTS {
+        let lacking = Engine::new(variant.config()).err().map(|error| error.to_string());
+        let groups = SCENARIOS.iter().filter(|(mark, _)| *mark != Mark::Once || variant.name == "epoll");
+        for (mark, (scenario, run)) in groups.flat_map(|(mark, group)| group.iter().map(move |entry| (*mark, *entry))) {
+            let name = format!("{}/{scenario}", variant.name);
+            let (lacking, inner) = (lacking.clone(), name.clone());
+            trials.push(Trial::test(name, move || {
+                if let Some(why) = lacking {
+                    return match std::env::var("PROACTOR_REQUIRE") {
+                        Ok(list) if list.split(',').any(|name| variant.name.starts_with(name)) => Err(why.into()),
+                        _ => {
+                            println!("skipped {inner}: {why}");
+                            Ok(())
+                        }
+                    };
+                }
+                if mark != Mark::Ordinary && std::env::var_os(ISOLATED).is_none() {
+                    return run_isolated(&inner);
+                }
+                counted(|| run(variant));
+                Ok(())
+            }));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn run_isolated(name: &str) -> Result<(), libtest_mimic::Failed> {
+    let binary = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new(binary).args(["--exact", name]).env(ISOLATED, "1").output().map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)).into())
+        }
+    }
+}
+
+/// Runs a scenario and checks that it left no descriptor, no thread and no engine's memory behind.
+fn counted(run: impl FnOnce()) {
+    let entries = |path| std::fs::read_dir(path).map_or(0, Iterator::count);
+    let count = || (entries("/proc/self/fd"), entries("/proc/self/task"));
+    let (before, leaked) = (count(), proactor::leaked_engines());
+    run();
+    assert_eq!(proactor::leaked_engines(), leaked, "an engine's memory was leaked");
+    // The kernel ends a ring's workers, and threads their bookkeeping, a moment later.
+    let deadline = Instant::now() + rig::patience();
+    while count().0 > before.0 || count().1 > before.1 {
+        assert!(Instant::now() < deadline, "descriptors and threads: {before:?} before, {:?} after", count());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,144 @@
+//! Receive buffers: too few of them, kept for long, leaked. Exhaustion is never an event, and nobody starves.
+
+use crate::Variant;
+use crate::rig::*;
+use proactor::*;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+fn fifty_connections(config: Config, keep: usize) {
+    let mut rig = Rig::with(config);
+    let (_, addr) = rig.listen();
+    let client = thread::spawn(move || {
+        let streams: Vec<_> = (0..50).map(|_| TcpStream::connect(addr).unwrap()).collect();
+        let workers: Vec<_> = streams
+            .into_iter()
+            .enumerate()
+            .map(|(index, mut stream)| {
+                thread::spawn(move || {
+                    stream.set_read_timeout(Some(patience())).unwrap();
+                    let bytes = pattern(30_000 + index);
+                    let mut writer = stream.try_clone().unwrap();
+                    let copy = bytes.clone();
+                    let write = thread::spawn(move || {
+                        writer.write_all(&copy).unwrap();
+                        writer.shutdown(std::net::Shutdown::Write).unwrap();
+                    });
+                    let mut back = Vec::new();
+                    stream.read_to_end(&mut back).unwrap();
+                    write.join().unwrap();
+                    assert!(back == bytes, "connection {index}: {} of {} bytes", back.len(), bytes.len());
+                })
+            })
+            .collect();
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+    });
+    let mut kept = std::collections::VecDeque::new();
+    rig.run("all fifty", |engine, completion| {
+        let Some(completion) = completion else { return client.is_finished() };
+        if let (Event::Received(data), true) = (&completion.event, keep > 0) {
+            // A copy goes back at once; the lease itself is kept for a while.
+            engine.send(completion.conn, data.to_vec()).unwrap();
+            let Event::Received(data) = completion.event else { unreachable!() };
+            kept.push_back(data);
+            if kept.len() > keep {
+                kept.pop_front();
+            }
+        } else {
+            serve_echo(engine, completion);
+        }
+        false
+    });
+    client.join().unwrap();
+}
+
+pub fn fifty_connections_on_one_buffer(variant: &Variant) {
+    fifty_connections(variant.config().buffers(1, 2048), 0);
+    fifty_connections(variant.config().buffers(1, 64), 0);
+}
+
+pub fn fifty_connections_on_two_buffers(variant: &Variant) {
+    fifty_connections(variant.config().buffers(2, 1024), 0);
+}
+
+pub fn leases_kept_for_long(variant: &Variant) {
+    // A hundred leases kept of a pool of four: what cannot be lent is copied, and counted.
+    fifty_connections(variant.config().buffers(4, 512), 100);
+    let mut rig = Rig::with(variant.config().buffers(2, 4096));
+    let (conn, mut peer) = rig.pair();
+    let mut kept = Vec::new();
+    let bytes = pattern(60_000);
+    for chunk in bytes.chunks(3000) {
+        peer.write_all(chunk).unwrap();
+        let mut got = 0;
+        rig.run("data", |_, completion| {
+            if let Some(Completion { conn: from, event: Event::Received(data), .. }) = completion {
+                assert_eq!(from, conn);
+                got += data.len();
+                kept.push(data);
+            }
+            got == chunk.len()
+        });
+    }
+    assert!(kept.iter().flat_map(|lease| lease.to_vec()).collect::<Vec<u8>>() == bytes);
+    assert!(rig.engine.stats().heap_copies >= 15 && kept[kept.len() - 1].is_copy());
+}
+
+pub fn leaked_leases_only_shrink_the_pool(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().buffers(8, 1024));
+    let (conn, mut peer) = rig.pair();
+    for round in 0..50u8 {
+        peer.write_all(&[round; 700]).unwrap();
+        let mut got = 0;
+        rig.run("data", |_, completion| {
+            if let Some(Completion { conn: from, event: Event::Received(data), .. }) = completion {
+                assert!(from == conn && data.iter().all(|byte| *byte == round));
+                got += data.len();
+                std::mem::forget(data);
+            }
+            got == 700
+        });
+    }
+}
+
+pub fn leases_outlive_the_engine(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (_conn, mut peer) = rig.pair();
+    peer.write_all(b"still here").unwrap();
+    let mut lease = rig.until("data", |_, completion| match completion.event {
+        Event::Received(data) => Some(data),
+        _ => None,
+    });
+    drop(rig);
+    assert_eq!(&lease[..], b"still here");
+    lease[0] = b'S';
+    assert_eq!(&lease[..], b"Still here");
+}
+
+pub fn hot_connections_leave_room(variant: &Variant) {
+    // One connection floods; another asks once. With a budget the second is heard within few polls.
+    let mut rig = Rig::with(variant.config().budget(4).buffers(64, 1024));
+    let (hot, mut flood) = rig.pair();
+    let (calm, mut asker) = rig.pair();
+    rig.out = Completions::with_capacity(16);
+    flood.write_all(&pattern(200_000)).unwrap();
+    asker.write_all(b"?").unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let (mut flooded, mut heard) = (Vec::new(), None);
+    for poll in 0..2000 {
+        for completion in rig.poll(Duration::from_millis(20)) {
+            match completion.event {
+                Event::Received(data) if completion.conn == calm => heard = heard.or(Some((poll, data.len()))),
+                Event::Received(data) if completion.conn == hot => flooded.extend_from_slice(&data),
+                other => panic!("{other:?}"),
+            }
+        }
+        if heard.is_some() && flooded.len() == 200_000 {
+            break;
+        }
+    }
+    assert!(heard.is_some_and(|(poll, len)| poll < 12 && len == 1), "heard: {heard:?}");
+    assert!(flooded == pattern(200_000), "order survives deferral");
+}

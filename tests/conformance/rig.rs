@@ -1,0 +1,202 @@
+//! What scenarios are made of: an engine with its completions, which checks the terminal contract on everything that passes,
+//! and plain blocking peers.
+
+use crate::Variant;
+use proactor::*;
+use std::collections::HashMap;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a scenario fails. Generous: the suite also runs on emulated machines, fifty times slower.
+pub fn patience() -> Duration {
+    let seconds = std::env::var("PROACTOR_TEST_PATIENCE_S").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(120))
+}
+
+pub struct Rig {
+    pub engine: Engine,
+    pub out: Completions,
+    /// How each connection ended.
+    pub ended: HashMap<ConnId, CloseReason>,
+    /// What came together with something a scenario was looking for, and is still to be looked at.
+    backlog: Vec<Completion>,
+}
+
+impl Rig {
+    pub fn new(variant: &Variant) -> Rig {
+        Rig::with(variant.config())
+    }
+
+    pub fn with(config: Config) -> Rig {
+        let engine = Engine::new(config).expect("an engine");
+        Rig { engine, out: Completions::with_capacity(256), ended: HashMap::new(), backlog: Vec::new() }
+    }
+
+    /// One poll; checks that nothing comes after the end.
+    pub fn poll(&mut self, timeout: Duration) -> Vec<Completion> {
+        if !self.backlog.is_empty() {
+            return std::mem::take(&mut self.backlog);
+        }
+        self.engine.poll(&mut self.out, Some(timeout)).expect("poll");
+        let list: Vec<Completion> = self.out.drain().collect();
+        for completion in &list {
+            let conn = completion.conn;
+            if conn.is_none() {
+                continue;
+            }
+            assert!(!self.ended.contains_key(&conn), "{:?} after the end of {conn}", completion.event);
+            if let Event::Closed(reason) = completion.event {
+                self.ended.insert(conn, reason);
+            }
+        }
+        list
+    }
+
+    /// Polls until `look` finds what it wants.
+    pub fn until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Engine, Completion) -> Option<T>) -> T {
+        let deadline = Instant::now() + patience();
+        loop {
+            assert!(Instant::now() < deadline, "waited too long for {what}; ended: {:?}; {:?}", self.ended, self.engine.stats());
+            let mut batch = self.poll(Duration::from_millis(100)).into_iter();
+            while let Some(completion) = batch.next() {
+                if let Some(found) = look(&mut self.engine, completion) {
+                    self.backlog = batch.collect();
+                    return found;
+                }
+            }
+        }
+    }
+
+    /// As `until`, for conditions on state that the look-out keeps itself.
+    pub fn run(&mut self, what: &str, mut done: impl FnMut(&mut Engine, Option<Completion>) -> bool) {
+        let deadline = Instant::now() + patience();
+        while !done(&mut self.engine, None) {
+            assert!(Instant::now() < deadline, "waited too long for {what}; ended: {:?}; {:?}", self.ended, self.engine.stats());
+            let mut batch = self.poll(Duration::from_millis(20)).into_iter();
+            while let Some(completion) = batch.next() {
+                if done(&mut self.engine, Some(completion)) {
+                    self.backlog = batch.collect();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Polls until the connection has ended; everything else on the way is dropped.
+    pub fn end_of(&mut self, conn: ConnId) -> CloseReason {
+        let deadline = Instant::now() + patience();
+        while !self.ended.contains_key(&conn) {
+            assert!(Instant::now() < deadline, "{conn} never ended: {:?}", self.engine.stats());
+            self.poll(Duration::from_millis(100));
+        }
+        self.ended[&conn]
+    }
+
+    /// Polls for so long; returns what came.
+    pub fn watch(&mut self, span: Duration) -> Vec<Completion> {
+        let deadline = Instant::now() + span;
+        let mut all = Vec::new();
+        while Instant::now() < deadline {
+            all.extend(self.poll(deadline.saturating_duration_since(Instant::now())));
+        }
+        all
+    }
+
+    pub fn listen(&mut self) -> (ListenerId, SocketAddr) {
+        self.listen_with(ListenOptions::default())
+    }
+
+    pub fn listen_with(&mut self, options: ListenOptions) -> (ListenerId, SocketAddr) {
+        let listener = self.engine.listen((Ipv4Addr::LOCALHOST, 0), options).expect("listen");
+        (listener, self.engine.listener_addr(listener).expect("bound").as_inet().expect("inet"))
+    }
+
+    /// Connects to a blocking peer of the scenario's own.
+    pub fn pair(&mut self) -> (ConnId, TcpStream) {
+        self.pair_with(ConnectOptions::default())
+    }
+
+    pub fn pair_with(&mut self, options: ConnectOptions) -> (ConnId, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let conn = self.engine.connect(listener.local_addr().expect("bound"), options).expect("connect");
+        self.until("connect", |_, completion| {
+            (completion.conn == conn).then(|| assert!(matches!(completion.event, Event::Connected), "{:?}", completion.event))
+        });
+        let (peer, _) = listener.accept().expect("accept");
+        peer.set_nodelay(true).expect("nodelay");
+        peer.set_read_timeout(Some(patience())).expect("timeout");
+        peer.set_write_timeout(Some(patience())).expect("timeout");
+        (conn, peer)
+    }
+
+    /// Receives until `len` bytes are there.
+    pub fn receive(&mut self, conn: ConnId, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.run("data", |_, completion| {
+            match completion {
+                Some(Completion { conn: from, event: Event::Received(data), .. }) if from == conn => bytes.extend_from_slice(&data),
+                Some(Completion { conn: from, event: event @ (Event::Closed(_) | Event::ReadClosed), .. }) if from == conn => {
+                    panic!("{event:?} instead of data")
+                }
+                _ => {}
+            }
+            bytes.len() >= len
+        });
+        bytes
+    }
+
+    /// Sends a payload, going on polling while the queue is full.
+    pub fn send_all(&mut self, conn: ConnId, payload: impl Into<Payload>) {
+        let mut payload = payload.into();
+        let deadline = Instant::now() + patience();
+        loop {
+            match self.engine.send(conn, payload) {
+                Ok(()) => return,
+                Err(SendError::Full(back)) => payload = back,
+                Err(error) => panic!("{error}"),
+            }
+            assert!(Instant::now() < deadline, "the queue stayed full");
+            self.poll(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Bytes that repeat only after a long while, so that a lost or doubled one shows.
+pub fn pattern(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Reads to the end of the stream.
+pub fn read_all(mut peer: impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    peer.read_to_end(&mut bytes).expect("the stream ends in good order");
+    bytes
+}
+
+/// Makes a peer reset its connection when it is dropped.
+pub fn reset_on_drop(peer: &TcpStream) {
+    socket2::SockRef::from(peer).set_linger(Some(Duration::ZERO)).expect("linger");
+}
+
+/// Echoes everything on every connection of the engine's listeners, until `stop` says so. For scenarios that only need a server.
+pub fn serve_echo(engine: &mut Engine, completion: Completion) {
+    let conn = completion.conn;
+    match completion.event {
+        Event::Received(data) => match engine.send(conn, data) {
+            Ok(()) | Err(SendError::Closed(_)) => {}
+            Err(error) => panic!("{error}"),
+        },
+        Event::ReadClosed => engine.close(conn).expect("live"),
+        _ => {}
+    }
+}

@@ -1,0 +1,269 @@
+//! Time and wake-ups.
+
+use crate::Variant;
+use crate::rig::*;
+use proactor::*;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub fn poll_times_out(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    for span in [Duration::ZERO, Duration::from_micros(300), Duration::from_millis(20)] {
+        let start = Instant::now();
+        assert_eq!(rig.engine.poll(&mut rig.out, Some(span)).unwrap(), 0);
+        assert!(start.elapsed() >= span, "{:?} instead of {span:?}", start.elapsed());
+    }
+    let _connected = rig.pair();
+    assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_millis(5))).unwrap(), 0);
+}
+
+fn fired(list: Vec<Completion>) -> Vec<u64> {
+    list.into_iter()
+        .map(|completion| match completion.event {
+            Event::Timer { .. } => completion.tag,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+pub fn timers_fire_in_order(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let start = Instant::now();
+    for tag in [30u64, 10, 50, 20, 40, 0] {
+        rig.engine.timer_after(Duration::from_millis(tag), tag).unwrap();
+    }
+    rig.engine.timer_at(start + Duration::from_millis(60), 60).unwrap();
+    let mut tags = Vec::new();
+    while tags.len() < 7 {
+        let list = fired(rig.poll(Duration::from_secs(10)));
+        for tag in &list {
+            assert!(start.elapsed() >= Duration::from_millis(*tag), "{tag} ms came at {:?}", start.elapsed());
+        }
+        tags.extend(list);
+        assert!(start.elapsed() < patience());
+    }
+    assert_eq!(tags, [0, 10, 20, 30, 40, 50, 60]);
+    assert_eq!(rig.engine.timers(), 0);
+}
+
+pub fn timers_move_and_cancel(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().timers_max(3));
+    let gone = rig.engine.timer_after(Duration::from_millis(5), 1).unwrap();
+    let moved = rig.engine.timer_after(Duration::from_millis(5), 2).unwrap();
+    let early = rig.engine.timer_after(Duration::from_secs(3600), 3).unwrap();
+    assert!(matches!(rig.engine.timer_after(Duration::ZERO, 4), Err(Error::Limit { limit: "timers_max", value: 3 })));
+    assert!(rig.engine.timer_cancel(gone) && !rig.engine.timer_cancel(gone));
+    assert!(rig.engine.timer_reset(moved, Duration::from_millis(60)));
+    assert!(rig.engine.timer_reset(early, Duration::from_millis(10)));
+    assert_eq!(fired(rig.watch(Duration::from_millis(45))), [3]);
+    rig.until("the moved timer", |_, completion| match completion.event {
+        Event::Timer { id } => Some(assert_eq!((id, completion.tag), (moved, 2))),
+        other => panic!("{other:?}"),
+    });
+    assert!(!rig.engine.timer_reset(moved, Duration::ZERO) && !rig.engine.timer_cancel(moved));
+}
+
+pub fn an_overdue_timer_does_not_block(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    rig.engine.timer_after(Duration::from_millis(1), 1).unwrap();
+    rig.engine.timer_at(Instant::now() - Duration::from_secs(1), 2).unwrap();
+    thread::sleep(Duration::from_millis(10));
+    // Waits for ever, if it waits.
+    let mut tags = Vec::new();
+    while tags.len() < 2 {
+        rig.engine.poll(&mut rig.out, None).unwrap();
+        tags.extend(rig.out.drain().map(|completion| completion.tag));
+    }
+    tags.sort_unstable();
+    assert_eq!(tags, [1, 2]);
+}
+
+pub fn a_hundred_thousand_timers(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let ids: Vec<_> =
+        (0..100_000u64).map(|tag| rig.engine.timer_after(Duration::from_micros(tag % 5000 * 40), tag).unwrap()).collect();
+    for id in ids.iter().step_by(2) {
+        assert!(rig.engine.timer_cancel(*id));
+    }
+    let mut seen = vec![false; ids.len()];
+    let mut count = 0;
+    rig.run("all timers", |_, completion| {
+        if let Some(Completion { tag, event: Event::Timer { id }, .. }) = completion {
+            assert!(ids[tag as usize] == id && tag % 2 == 1 && !std::mem::replace(&mut seen[tag as usize], true));
+            count += 1;
+        }
+        count == 50_000
+    });
+}
+
+pub fn wake_from_another_thread(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let waker = rig.engine.waker();
+    for _ in 0..50 {
+        let waker = waker.clone();
+        let sleeper = thread::spawn(move || {
+            thread::sleep(Duration::from_micros(500));
+            waker.wake();
+        });
+        // Without a limit: only the wake-up ends it.
+        assert_eq!(rig.engine.poll(&mut rig.out, None).unwrap(), 1);
+        assert!(matches!(rig.out.pop().unwrap().event, Event::Woken));
+        sleeper.join().unwrap();
+    }
+    drop(rig);
+    waker.wake();
+}
+
+pub fn wake_storm(variant: &Variant) {
+    // Eight threads hand over numbers and wake; each number must be picked up without a time limit on any wait.
+    let mut rig = Rig::new(variant);
+    let (count, each) = (Arc::new(AtomicUsize::new(0)), 3_000);
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let (count, waker) = (Arc::clone(&count), rig.engine.waker());
+            thread::spawn(move || {
+                for _ in 0..each {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    waker.wake();
+                }
+            })
+        })
+        .collect();
+    let mut wakes = 0;
+    while count.load(Ordering::SeqCst) < 8 * each {
+        rig.engine.poll(&mut rig.out, None).unwrap();
+        wakes += rig.out.drain().filter(|completion| matches!(completion.event, Event::Woken)).count();
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!((1..=8 * each).contains(&wakes));
+}
+
+pub fn wakes_are_coalesced(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let waker = rig.engine.waker();
+    for _ in 0..1000 {
+        waker.wake();
+    }
+    let events = rig.watch(Duration::from_millis(30));
+    assert!(matches!(events[..], [Completion { event: Event::Woken, .. }]), "{events:?}");
+}
+
+fn readable(fd: i32, timeout: Duration) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as i32;
+        // SAFETY: one pollfd, alive through the call.
+        match unsafe { libc::poll(&mut poll, 1, left) } {
+            -1 => assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted),
+            0 => return false,
+            _ => return true,
+        }
+    }
+}
+
+pub fn foreign_loop(variant: &Variant) {
+    // The engine sleeps in somebody else's epoll: its descriptor must say when there is something to do.
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    let fd = rig.engine.as_fd().unwrap().as_raw_fd();
+    let drain = |rig: &mut Rig| {
+        let mut all = Vec::new();
+        for _ in 0..100 {
+            let list = rig.poll(Duration::ZERO);
+            if list.is_empty() {
+                break;
+            }
+            all.extend(list);
+        }
+        all
+    };
+    drain(&mut rig);
+    drain(&mut rig);
+    assert!(!readable(fd, Duration::from_millis(20)), "nothing to do, yet readable");
+    for round in 0..20u8 {
+        peer.write_all(&[round]).unwrap();
+        assert!(readable(fd, patience()));
+        let mut got = Vec::new();
+        let deadline = Instant::now() + patience();
+        while got.is_empty() && Instant::now() < deadline {
+            got = drain(&mut rig);
+        }
+        assert!(matches!(&got[..], [Completion { event: Event::Received(data), .. }] if data[..] == [round]), "{got:?}");
+    }
+    rig.engine.send(conn, "staged outside of poll").unwrap();
+    assert!(readable(fd, patience()), "something is staged");
+    drain(&mut rig);
+    let mut bytes = [0; 22];
+    std::io::Read::read_exact(&mut peer, &mut bytes).unwrap();
+    for _ in 0..50 {
+        if !readable(fd, Duration::from_millis(5)) {
+            break;
+        }
+        drain(&mut rig);
+    }
+    rig.engine.timer_after(Duration::from_millis(30), 9).unwrap();
+    drain(&mut rig);
+    assert!(readable(fd, patience()));
+    let mut tags = Vec::new();
+    let deadline = Instant::now() + patience();
+    while tags.is_empty() && Instant::now() < deadline {
+        assert!(readable(fd, patience()));
+        tags.extend(drain(&mut rig).iter().map(|completion| completion.tag));
+    }
+    assert_eq!(tags, [9]);
+    for _ in 0..10 {
+        drain(&mut rig);
+        let waker = rig.engine.waker();
+        thread::spawn(move || waker.wake()).join().unwrap();
+        assert!(readable(fd, patience()));
+        let woken = drain(&mut rig);
+        assert!(woken.iter().any(|completion| matches!(completion.event, Event::Woken)), "{woken:?}");
+    }
+}
+
+pub fn signal_storm(variant: &Variant) {
+    extern "C" fn ignore(_: libc::c_int) {}
+    // SAFETY: a handler that does nothing, without SA_RESTART: every blocking call is interrupted.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = ignore as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()), 0);
+    }
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    let stop = Arc::new(AtomicBool::new(false));
+    // SAFETY: the id of this thread, which outlives the storm.
+    let target = unsafe { libc::pthread_self() } as usize;
+    let storm = {
+        let stop = Arc::clone(&stop);
+        thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                // SAFETY: the target thread joins this one before it ends.
+                unsafe { libc::pthread_kill(target as libc::pthread_t, libc::SIGUSR1) };
+                thread::sleep(Duration::from_micros(50));
+            }
+        })
+    };
+    let start = Instant::now();
+    assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_millis(50))).unwrap(), 0);
+    assert!(start.elapsed() >= Duration::from_millis(50), "a signal cut the wait short");
+    let echo = thread::spawn(move || {
+        let mut bytes = vec![0; 2 << 20];
+        let mut done = 0;
+        while done < bytes.len() {
+            done += std::io::Read::read(&mut peer, &mut bytes[done..]).unwrap();
+        }
+        peer.write_all(&bytes).unwrap();
+        peer
+    });
+    rig.engine.send(conn, pattern(2 << 20)).unwrap();
+    assert!(rig.receive(conn, 2 << 20) == pattern(2 << 20));
+    stop.store(true, Ordering::Relaxed);
+    storm.join().unwrap();
+    drop(echo.join().unwrap());
+}
