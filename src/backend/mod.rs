@@ -166,10 +166,10 @@ pub(crate) trait Backend {
     /// The next finished operation, if there is one. Never blocks.
     fn next(&mut self) -> Option<Done<Self::Socket>>;
 
-    /// True if [`Backend::next`] has something without a wait.
+    /// True if [`Backend::next`] has something, or a wait of no time would find something.
     fn has_next(&self) -> bool;
 
-    /// How many buffers a receive could find now.
+    /// How many buffers receives could find now.
     fn free_buffers(&self) -> usize;
 
     fn peer_addr(&self, key: Key) -> io::Result<Addr>;
@@ -180,7 +180,7 @@ pub(crate) trait Backend {
     /// A descriptor that is readable when there is something to reap. Called at most once.
     fn watch_fd(&mut self) -> io::Result<OwnedFd>;
 
-    /// Called when `watch_fd`'s descriptor woke somebody: makes it unreadable until the next thing happens.
+    /// Makes `watch_fd`'s descriptor unreadable until the next thing happens. What happened before is seen by `has_next`.
     fn watch_reset(&mut self);
 
     fn stats(&self) -> BackendStats;

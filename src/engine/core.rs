@@ -11,7 +11,7 @@ use crate::id::{ConnId, Key};
 use crate::stats::Stats;
 use crate::table::Table;
 use crate::timer::{Owner, Wheel};
-use crate::waker::Inbox;
+use crate::waker::{Bell, Inbox};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +44,8 @@ pub(super) struct Core {
     pub(super) draining: bool,
     /// When `drain` gives up on what is still open.
     pub(super) drain_until: u64,
-    /// The engine sits in a foreign loop, which must hear of what is staged.
-    pub(super) foreign: bool,
+    /// Set when the engine sits in a foreign loop, which must hear of what is staged.
+    pub(super) foreign: Option<Arc<Bell>>,
     kicked: bool,
     /// Connections told to the caller and not yet closed.
     pub(super) live: usize,
@@ -72,7 +72,7 @@ impl Core {
             inbox,
             draining: false,
             drain_until: u64::MAX,
-            foreign: false,
+            foreign: None,
             kicked: false,
             live: 0,
         }
@@ -110,9 +110,9 @@ impl Core {
     /// Tells a foreign loop that `poll` has something to do.
     #[inline]
     pub(super) fn kick(&mut self) {
-        if self.foreign && !self.kicked {
+        if let Some(bell) = self.foreign.as_ref().filter(|_| !self.kicked) {
             self.kicked = true;
-            self.inbox.kick();
+            bell.ring();
         }
     }
 

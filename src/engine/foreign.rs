@@ -5,8 +5,10 @@ use super::Engine;
 use crate::backend::{Backend as _, with_backend};
 use crate::error::Error;
 use crate::sys::{self, Epoll};
+use crate::waker::Bell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug)]
@@ -15,16 +17,18 @@ pub(super) struct Watch {
     timer: OwnedFd,
     /// The backend's own descriptor; registered in `outer`, so it lives as long.
     _inner: OwnedFd,
+    /// Rung when something is staged or left over.
+    bell: Arc<Bell>,
     armed_ns: Option<u64>,
 }
 
 impl Watch {
-    fn new(inner: OwnedFd, wake: BorrowedFd<'_>) -> io::Result<Watch> {
-        let (outer, timer) = (Epoll::new()?, sys::timerfd()?);
-        for (token, fd) in [(0, inner.as_fd()), (1, timer.as_fd()), (2, wake)] {
+    fn new(inner: OwnedFd, inbox: BorrowedFd<'_>) -> io::Result<Watch> {
+        let (outer, timer, bell) = (Epoll::new()?, sys::timerfd()?, Arc::new(Bell::new()?));
+        for (token, fd) in [(0, inner.as_fd()), (1, timer.as_fd()), (2, bell.fd()), (3, inbox)] {
             outer.add(fd, libc::EPOLLIN, token)?;
         }
-        Ok(Watch { outer, timer, _inner: inner, armed_ns: None })
+        Ok(Watch { outer, timer, _inner: inner, bell, armed_ns: None })
     }
 }
 
@@ -40,9 +44,14 @@ impl Engine {
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
         if self.watch.is_none() {
             let inner = with_backend!(self.backend, backend => backend.watch_fd());
-            let watch = inner.and_then(|inner| Watch::new(inner, self.core.inbox.fd()));
-            self.watch = Some(watch.map_err(|error| Error::os("as_fd", &error))?);
-            self.core.foreign = true;
+            // The waker's descriptor too, although the backend waits for it: with DEFER_TASKRUN a ring's registered eventfd that
+            // another eventfd's write has to signal is signalled only the first time (6.18: the kernel defers it to an RCU
+            // callback, and never allows a second one).
+            let watch = inner
+                .and_then(|inner| Watch::new(inner, self.core.inbox.fd()))
+                .map_err(|error| Error::os("as_fd", &error))?;
+            self.core.foreign = Some(Arc::clone(&watch.bell));
+            self.watch = Some(watch);
             // From here on calls of the waker write the descriptor, whether the engine sleeps or not.
             if self.core.inbox.signal.take(true) {
                 self.waker().wake();
@@ -53,10 +62,9 @@ impl Engine {
     }
 
     pub(super) fn enter_foreign(&mut self) {
-        if self.watch.is_some() {
+        if let Some(watch) = &self.watch {
             self.core.unkick();
-            self.core.inbox.reset();
-            with_backend!(self.backend, backend => backend.watch_reset());
+            watch.bell.reset();
         }
     }
 
@@ -64,7 +72,10 @@ impl Engine {
     pub(super) fn leave_foreign(&mut self) {
         let Some(watch) = &mut self.watch else { return };
         let core = &mut self.core;
-        let left_over = with_backend!(self.backend, backend => backend.has_next());
+        let left_over = with_backend!(self.backend, backend => {
+            backend.watch_reset();
+            backend.has_next()
+        });
         if left_over || !core.pending.is_empty() || !core.dirty.is_empty() || !core.dirty_listeners.is_empty() {
             core.kick();
         }

@@ -41,14 +41,17 @@ impl Core {
         self.deliver_pending(out.capacity().div_ceil(4), out);
         self.flush(backend, out);
         let nothing_yet = out.len() == before && self.pending.is_empty();
-        let idle = nothing_yet && self.dirty.is_empty() && self.dirty_listeners.is_empty() && !backend.has_next();
+        // A connection that was let go on may have nothing to receive: the next parked one then gets its chance at once.
+        let parked_may_try = !self.parked.is_empty() && backend.free_buffers() > 0;
+        let staged = !self.dirty.is_empty() || !self.dirty_listeners.is_empty() || parked_may_try;
+        let idle = nothing_yet && !staged && !backend.has_next();
         let until = match idle && self.inbox.signal.may_sleep() {
             true => earlier(deadline, self.wheel.next_deadline_ns()),
             false => Some(0),
         };
         backend.wait(until)?;
         self.now = backend.now();
-        if self.inbox.signal.take(self.foreign) {
+        if self.inbox.signal.take(self.foreign.is_some()) {
             self.stats.wakes += 1;
             self.emit_other(0, Event::Woken, out);
         }

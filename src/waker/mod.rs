@@ -49,9 +49,26 @@ impl Inbox {
     pub(crate) fn reset(&self) {
         sys::counter_reset(&self.fd);
     }
+}
 
-    /// Makes the descriptor readable, whatever the state.
-    pub(crate) fn kick(&self) {
-        sys::eventfd_signal(&self.fd);
+/// A descriptor that is readable from `ring` to `reset`.
+#[derive(Debug)]
+pub(crate) struct Bell(OwnedFd);
+
+impl Bell {
+    pub(crate) fn new() -> io::Result<Bell> {
+        sys::eventfd().map(Bell)
+    }
+
+    pub(crate) fn ring(&self) {
+        sys::eventfd_signal(&self.0);
+    }
+
+    pub(crate) fn reset(&self) {
+        sys::counter_reset(&self.0);
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -207,7 +207,8 @@ pub fn local_address(variant: &Variant) {
     assert_eq!(rig.engine.local_addr(conn).unwrap(), Addr::Inet(peer.peer_addr().unwrap()));
     // An address of somebody else.
     let local = Some("192.0.2.1:0".parse().unwrap());
-    let conn = rig.engine.connect((Ipv4Addr::LOCALHOST, 9), ConnectOptions { local, ..ConnectOptions::default() }).unwrap();
+    let conn =
+        rig.engine.connect((Ipv4Addr::LOCALHOST, 9), ConnectOptions { local, ..ConnectOptions::default() }).unwrap();
     let reason = rig.end_of(conn);
     assert_eq!((reason.kind, reason.errno), (CloseKind::ConnectFailed, Some(Errno(libc::EADDRNOTAVAIL))));
 }
@@ -245,7 +246,8 @@ pub fn unix_backlog_full(variant: &Variant) {
     socket.bind(&socket2::SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
     socket.listen(1).unwrap();
     let listener: UnixListener = socket.into();
-    let conns: Vec<ConnId> = (0..4).map(|_| rig.engine.connect(addr.clone(), ConnectOptions::default()).unwrap()).collect();
+    let conns: Vec<ConnId> =
+        (0..4).map(|_| rig.engine.connect(addr.clone(), ConnectOptions::default()).unwrap()).collect();
     rig.watch(Duration::from_millis(30));
     // Two fit; the others wait for the listener to take those.
     let server = std::thread::spawn(move || (0..4).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>());

@@ -16,7 +16,9 @@ fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
         while open.len() < at_once && opened < total {
             // Spread over source addresses, so that no port is short.
             let local = std::net::SocketAddr::from(([127, 0, (opened / 250 % 250) as u8, (opened % 250 + 1) as u8], 0));
-            let conn = engine.connect(addr, ConnectOptions { local: Some(local), tag: 1, ..ConnectOptions::default() }).unwrap();
+            let conn = engine
+                .connect(addr, ConnectOptions { local: Some(local), tag: 1, ..ConnectOptions::default() })
+                .unwrap();
             engine.send(conn, vec![opened as u8; message]).unwrap();
             open.insert(conn, 0);
             opened += 1;

@@ -16,7 +16,12 @@ fn forbid(calls: &[u32], errno: i32) {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
     for call in calls {
-        program.push(libc::sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt: 0, jf: 1, k: *call });
+        program.push(libc::sock_filter {
+            code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 1,
+            k: *call,
+        });
         program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32));
     }
     program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
@@ -24,7 +29,12 @@ fn forbid(calls: &[u32], errno: i32) {
     // SAFETY: a well-formed program that lives through the call.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter), 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter),
+            0,
+            "{}",
+            std::io::Error::last_os_error()
+        );
     }
 }
 
@@ -105,7 +115,9 @@ pub fn environment_decides(_: &Variant) {
     if plain.info().tier != Some(Tier::Deferred) {
         return println!("skipped the rest: no tier to walk down from");
     }
-    for (list, tier) in [("defer_taskrun", Some(Tier::Multishot)), ("multishot_recv", Some(Tier::Oneshot)), ("fast_poll", None)] {
+    for (list, tier) in
+        [("defer_taskrun", Some(Tier::Multishot)), ("multishot_recv", Some(Tier::Oneshot)), ("fast_poll", None)]
+    {
         set("PROACTOR_DISABLE", list);
         let mut rig = Rig::with(Config::default());
         let info = rig.engine.info().clone();
@@ -192,7 +204,9 @@ pub fn no_memlock_unprivileged(variant: &Variant) {
     }
     works(&mut rig);
     match Engine::new(variant.config()) {
-        Ok(engine) => assert_eq!(engine.info().backend, if variant.is_epoll() { Backend::Epoll } else { Backend::Uring }),
+        Ok(engine) => {
+            assert_eq!(engine.info().backend, if variant.is_epoll() { Backend::Epoll } else { Backend::Uring })
+        }
         Err(error) => assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}"),
     }
 }

@@ -161,7 +161,8 @@ fn main() {
 
 fn run_isolated(name: &str) -> Result<(), libtest_mimic::Failed> {
     let binary = std::env::current_exe().map_err(|error| error.to_string())?;
-    let output = Command::new(binary).args(["--exact", name]).env(ISOLATED, "1").output().map_err(|error| error.to_string())?;
+    let output =
+        Command::new(binary).args(["--exact", name]).env(ISOLATED, "1").output().map_err(|error| error.to_string())?;
     match output.status.success() {
         true => Ok(()),
         false => {

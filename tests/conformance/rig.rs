@@ -57,7 +57,12 @@ impl Rig {
     pub fn until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Engine, Completion) -> Option<T>) -> T {
         let deadline = Instant::now() + patience();
         loop {
-            assert!(Instant::now() < deadline, "waited too long for {what}; ended: {:?}; {:?}", self.ended, self.engine.stats());
+            assert!(
+                Instant::now() < deadline,
+                "waited too long for {what}; ended: {:?}; {:?}",
+                self.ended,
+                self.engine.stats()
+            );
             let mut batch = self.poll(Duration::from_millis(100)).into_iter();
             while let Some(completion) = batch.next() {
                 if let Some(found) = look(&mut self.engine, completion) {
@@ -72,7 +77,12 @@ impl Rig {
     pub fn run(&mut self, what: &str, mut done: impl FnMut(&mut Engine, Option<Completion>) -> bool) {
         let deadline = Instant::now() + patience();
         while !done(&mut self.engine, None) {
-            assert!(Instant::now() < deadline, "waited too long for {what}; ended: {:?}; {:?}", self.ended, self.engine.stats());
+            assert!(
+                Instant::now() < deadline,
+                "waited too long for {what}; ended: {:?}; {:?}",
+                self.ended,
+                self.engine.stats()
+            );
             let mut batch = self.poll(Duration::from_millis(20)).into_iter();
             while let Some(completion) = batch.next() {
                 if done(&mut self.engine, Some(completion)) {
@@ -121,7 +131,8 @@ impl Rig {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let conn = self.engine.connect(listener.local_addr().expect("bound"), options).expect("connect");
         self.until("connect", |_, completion| {
-            (completion.conn == conn).then(|| assert!(matches!(completion.event, Event::Connected), "{:?}", completion.event))
+            (completion.conn == conn)
+                .then(|| assert!(matches!(completion.event, Event::Connected), "{:?}", completion.event))
         });
         let (peer, _) = listener.accept().expect("accept");
         peer.set_nodelay(true).expect("nodelay");
@@ -135,8 +146,12 @@ impl Rig {
         let mut bytes = Vec::new();
         self.run("data", |_, completion| {
             match completion {
-                Some(Completion { conn: from, event: Event::Received(data), .. }) if from == conn => bytes.extend_from_slice(&data),
-                Some(Completion { conn: from, event: event @ (Event::Closed(_) | Event::ReadClosed), .. }) if from == conn => {
+                Some(Completion { conn: from, event: Event::Received(data), .. }) if from == conn => {
+                    bytes.extend_from_slice(&data)
+                }
+                Some(Completion { conn: from, event: event @ (Event::Closed(_) | Event::ReadClosed), .. })
+                    if from == conn =>
+                {
                     panic!("{event:?} instead of data")
                 }
                 _ => {}

@@ -284,7 +284,9 @@ fn filled(rig: &mut Rig, conn: ConnId, stream: &mut Vec<u8>) -> BytesMut {
     let mut buffer = None;
     rig.run("a filled buffer", |_, completion| {
         match completion {
-            Some(Completion { conn: from, event: Event::Received(data), .. }) if from == conn => stream.extend_from_slice(&data),
+            Some(Completion { conn: from, event: Event::Received(data), .. }) if from == conn => {
+                stream.extend_from_slice(&data)
+            }
             Some(Completion { conn: from, event: Event::Filled(filled), .. }) if from == conn => buffer = Some(filled),
             _ => {}
         }
@@ -448,7 +450,12 @@ pub fn zero_copy_sends(variant: &Variant) {
     let expected: Vec<u8> = bytes.chunks(50_000).flat_map(|chunk| [chunk, b"small"].concat()).collect();
     assert!(reader.join().unwrap() == expected);
     let zero_copy = rig.engine.stats().zero_copy_sends;
-    let usable = rig.engine.info().capabilities().iter().any(|c| c.capability == Capability::SendZc && c.state == CapabilityState::Used);
+    let usable = rig
+        .engine
+        .info()
+        .capabilities()
+        .iter()
+        .any(|c| c.capability == Capability::SendZc && c.state == CapabilityState::Used);
     assert_eq!(zero_copy > 0, usable, "{zero_copy} zero-copy sends");
 }
 
@@ -488,9 +495,11 @@ pub fn proxy_by_lease(variant: &Variant) {
                 }
             }
             Some(Completion { conn, event: Event::Drained, .. }) if conn == to => {
-                if let Some(payload) = waiting.take() {
-                    engine.send(to, payload).unwrap();
-                    let _ = engine.resume_reads(from);
+                // A Drained from before the queue was filled again is no promise.
+                match waiting.take().map(|payload| engine.send(to, payload)) {
+                    Some(Err(error)) => waiting = Some(error.into_payload()),
+                    Some(Ok(())) => drop(engine.resume_reads(from)),
+                    None => {}
                 }
             }
             Some(Completion { conn, event: Event::ReadClosed, .. }) if conn == from => {

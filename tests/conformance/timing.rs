@@ -84,8 +84,9 @@ pub fn an_overdue_timer_does_not_block(variant: &Variant) {
 
 pub fn a_hundred_thousand_timers(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let ids: Vec<_> =
-        (0..100_000u64).map(|tag| rig.engine.timer_after(Duration::from_micros(tag % 5000 * 40), tag).unwrap()).collect();
+    let ids: Vec<_> = (0..100_000u64)
+        .map(|tag| rig.engine.timer_after(Duration::from_micros(tag % 5000 * 40), tag).unwrap())
+        .collect();
     for id in ids.iter().step_by(2) {
         assert!(rig.engine.timer_cancel(*id));
     }
@@ -193,7 +194,10 @@ pub fn foreign_loop(variant: &Variant) {
         while got.is_empty() && Instant::now() < deadline {
             got = drain(&mut rig);
         }
-        assert!(matches!(&got[..], [Completion { event: Event::Received(data), .. }] if data[..] == [round]), "{got:?}");
+        assert!(
+            matches!(&got[..], [Completion { event: Event::Received(data), .. }] if data[..] == [round]),
+            "{got:?}"
+        );
     }
     rig.engine.send(conn, "staged outside of poll").unwrap();
     assert!(readable(fd, patience()), "something is staged");

@@ -17,6 +17,8 @@ pub(super) struct BufRing {
     memory: Mapping,
     entries: u16,
     tail: u16,
+    /// Buffers in the ring that the kernel can still fill.
+    usable: usize,
 }
 
 impl BufRing {
@@ -28,7 +30,16 @@ impl BufRing {
         // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered or gone (`Uring` drops
         // this after its ring).
         unsafe { uring.submitter().register_buf_ring_with_flags(start, entries, GROUP, flags)? };
-        Ok(BufRing { memory, entries, tail: 0 })
+        Ok(BufRing { memory, entries, tail: 0, usable: 0 })
+    }
+
+    pub(super) fn usable(&self) -> usize {
+        self.usable
+    }
+
+    /// The kernel is done with one of the buffers.
+    pub(super) fn used_up(&mut self) {
+        self.usable -= 1;
     }
 
     /// Gives all free buffers of the pool to the kernel, with one release store.
@@ -45,6 +56,7 @@ impl BufRing {
             entry.set_len(len);
             entry.set_bid(id);
             self.tail = self.tail.wrapping_add(1);
+            self.usable += 1;
         }
         if self.tail != before {
             let base: *const BufRingEntry = self.memory.start().as_ptr().cast();

@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 pub(super) use survey::Refusal;
 use token::{Kind, pack};
 
-/// How long a connect to a unix socket with a full backlog waits before it tries again (tier `polled`).
+/// How long a connect to a unix socket with a full backlog waits before it tries again.
 const UNIX_RETRY_NS: u64 = 2_000_000;
 const NO_BUFFER: u16 = u16::MAX;
 
@@ -360,11 +360,7 @@ impl Backend for Uring {
 
     fn free_buffers(&self) -> usize {
         // In the ring or about to be put there: the kernel decides who gets them.
-        if self.buf_ring.is_some() {
-            self.pool.untouched().max(u32::from(self.pool.free() > 0)) as usize
-        } else {
-            self.pool.free()
-        }
+        self.pool.free() + self.buf_ring.as_ref().map_or(0, BufRing::usable)
     }
 
     fn peer_addr(&self, key: Key) -> io::Result<Addr> {

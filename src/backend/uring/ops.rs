@@ -17,7 +17,8 @@ impl Uring {
         self.ring.make_addr_room()?;
         let options = &request.options;
         self.syscalls += 2;
-        let made = socket::connecting(&request.addr, options.local, &options.socket, self.style.polled);
+        let by_call = self.style.polled || request.addr.is_unix();
+        let made = socket::connecting(&request.addr, options.local, &options.socket, by_call);
         let (fd, addr) =
             match made.and_then(|fd| Ok((fd, request.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))?))) {
                 Ok(pair) => pair,
@@ -28,8 +29,8 @@ impl Uring {
                 }
             };
         Self::occupy(&mut self.conns, key, Some(fd));
-        if self.style.polled {
-            self.connect_by_poll(key, &request.addr, addr);
+        if by_call {
+            self.connect_by_call(key, &request.addr, addr);
             return Ok(());
         }
         let (addr, len) = self.ring.arena.addr(addr);
@@ -40,12 +41,13 @@ impl Uring {
         Ok(())
     }
 
-    /// Tier `polled`: a CONNECT entry of 5.6 would tie up a worker until the peer answers.
-    fn connect_by_poll(&mut self, key: Key, addr: &Addr, name: socket2::SockAddr) {
+    /// Tier `polled`: a CONNECT entry of 5.6 would tie up a worker until the peer answers. Unix sockets: one whose listener's
+    /// backlog is full would do so on every kernel, and without that connect(2) never waits.
+    fn connect_by_call(&mut self, key: Key, addr: &Addr, name: socket2::SockAddr) {
         self.syscalls += 1;
         let tried = SockRef::from(self.slot(key).fd.as_ref().expect("just made")).connect(&name);
         match tried.map_err(|error| Errno::of(&error)) {
-            Ok(()) => self.finish(key, Op::Connect, Outcome::Count(0)),
+            Ok(()) => self.connected_by_call(key),
             Err(Errno(libc::EINPROGRESS)) => {
                 let entry = opcode::PollAdd::new(self.fd_of(key), libc::POLLOUT as u32).build();
                 // SAFETY: names no memory; room was made by the caller.
@@ -65,9 +67,18 @@ impl Uring {
             match tried.map_err(|error| Errno::of(&error)) {
                 Err(Errno(libc::EAGAIN)) => self.unix_retries.push((key, name)),
                 Err(errno) => self.finish(key, Op::Connect, Outcome::Failed(errno)),
-                Ok(()) => self.finish(key, Op::Connect, Outcome::Count(0)),
+                Ok(()) => self.connected_by_call(key),
             }
         }
+    }
+
+    fn connected_by_call(&mut self, key: Key) {
+        if !self.style.polled {
+            // io_uring waits by itself only on blocking sockets.
+            self.syscalls += 1;
+            let _ = SockRef::from(self.slot(key).fd.as_ref().expect("just connected")).set_nonblocking(false);
+        }
+        self.finish(key, Op::Connect, Outcome::Count(0));
     }
 
     /// Room must have been made.

@@ -87,7 +87,11 @@ impl Uring {
     #[inline]
     fn picked_buffer(&mut self, result: i32, flags: u32) -> Option<Lease> {
         let id = cqueue::buffer_select(flags)?;
-        let lease = self.pool.deliver(id, result.max(0) as u32, cqueue::buffer_more(flags));
+        let more = cqueue::buffer_more(flags);
+        if let Some(buf_ring) = self.buf_ring.as_mut().filter(|_| !more) {
+            buf_ring.used_up();
+        }
+        let lease = self.pool.deliver(id, result.max(0) as u32, more);
         (result > 0).then_some(lease)
     }
 

@@ -111,11 +111,8 @@ impl Ring {
         if bounded && !self.mode.ext_arg {
             want = self.stage_timeout(timeout.unwrap_or_default());
         }
-        let (staged, needs_kernel) = {
-            let queue = self.uring.submission();
-            (queue.len() as u32, queue.taskrun() || queue.cq_overflow())
-        };
-        if staged == 0 && want == 0 && !needs_kernel {
+        let staged = self.uring.submission().len() as u32;
+        if staged == 0 && want == 0 && !self.needs_kernel() {
             return Ok(());
         }
         self.stats.queue_overflows += u64::from(self.uring.submission().cq_overflow());
@@ -185,7 +182,14 @@ impl Ring {
 
     pub(super) fn has_next(&self) -> bool {
         // SAFETY: nobody else looks at the completion queue while this value lives.
-        self.batch_next < self.batch_len || !unsafe { self.uring.completion_shared() }.is_empty()
+        self.batch_next < self.batch_len || !unsafe { self.uring.completion_shared() }.is_empty() || self.needs_kernel()
+    }
+
+    /// True if completions wait on the kernel's side for the next enter.
+    fn needs_kernel(&self) -> bool {
+        // SAFETY: nobody else looks at the submission queue while this value lives.
+        let queue = unsafe { self.uring.submission_shared() };
+        queue.taskrun() || queue.cq_overflow()
     }
 
     pub(super) fn fatal(errno: Errno) -> Error {
