@@ -202,10 +202,12 @@ impl Core {
         self.stats.sends += 1;
         self.stats.bytes_sent += taken as u64;
         self.stats.partial_sends += u64::from(taken > 0 && left > 0);
-        match (idle, outcome) {
-            (_, Outcome::Failed(errno)) => self.send_failed(key, errno),
-            (true, _) => self.recycle_queue(key),
-            (false, _) => self.mark_dirty(key),
+        match idle {
+            true => self.recycle_queue(key),
+            false => self.mark_dirty(key),
+        }
+        if let Outcome::Failed(errno) = outcome {
+            self.send_failed(key, errno);
         }
         for tag in tags {
             self.emit(key, Event::Sent { tag }, out);
