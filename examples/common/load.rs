@@ -1,0 +1,253 @@
+//! A load generator in parts, on the engine. It verifies every byte that comes back.
+
+use super::Failure;
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use proactor::{Addr, CloseKind, Completion, Completions, ConnId, ConnectOptions, Engine, Event, SendError};
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// So many requests in flight per connection, each sent when an earlier one came back
+    Echo,
+    /// Connect, one request, close, over and over
+    Connect,
+    /// As much as the connection takes
+    Stream,
+}
+
+pub struct Plan {
+    pub addr: Addr,
+    pub conns: usize,
+    pub size: usize,
+    pub depth: usize,
+    pub duration: Duration,
+    pub mode: Mode,
+}
+
+pub struct Outcome {
+    pub requests: u64,
+    pub elapsed: Duration,
+    pub latency_us: Histogram<u64>,
+    pub errors: u64,
+    /// The first thing that went wrong.
+    pub first_error: Option<String>,
+}
+
+/// The bytes of all streams: a message at offset `o` holds the pattern from `o % PERIOD` on.
+const PERIOD: usize = 65_521;
+
+struct Client {
+    conn: ConnId,
+    sent: u64,
+    received: u64,
+    /// When each message in flight was sent.
+    starts: VecDeque<Instant>,
+    open: bool,
+    full: bool,
+}
+
+pub struct Load {
+    plan: Plan,
+    pattern: Bytes,
+    clients: Vec<Client>,
+    outcome: Outcome,
+    opened: u64,
+    now: Instant,
+    start: Instant,
+}
+
+impl Load {
+    pub fn new(plan: Plan) -> Result<Load, Failure> {
+        if plan.conns == 0 || plan.size == 0 || plan.depth == 0 {
+            return Err("--conns, --size and --depth must be at least 1".into());
+        }
+        let mut state = 1u32;
+        let mut byte = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        let period: Vec<u8> = (0..PERIOD).map(|_| byte()).collect();
+        let pattern: Vec<u8> = period.iter().copied().cycle().take(PERIOD + plan.size.max(1 << 20)).collect();
+        let now = Instant::now();
+        let outcome = Outcome {
+            requests: 0,
+            elapsed: Duration::ZERO,
+            latency_us: Histogram::new_with_bounds(1, 60_000_000, 3)?,
+            errors: 0,
+            first_error: None,
+        };
+        Ok(Load { plan, pattern: pattern.into(), clients: Vec::new(), outcome, opened: 0, now, start: now })
+    }
+
+    /// Runs the plan to its end; tells how far it is from time to time.
+    pub fn run(mut self, engine: &mut Engine, mut progress: impl FnMut(f64, u64)) -> Result<Outcome, Failure> {
+        let mut completions = Completions::with_capacity(1024);
+        for index in 0..self.plan.conns {
+            self.clients.push(Client { conn: ConnId::NONE, sent: 0, received: 0, starts: VecDeque::new(), open: false, full: false });
+            self.connect(engine, index)?;
+        }
+        self.start = Instant::now();
+        let end = self.start + self.plan.duration;
+        let mut told = self.start;
+        loop {
+            self.now = Instant::now();
+            if self.now >= end || self.clients.iter().all(|client| client.conn.is_none()) {
+                break;
+            }
+            if self.now - told > Duration::from_millis(100) {
+                told = self.now;
+                progress((told - self.start).as_secs_f64() / self.plan.duration.as_secs_f64(), self.outcome.requests);
+            }
+            engine.poll(&mut completions, Some((end - self.now).min(Duration::from_millis(100))))?;
+            self.now = Instant::now();
+            for completion in completions.drain() {
+                self.handle(engine, completion, true)?;
+            }
+        }
+        self.outcome.elapsed = self.start.elapsed();
+        self.finish(engine, &mut completions)?;
+        Ok(self.outcome)
+    }
+
+    /// The time is up: nothing that is still on its way counts.
+    fn finish(&mut self, engine: &mut Engine, completions: &mut Completions) -> Result<(), Failure> {
+        for client in self.clients.iter().filter(|client| !client.conn.is_none()) {
+            let _ = engine.abort(client.conn);
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while engine.connections() > 0 && Instant::now() < deadline {
+            engine.poll(completions, Some(Duration::from_millis(50)))?;
+            for completion in completions.drain() {
+                self.handle(engine, completion, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, engine: &mut Engine, index: usize) -> Result<(), Failure> {
+        let loopback = matches!(&self.plan.addr, Addr::Inet(SocketAddr::V4(addr)) if addr.ip().is_loopback());
+        // One source address has some 28,000 ports, and each closed connection keeps one for a minute: take a new address
+        // every so often, of the sixteen million that loopback has.
+        let step = self.opened / 16;
+        let local = Ipv4Addr::new(127, 1 + (step / 64_000 % 200) as u8, (step / 250 % 256) as u8, (step % 250 + 1) as u8);
+        let spread = loopback && (self.plan.mode == Mode::Connect || self.plan.conns > 5000);
+        let local = spread.then_some(SocketAddr::new(IpAddr::V4(local), 0));
+        self.opened += 1;
+        let options = ConnectOptions { local, tag: index as u64, ..ConnectOptions::default() };
+        let conn = engine.connect(self.plan.addr.clone(), options)?;
+        let client = &mut self.clients[index];
+        *client = Client { conn, sent: 0, received: 0, starts: std::mem::take(&mut client.starts), open: false, full: false };
+        client.starts.clear();
+        if self.plan.mode == Mode::Connect {
+            // The request waits behind the connect.
+            self.push(engine, index);
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, engine: &mut Engine, completion: Completion, running: bool) -> Result<(), Failure> {
+        let index = completion.tag as usize;
+        match completion.event {
+            Event::Connected => {
+                self.clients[index].open = true;
+                if running && self.plan.mode != Mode::Connect {
+                    self.fill(engine, index);
+                }
+            }
+            Event::Received(data) => self.received(engine, index, &data, running),
+            Event::Drained => {
+                self.clients[index].full = false;
+                if running {
+                    self.fill(engine, index);
+                }
+            }
+            Event::Closed(reason) => {
+                let client = &mut self.clients[index];
+                let expected = matches!(reason.kind, CloseKind::Local | CloseKind::Aborted | CloseKind::PeerClosed)
+                    && (self.plan.mode == Mode::Connect && client.starts.is_empty() || !running);
+                client.conn = ConnId::NONE;
+                if !expected && running {
+                    self.failed(format!("connection {index}: {reason}"));
+                }
+                // A server that is not there will not be there in a microsecond either.
+                if running && self.plan.mode == Mode::Connect && self.outcome.errors < 1000 {
+                    self.connect(engine, index)?;
+                }
+            }
+            Event::ReadClosed if self.plan.mode != Mode::Connect => drop(engine.close(completion.conn)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn received(&mut self, engine: &mut Engine, index: usize, data: &[u8], running: bool) {
+        let size = self.plan.size as u64;
+        let client = &mut self.clients[index];
+        let mut rest = data;
+        while !rest.is_empty() {
+            let at = (client.received % PERIOD as u64) as usize;
+            let part = rest.len().min(self.pattern.len() - at);
+            if rest[..part] != self.pattern[at..at + part] {
+                let (conn, good) = (client.conn, client.received);
+                let _ = engine.abort(conn);
+                return self.failed(format!("connection {index}: wrong bytes after {good}"));
+            }
+            client.received += part as u64;
+            rest = &rest[part..];
+        }
+        let complete = client.received / size;
+        let before = (client.received - data.len() as u64) / size;
+        for _ in before..complete {
+            let Some(start) = client.starts.pop_front() else {
+                return self.failed(format!("connection {index}: more came back than was sent"));
+            };
+            if running {
+                self.outcome.requests += 1;
+                let micros = (self.now - start).as_nanos().div_ceil(1000) as u64;
+                self.outcome.latency_us.saturating_record(micros.max(1));
+            }
+        }
+        if !running || complete == before {
+            return;
+        }
+        match self.plan.mode {
+            Mode::Connect => drop(engine.close(self.clients[index].conn)),
+            _ => self.fill(engine, index),
+        }
+    }
+
+    /// Sends as much as the plan wants in flight.
+    fn fill(&mut self, engine: &mut Engine, index: usize) {
+        while self.clients[index].open && !self.clients[index].full {
+            let in_flight = self.clients[index].starts.len();
+            if self.plan.mode == Mode::Echo && in_flight >= self.plan.depth || !self.push(engine, index) {
+                return;
+            }
+        }
+    }
+
+    fn push(&mut self, engine: &mut Engine, index: usize) -> bool {
+        let client = &mut self.clients[index];
+        let at = (client.sent % PERIOD as u64) as usize;
+        match engine.send(client.conn, self.pattern.slice(at..at + self.plan.size)) {
+            Ok(()) => {
+                client.sent += self.plan.size as u64;
+                client.starts.push_back(self.now);
+                true
+            }
+            Err(SendError::Full(_)) => {
+                client.full = true;
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn failed(&mut self, what: String) {
+        self.outcome.errors += 1;
+        self.outcome.first_error.get_or_insert(what);
+    }
+}

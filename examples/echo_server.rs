@@ -1,0 +1,77 @@
+//! An echo server.
+//!
+//! ```text
+//! cargo run --release --example echo_server -- --addr 127.0.0.1:7000
+//! echo hello | nc -N 127.0.0.1 7000
+//! socat -u /dev/zero TCP:127.0.0.1:7000
+//! ```
+//!
+//! The first line on stdout is `listening on ADDR backend=B tier=T`. It echoes streams of any size with bounded memory, answers
+//! a half-close by sending what is left and closing, and on SIGINT or SIGTERM stops accepting, lets connections finish for up
+//! to `--drain` seconds, prints its counters to stderr and ends with status 0.
+
+mod common;
+
+use clap::Parser;
+use common::{BackendArgs, Failure, echo::Echo};
+use proactor::{Addr, Completions, ListenOptions};
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+#[derive(Parser)]
+#[command(about = "An echo server on proactor", version)]
+struct Args {
+    /// Where to listen: IP:PORT (port 0 for any), [IPV6]:PORT, unix:PATH or unix:@NAME
+    #[arg(long, default_value = "127.0.0.1:7000")]
+    addr: Addr,
+    /// How long connections may take to finish after SIGINT or SIGTERM, in seconds
+    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    drain: f64,
+    /// Close connections that are idle for so many seconds
+    #[arg(long, value_parser = seconds)]
+    idle: Option<f64>,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|value| (0.0..=1e6).contains(value)).ok_or_else(|| "expected 0 to 1000000 seconds".into())
+}
+
+fn main() -> ExitCode {
+    common::report(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Result<(), Failure> {
+    let mut engine = args.backend.engine()?;
+    let mut options = ListenOptions::default();
+    options.socket.idle_timeout = args.idle.map(Duration::from_secs_f64);
+    let listener = engine.listen(args.addr.clone(), options)?;
+    let stop = common::stop_on_signals(engine.waker())?;
+    let info = engine.info();
+    let (backend, tier) = (info.backend, info.tier_name());
+    if let Some(fallback) = &info.fallback {
+        eprintln!("io_uring is not used: {fallback}");
+    }
+    println!("listening on {} backend={backend} tier={tier}", engine.listener_addr(listener)?);
+    std::io::stdout().flush()?;
+
+    let mut completions = Completions::with_capacity(1024);
+    let mut echo = Echo::default();
+    let mut draining: Option<Instant> = None;
+    while !engine.is_drained() {
+        if stop.load(Ordering::Acquire) && draining.is_none() {
+            draining = Some(Instant::now());
+            eprintln!("draining {} connections", engine.connections());
+            engine.drain(Duration::from_secs_f64(args.drain));
+        }
+        engine.poll(&mut completions, None)?;
+        for completion in completions.drain() {
+            echo.handle(&mut engine, completion);
+        }
+    }
+    eprintln!("drained in {:.3} s\n{:#?}", draining.map_or(0.0, |start| start.elapsed().as_secs_f64()), engine.stats());
+    Ok(())
+}
