@@ -62,7 +62,9 @@ impl Input {
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
                     self.ended = true;
-                    return Ok(engine.shutdown_write(conn)?);
+                    // If the connection is gone already, its reason is on the way.
+                    let _ = engine.shutdown_write(conn);
+                    return Ok(());
                 }
             };
             match engine.send(conn, payload) {
@@ -100,7 +102,10 @@ fn run(args: &Args) -> Result<(), Failure> {
                     output.flush()?;
                 }
                 // Nothing more to hear. What is left to say is still said.
-                Event::ReadClosed => input.forward(&mut engine, conn).and_then(|()| Ok(engine.shutdown_write(conn)?))?,
+                Event::ReadClosed => {
+                    input.forward(&mut engine, conn)?;
+                    let _ = engine.shutdown_write(conn);
+                }
                 Event::Closed(reason) if reason.kind == CloseKind::PeerClosed && reason.unsent_bytes == 0 => return Ok(()),
                 Event::Closed(reason) => return Err(format!("{addr}: {reason}").into()),
                 _ => {}
