@@ -57,7 +57,8 @@ struct Input {
 impl Input {
     fn forward(&mut self, engine: &mut proactor::Engine, conn: proactor::ConnId) -> Result<(), Failure> {
         while !self.ended {
-            let payload = match self.waiting.take().map(Ok).unwrap_or_else(|| self.pieces.try_recv().map(Payload::from)) {
+            let payload = match self.waiting.take().map(Ok).unwrap_or_else(|| self.pieces.try_recv().map(Payload::from))
+            {
                 Ok(payload) => payload,
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
@@ -106,7 +107,9 @@ fn run(args: &Args) -> Result<(), Failure> {
                     input.forward(&mut engine, conn)?;
                     let _ = engine.shutdown_write(conn);
                 }
-                Event::Closed(reason) if reason.kind == CloseKind::PeerClosed && reason.unsent_bytes == 0 => return Ok(()),
+                Event::Closed(reason) if reason.kind == CloseKind::PeerClosed && reason.unsent_bytes == 0 => {
+                    return Ok(());
+                }
                 Event::Closed(reason) => return Err(format!("{addr}: {reason}").into()),
                 _ => {}
             }

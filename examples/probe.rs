@@ -46,9 +46,9 @@ fn json(info: &Info) -> serde_json::Value {
             })
         })
         .collect();
-    let fallback = info.fallback.as_ref().map(|fallback| {
-        serde_json::json!({ "errno": fallback.errno.map(|errno| errno.name()), "cause": fallback.cause })
-    });
+    let fallback = info.fallback.as_ref().map(
+        |fallback| serde_json::json!({ "errno": fallback.errno.map(|errno| errno.name()), "cause": fallback.cause }),
+    );
     serde_json::json!({
         "backend": info.backend.name(), "tier": info.tier_name(), "fallback": fallback, "notes": info.notes,
         "kernel": info.kernel,

@@ -56,7 +56,10 @@ fn run(args: &Args) -> Result<(), Failure> {
     for backend in backends(args)? {
         rows.push(measure(args, &backend)?);
     }
-    println!("{} connections, one request of {} bytes in flight on each, server and client in one process\n", args.conns, args.size);
+    println!(
+        "{} connections, one request of {} bytes in flight on each, server and client in one process\n",
+        args.conns, args.size
+    );
     println!(
         "{:<17} {:>11} {:>8} {:>8} {:>9} {:>13} {:>13}",
         "backend/tier", "requests/s", "p50 us", "p99 us", "p99.9 us", "CPU us/req", "syscalls/req"
@@ -91,7 +94,9 @@ fn measure(args: &Args, backend: &BackendArgs) -> Result<Row, Failure> {
     let config = backend.config()?;
     let server = {
         let stop = Arc::clone(&stop);
-        thread::spawn(move || serve(config, &stop, |addr, waker, info| drop(sender.send((addr, waker, info)))).map_err(|e| e.to_string()))
+        thread::spawn(move || {
+            serve(config, &stop, |addr, waker, info| drop(sender.send((addr, waker, info)))).map_err(|e| e.to_string())
+        })
     };
     let Ok((addr, waker, info)) = receiver.recv() else {
         return Err(server.join().expect("no panic").err().unwrap_or("the server did not start".into()).into());

@@ -151,10 +151,26 @@ fn load_verifies_and_reports() {
         let Some(server) = Server::start(variant) else { continue };
         for mode in ["echo", "connect", "stream"] {
             let mut load = example("load");
-            load.args(["--addr", &server.addr, "--conns", "20", "--depth", "4", "--size", "1000", "--seconds", "0.3", "--json"]);
+            load.args([
+                "--addr",
+                &server.addr,
+                "--conns",
+                "20",
+                "--depth",
+                "4",
+                "--size",
+                "1000",
+                "--seconds",
+                "0.3",
+                "--json",
+            ]);
             let output = load.args(["--mode", mode]).args(*variant).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "{mode} on {variant:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{mode} on {variant:?}: {text}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             let json: serde_json::Value = serde_json::from_str(text.trim()).expect("one line of JSON");
             for key in ["requests", "requests_per_s", "p50_us", "p99_us", "p999_us", "cpu_us_per_request", "errors"] {
                 assert!(json[key].is_number(), "{key} in {text}");
@@ -203,7 +219,10 @@ fn bad_arguments_are_errors_that_help() {
     for (name, args, expected) in cases {
         let output = example(name).args(*args).stdin(Stdio::null()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && text.contains(expected) && !text.contains("panicked"), "{name} {args:?}: {text}");
+        assert!(
+            !output.status.success() && text.contains(expected) && !text.contains("panicked"),
+            "{name} {args:?}: {text}"
+        );
     }
     for name in ["echo_server", "load", "netcat", "probe", "quickstart", "redis_client"] {
         let output = example(name).arg("--help").output().unwrap();

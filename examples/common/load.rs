@@ -86,7 +86,14 @@ impl Load {
     pub fn run(mut self, engine: &mut Engine, mut progress: impl FnMut(f64, u64)) -> Result<Outcome, Failure> {
         let mut completions = Completions::with_capacity(1024);
         for index in 0..self.plan.conns {
-            self.clients.push(Client { conn: ConnId::NONE, sent: 0, received: 0, starts: VecDeque::new(), open: false, full: false });
+            self.clients.push(Client {
+                conn: ConnId::NONE,
+                sent: 0,
+                received: 0,
+                starts: VecDeque::new(),
+                open: false,
+                full: false,
+            });
             self.connect(engine, index)?;
         }
         self.start = Instant::now();
@@ -132,14 +139,16 @@ impl Load {
         // One source address has some 28,000 ports, and each closed connection keeps one for a minute: take a new address
         // every so often, of the sixteen million that loopback has.
         let step = self.opened / 16;
-        let local = Ipv4Addr::new(127, 1 + (step / 64_000 % 200) as u8, (step / 250 % 256) as u8, (step % 250 + 1) as u8);
+        let local =
+            Ipv4Addr::new(127, 1 + (step / 64_000 % 200) as u8, (step / 250 % 256) as u8, (step % 250 + 1) as u8);
         let spread = loopback && (self.plan.mode == Mode::Connect || self.plan.conns > 5000);
         let local = spread.then_some(SocketAddr::new(IpAddr::V4(local), 0));
         self.opened += 1;
         let options = ConnectOptions { local, tag: index as u64, ..ConnectOptions::default() };
         let conn = engine.connect(self.plan.addr.clone(), options)?;
         let client = &mut self.clients[index];
-        *client = Client { conn, sent: 0, received: 0, starts: std::mem::take(&mut client.starts), open: false, full: false };
+        *client =
+            Client { conn, sent: 0, received: 0, starts: std::mem::take(&mut client.starts), open: false, full: false };
         client.starts.clear();
         if self.plan.mode == Mode::Connect {
             // The request waits behind the connect.

@@ -14,7 +14,13 @@ pub struct Report {
 }
 
 /// Sets and gets `requests` keys with `pipeline` requests in flight. `progress` hears how many are done.
-pub fn run(engine: &mut Engine, addr: Addr, requests: u64, pipeline: u64, mut progress: impl FnMut(u64)) -> Result<Report, Failure> {
+pub fn run(
+    engine: &mut Engine,
+    addr: Addr,
+    requests: u64,
+    pipeline: u64,
+    mut progress: impl FnMut(u64),
+) -> Result<Report, Failure> {
     let conn = engine.connect(addr, ConnectOptions::default())?;
     let mut completions = Completions::with_capacity(256);
     let (mut sent, mut checked) = (0, 0);
@@ -64,7 +70,8 @@ fn value(number: u64) -> String {
 /// First all SETs, then all GETs.
 fn command(index: u64, requests: u64) -> Result<Vec<u8>, Failure> {
     let number = index % requests;
-    let words = if index < requests { vec!["SET".into(), key(number), value(number)] } else { vec!["GET".into(), key(number)] };
+    let words =
+        if index < requests { vec!["SET".into(), key(number), value(number)] } else { vec!["GET".into(), key(number)] };
     let frame = OwnedFrame::Array(words.into_iter().map(|word| OwnedFrame::BulkString(word.into_bytes())).collect());
     let mut bytes = vec![0; frame.encode_len(false)];
     encode(&mut bytes, &frame, false)?;

@@ -12,4 +12,4 @@ pub(crate) use fill::{Fill, Written};
 pub use lease::Lease;
 pub use payload::Payload;
 pub(crate) use pool::Pool;
-pub(crate) use queue::{ChunkPool, SendQueue};
+pub(crate) use queue::{ChunkPool, QueuePool, SendQueue};

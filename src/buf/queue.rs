@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 const CHUNK_BYTES: usize = 4096;
 /// Chunks kept for the next writes, engine-wide.
 const CHUNKS_KEPT: usize = 256;
+/// Emptied queues kept, engine-wide.
+const QUEUES_KEPT: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
@@ -53,6 +55,23 @@ impl ChunkPool {
     }
 }
 
+/// Emptied send queues waiting for the next connection that sends.
+#[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "the boxes themselves are what is handed on")]
+pub(crate) struct QueuePool(Vec<Box<SendQueue>>);
+
+impl QueuePool {
+    pub(crate) fn take(&mut self) -> Box<SendQueue> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give(&mut self, queue: Box<SendQueue>) {
+        if self.0.len() < QUEUES_KEPT {
+            self.0.push(queue);
+        }
+    }
+}
+
 impl SendQueue {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -80,13 +99,12 @@ impl SendQueue {
     /// Copies `bytes` behind what is queued.
     pub(crate) fn write(&mut self, bytes: &[u8], chunks: &mut ChunkPool) {
         self.bytes += bytes.len();
-        if self.items.len() > self.frozen {
-            if let Some(Item { payload: Payload::Vec(chunk), chunk: true, .. }) = self.items.back_mut() {
-                if chunk.capacity() - chunk.len() >= bytes.len() {
-                    chunk.extend_from_slice(bytes);
-                    return;
-                }
-            }
+        if self.items.len() > self.frozen
+            && let Some(Item { payload: Payload::Vec(chunk), chunk: true, .. }) = self.items.back_mut()
+            && chunk.capacity() - chunk.len() >= bytes.len()
+        {
+            chunk.extend_from_slice(bytes);
+            return;
         }
         let mut chunk = chunks.take(bytes.len());
         chunk.extend_from_slice(bytes);

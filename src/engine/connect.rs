@@ -35,13 +35,11 @@ impl Engine {
     pub fn connect(&mut self, addr: impl Into<Addr>, options: ConnectOptions) -> Result<ConnId, Error> {
         let addr = addr.into();
         addr.to_sockaddr()?;
-        if let (Some(local), Addr::Inet(remote)) = (options.local, &addr) {
-            if local.is_ipv4() != remote.is_ipv4() {
-                return Err(Error::Address {
-                    addr: local.to_string(),
-                    why: "the local address is of another family than the peer's",
-                });
-            }
+        if let (Some(local), Addr::Inet(remote)) = (options.local, &addr)
+            && local.is_ipv4() != remote.is_ipv4()
+        {
+            let why = "the local address is of another family than the peer's";
+            return Err(Error::Address { addr: local.to_string(), why });
         }
         if options.local.is_some() && addr.is_unix() {
             return Err(Error::Address {

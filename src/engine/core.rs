@@ -3,7 +3,7 @@
 //! ended is in no table.
 
 use super::conn::{Conn, Listener, Phase, flag};
-use crate::buf::{ChunkPool, SendQueue};
+use crate::buf::{ChunkPool, QueuePool, SendQueue};
 use crate::completion::{Completion, Completions, Event};
 use crate::config::Config;
 use crate::error::Error;
@@ -15,9 +15,6 @@ use crate::waker::{Bell, Inbox};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Emptied send queues kept for the next connection that sends.
-const QUEUES_KEPT: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Core {
@@ -34,7 +31,7 @@ pub(super) struct Core {
     /// Completions beyond a budget or a buffer's capacity: told in the next poll.
     pub(super) pending: VecDeque<Completion>,
     pub(super) paused_listeners: usize,
-    spare_queues: Vec<Box<SendQueue>>,
+    spare_queues: QueuePool,
     pub(super) chunks: ChunkPool,
     pub(super) stats: Stats,
     /// Nanoseconds since the backend's epoch, read once or twice a turn.
@@ -64,7 +61,7 @@ impl Core {
             parked: VecDeque::new(),
             pending: VecDeque::new(),
             paused_listeners: 0,
-            spare_queues: Vec::new(),
+            spare_queues: QueuePool::default(),
             chunks: ChunkPool::default(),
             stats: Stats::default(),
             now: 0,
@@ -186,16 +183,13 @@ impl Core {
 
     /// The send queue of a connection, made if there is none.
     #[inline]
-    pub(super) fn queue_of<'a>(conn: &'a mut Conn, spare: &mut Vec<Box<SendQueue>>) -> &'a mut SendQueue {
-        conn.queue.get_or_insert_with(|| spare.pop().unwrap_or_default())
+    pub(super) fn queue_of<'a>(conn: &'a mut Conn, spare: &mut QueuePool) -> &'a mut SendQueue {
+        conn.queue.get_or_insert_with(|| spare.take())
     }
 
     /// Splits the borrow: a connection, and what its queue needs.
     #[inline]
-    pub(super) fn conn_and_queues(
-        &mut self,
-        key: Key,
-    ) -> Option<(&mut Conn, &mut Vec<Box<SendQueue>>, &mut ChunkPool)> {
+    pub(super) fn conn_and_queues(&mut self, key: Key) -> Option<(&mut Conn, &mut QueuePool, &mut ChunkPool)> {
         let conn = self.conns.get_mut(key)?;
         Some((conn, &mut self.spare_queues, &mut self.chunks))
     }
@@ -203,8 +197,8 @@ impl Core {
     /// Gives an emptied queue to the next connection that sends.
     pub(super) fn recycle_queue(&mut self, key: Key) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.queue.as_ref().is_some_and(|queue| queue.is_idle()) && self.spare_queues.len() < QUEUES_KEPT {
-            self.spare_queues.extend(conn.queue.take());
+        if let Some(queue) = conn.queue.take_if(|queue| queue.is_idle()) {
+            self.spare_queues.give(queue);
         }
     }
 

@@ -59,11 +59,13 @@ pub(crate) fn listening(addr: &Addr, options: &ListenOptions, nonblocking: bool)
     };
     set_up().map_err(|error: io::Error| Error::os("setsockopt", &error))?;
     let mut bound = socket.bind(&name);
-    if let (Err(error), Addr::Unix(path)) = (&bound, addr) {
-        if error.kind() == io::ErrorKind::AddrInUse && options.remove_stale_path && is_stale(path, &name) {
-            let _ = std::fs::remove_file(path);
-            bound = socket.bind(&name);
-        }
+    if let (Err(error), Addr::Unix(path)) = (&bound, addr)
+        && error.kind() == io::ErrorKind::AddrInUse
+        && options.remove_stale_path
+        && is_stale(path, &name)
+    {
+        let _ = std::fs::remove_file(path);
+        bound = socket.bind(&name);
     }
     bound.map_err(|error| Error::os("bind", &error))?;
     let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);

@@ -33,7 +33,10 @@ pub fn close_listener_stops_accepting(variant: &Variant) {
     let conn = rig.until("accept", |_, completion| Some(completion.conn));
     rig.engine.close_listener(listener).unwrap();
     rig.until("the listener's end", |_, completion| match completion.event {
-        Event::ListenerClosed { listener: id, errno } => Some(assert_eq!((id, errno), (listener, None))),
+        Event::ListenerClosed { listener: id, errno } => {
+            assert_eq!((id, errno), (listener, None));
+            Some(())
+        }
         other => panic!("{other:?}"),
     });
     assert!(TcpStream::connect(addr).is_err(), "nobody listens any more");

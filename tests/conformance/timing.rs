@@ -61,7 +61,10 @@ pub fn timers_move_and_cancel(variant: &Variant) {
     assert!(rig.engine.timer_reset(early, Duration::from_millis(10)));
     assert_eq!(fired(rig.watch(Duration::from_millis(45))), [3]);
     rig.until("the moved timer", |_, completion| match completion.event {
-        Event::Timer { id } => Some(assert_eq!((id, completion.tag), (moved, 2))),
+        Event::Timer { id } => {
+            assert_eq!((id, completion.tag), (moved, 2));
+            Some(())
+        }
         other => panic!("{other:?}"),
     });
     assert!(!rig.engine.timer_reset(moved, Duration::ZERO) && !rig.engine.timer_cancel(moved));

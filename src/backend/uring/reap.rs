@@ -97,7 +97,7 @@ impl Uring {
 
     #[inline]
     fn received(&mut self, key: Key, result: i32, more: bool, lease: Option<Lease>) -> Option<Done<OwnedFd>> {
-        let Some(slot) = self.conns.get_mut(key.slot as usize) else { return None };
+        let slot = self.conns.get_mut(key.slot as usize)?;
         if !more {
             slot.recv = Kind::Idle;
         }
@@ -130,8 +130,8 @@ impl Uring {
             return None;
         }
         self.forget_window(key);
-        // SAFETY: the kernel wrote that many bytes at the start of the window.
         let outcome = match result {
+            // SAFETY: the kernel wrote that many bytes at the start of the window.
             1.. => Outcome::Filled(unsafe { Written::new(result as usize) }),
             0 => Outcome::Count(0),
             _ => Outcome::Failed(Errno(-result)),
