@@ -245,7 +245,8 @@ impl Config {
         /// How long `close`, when all is sent, waits for the peer's FIN, discarding what still comes. Without that wait, input that
         /// arrives late makes the kernel answer with a reset, and the peer may lose what it has not read. Default: 250 ms.
         fin_wait: Duration;
-        /// How long dropping the engine waits for the kernel to let go of its buffers before it leaks them. Default: 1 s.
+        /// How long dropping the engine waits, while nothing moves, for the kernel to let go of its buffers before it leaks them.
+        /// Default: 1 s.
         teardown_max: Duration;
     }
 

@@ -45,7 +45,7 @@ use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,8 +186,9 @@ pub(crate) trait Backend {
     fn stats(&self) -> BackendStats;
 
     /// The end. Everything of the engine's is closed, or the time for that ran out. Cancels what the backend has of its own in
-    /// flight, for at most until `until`. False if the kernel may still write to memory: then the backend has leaked it.
-    fn shut_down(&mut self, until: u64) -> bool;
+    /// flight, and waits while something comes within `patience`. False if the kernel may still write to memory: then the
+    /// backend has leaked it.
+    fn shut_down(&mut self, patience: Duration) -> bool;
 
     /// In a forked child: lets go of everything without touching what the parent shares.
     fn abandon(&mut self);

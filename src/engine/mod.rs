@@ -196,10 +196,10 @@ impl Drop for Engine {
             return;
         }
         self.refresh_clock();
-        let until = self.core.later(self.core.config.teardown_max);
+        let patience = self.core.config.teardown_max;
         let clean = with_backend!(self.backend, backend => {
-            let ended = self.core.tear_down(&mut **backend, until);
-            backend.shut_down(until) && ended
+            let ended = self.core.tear_down(&mut **backend, patience);
+            backend.shut_down(patience) && ended
         });
         if !clean {
             // The kernel may still read payloads and write into callers' buffers: they stay for ever.

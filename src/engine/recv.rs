@@ -14,7 +14,7 @@ use bytes::BytesMut;
 impl Engine {
     /// Stops delivering data of a connection: no [`Event::Received`] and no [`Event::ReadClosed`] comes from later polls, and the
     /// peer soon feels the pressure. What arrived already is kept, in order. What already is in the caller's
-    /// [`Completions`] stays there.
+    /// [`Completions`] stays there. While paused, the peer's end or reset is noticed only by a send that fails.
     ///
     /// # Errors
     /// [`Error::Stale`].

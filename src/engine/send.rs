@@ -139,6 +139,7 @@ impl Core {
             for tag in tags {
                 self.emit(key, Event::Sent { tag }, out);
             }
+            self.tell_drained(key, out);
         }
         let conn = self.conns.get_mut(key).expect("still there");
         if !conn.queue_is_empty() {
@@ -178,7 +179,7 @@ impl Core {
     }
 
     pub(super) fn on_send<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
-        let (now, low) = (self.now, self.config.send_low_watermark);
+        let now = self.now;
         let Some((conn, _, chunks)) = self.conn_and_queues(key) else { return };
         let Some(queue) = conn.queue.as_mut() else { return };
         if let Outcome::Notified = outcome {
@@ -196,7 +197,6 @@ impl Core {
         };
         let mut tags = Vec::new();
         let left = queue.complete(taken, chunks, |tag| tags.push(tag));
-        let drained = conn.flags & flag::FULL != 0 && queue.bytes() <= low;
         conn.active_at = now;
         let idle = queue.is_empty() && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
         self.stats.sends += 1;
@@ -212,12 +212,19 @@ impl Core {
         for tag in tags {
             self.emit(key, Event::Sent { tag }, out);
         }
-        if drained {
-            let conn = self.conns.get_mut(key).expect("still there");
-            conn.unset(flag::FULL);
-            if conn.is_open() && conn.may_queue() {
-                self.emit(key, Event::Drained, out);
-            }
+        self.tell_drained(key, out);
+    }
+
+    /// Says that sending is welcome again, if it was not and now is.
+    fn tell_drained(&mut self, key: Key, out: &mut Completions) {
+        let low = self.config.send_low_watermark;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !conn.has(flag::FULL) || conn.queued_bytes() > low {
+            return;
+        }
+        conn.unset(flag::FULL);
+        if conn.is_open() && conn.may_queue() {
+            self.emit(key, Event::Drained, out);
         }
     }
 

@@ -8,6 +8,7 @@ use crate::completion::{Completions, Event};
 use crate::error::Error;
 use crate::id::{Key, TimerId};
 use crate::timer::Owner;
+use std::time::Duration;
 
 impl Core {
     /// Turns until there is something to tell, or the time `deadline` has come.
@@ -142,8 +143,9 @@ impl Core {
         }
     }
 
-    /// Ends everything at once and takes what comes of it, until the time `until`. True if nothing is left.
-    pub(super) fn tear_down<B: Backend>(&mut self, backend: &mut B, until: u64) -> bool {
+    /// Ends everything at once and takes what comes of it, until nothing more came for `patience`. True if nothing is left.
+    pub(super) fn tear_down<B: Backend>(&mut self, backend: &mut B, patience: Duration) -> bool {
+        let mut until = self.later(patience);
         let mut out = Completions::with_capacity(1024);
         let conns: Vec<Key> = self.conns.keys().collect();
         conns.into_iter().for_each(|key| self.end_phase(key));
@@ -163,6 +165,7 @@ impl Core {
                 self.finish_op(backend, done, &mut out);
                 out.drain();
                 self.pending.clear();
+                until = self.later(patience);
             }
         }
         self.conns.is_empty() && self.listeners.is_empty()

@@ -117,7 +117,8 @@ scenarios! {
         a_hundred_thousand_timers wake_from_another_thread wake_storm wakes_are_coalesced foreign_loop;
     Isolated timing: signal_storm;
     Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent drop_with_leases
-        drop_while_accepting drop_while_filling drop_zero_copy_in_flight drop_with_timers;
+        drop_while_accepting drop_while_filling drop_zero_copy_in_flight drop_with_timers engines_in_a_row
+        many_engines_on_one_thread;
     Isolated teardown: fork_in_the_middle;
     Isolated hostile: hardened_ring no_memlock_unprivileged worker_threads_stay_few;
     Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides

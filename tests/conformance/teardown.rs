@@ -157,3 +157,25 @@ pub fn fork_in_the_middle(variant: &Variant) {
     assert_eq!(&byte, b"c");
     drop(lease);
 }
+
+pub fn engines_in_a_row(variant: &Variant) {
+    // A thread has sixteen places for registered rings; an engine that is gone must have given its place back.
+    let uses = |engine: &Engine| {
+        let used = |report: &&CapabilityReport| report.state == CapabilityState::Used;
+        engine.info().capabilities().iter().filter(used).map(|report| report.capability).collect::<Vec<_>>()
+    };
+    let first = uses(&Engine::new(variant.config()).unwrap());
+    for round in 0..40 {
+        let engine = Engine::new(variant.config()).unwrap();
+        assert_eq!(uses(&engine), first, "engine {round}");
+    }
+}
+
+pub fn many_engines_on_one_thread(variant: &Variant) {
+    let mut rigs: Vec<Rig> = (0..20).map(|_| Rig::new(variant)).collect();
+    for rig in &mut rigs {
+        let (conn, mut peer) = rig.pair();
+        peer.write_all(b"x").unwrap();
+        assert_eq!(rig.receive(conn, 1), b"x");
+    }
+}

@@ -1,7 +1,7 @@
 //! The system calls on sockets. Owns: how a connect, send, receive and accept is tried, and what its answer means for
 //! readiness.
 
-use super::{Done, EpollBackend, Outcome, Retry, Target, bit};
+use super::{Done, EpollBackend, Outcome, Retry, Target, Window, bit};
 use crate::backend::{ConnectRequest, Op};
 use crate::buf::{SendQueue, Written};
 use crate::error::Errno;
@@ -139,14 +139,13 @@ impl EpollBackend {
 
     /// One read into a caller's buffer.
     pub(super) fn recv_into(&mut self, key: Key) -> Option<Done<OwnedFd>> {
-        let index = self.windows.iter().position(|window| window.slot == key.slot).expect("armed with a window");
-        let (start, len) = (self.windows[index].start, self.windows[index].len);
+        let Window { start, len } = self.windows[key.slot as usize].expect("armed with a window");
         // SAFETY: the engine keeps the window in place until this operation has ended (contract, rule 3).
         let result = unsafe { self.recv_at(key, start, len) };
         if result == Err(Errno(libc::EAGAIN)) {
             return None;
         }
-        self.windows.swap_remove(index);
+        self.set_window(key, None);
         match result {
             Ok(len @ 1..) => {
                 self.slot(key).state &= !bit::FILL;

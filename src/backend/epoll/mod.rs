@@ -60,9 +60,8 @@ struct Slot {
 }
 
 /// The window of a receive into a caller's buffer.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Window {
-    slot: u32,
     start: *mut u8,
     len: usize,
 }
@@ -79,7 +78,8 @@ pub(crate) struct EpollBackend {
     precise_wait: bool,
     conns: Vec<Slot>,
     listeners: Vec<Slot>,
-    windows: Vec<Window>,
+    /// By slot; as long as the highest slot that ever received into a buffer.
+    windows: Vec<Option<Window>>,
     /// Finished operations that wait to be told.
     done: VecDeque<Done<OwnedFd>>,
     /// Slots with an armed operation in a ready direction, and those that have used up their budget for this turn.
@@ -193,6 +193,16 @@ impl EpollBackend {
         self.list(Target { slot: key.slot, listener });
     }
 
+    fn set_window(&mut self, key: Key, window: Option<Window>) {
+        let index = key.slot as usize;
+        if window.is_some() && self.windows.len() <= index {
+            self.windows.resize(index + 1, None);
+        }
+        if let Some(place) = self.windows.get_mut(index) {
+            *place = window;
+        }
+    }
+
     fn close_fd(&mut self, key: Key, listener: bool, how: CloseHow) {
         let known =
             self.slots(listener).get(key.slot as usize).is_some_and(|slot| slot.generation == key.generation.get());
@@ -288,7 +298,7 @@ impl Backend for EpollBackend {
 
     fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull> {
         let (start, len) = fill.window();
-        self.windows.push(Window { slot: key.slot, start, len });
+        self.set_window(key, Some(Window { start, len }));
         self.arm(key, false, bit::FILL);
         Ok(())
     }
@@ -314,7 +324,9 @@ impl Backend for EpollBackend {
         // What is not armed has finished and waits to be told.
         if slot.state & operation != 0 {
             slot.state &= !operation;
-            self.windows.retain(|window| op != Op::Recv || window.slot != key.slot);
+            if op == Op::Recv {
+                self.set_window(key, None);
+            }
             self.retries.retain(|retry| op != Op::Connect || retry.key != key);
             self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
         }
@@ -385,7 +397,7 @@ impl Backend for EpollBackend {
         BackendStats { heap_copies: self.pool.heap_copies(), ..self.stats }
     }
 
-    fn shut_down(&mut self, _until: u64) -> bool {
+    fn shut_down(&mut self, _patience: Duration) -> bool {
         // Nothing is ever in the kernel's hands between calls.
         true
     }

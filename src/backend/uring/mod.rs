@@ -93,9 +93,8 @@ impl Slot {
 }
 
 /// The window of a receive into a caller's buffer, kept where a poll comes first.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Window {
-    slot: u32,
     start: *mut u8,
     len: usize,
 }
@@ -120,7 +119,8 @@ pub(crate) struct Uring {
     gather_max: usize,
     conns: Vec<Slot>,
     listeners: Vec<Slot>,
-    windows: Vec<Window>,
+    /// By slot; as long as the highest slot that ever received into a buffer.
+    windows: Vec<Option<Window>>,
     done: VecDeque<Done<OwnedFd>>,
     steps: VecDeque<Step>,
     unix_retries: Vec<(Key, socket2::SockAddr)>,
@@ -185,6 +185,16 @@ impl Uring {
 
     fn finish(&mut self, key: Key, op: Op, outcome: Outcome<OwnedFd>) {
         self.done.push_back(Done { key, op, more: false, outcome });
+    }
+
+    fn set_window(&mut self, key: Key, window: Option<Window>) {
+        let index = key.slot as usize;
+        if window.is_some() && self.windows.len() <= index {
+            self.windows.resize(index + 1, None);
+        }
+        if let Some(place) = self.windows.get_mut(index) {
+            *place = window;
+        }
     }
 
     fn arm_wake(&mut self) {
@@ -272,7 +282,7 @@ impl Backend for Uring {
         self.ring.make_room()?;
         self.slot(key).stop &= !(1 << Op::Recv as u8);
         let (start, len) = fill.window();
-        self.windows.push(Window { slot: key.slot, start, len });
+        self.set_window(key, Some(Window { start, len }));
         self.push_fill(key, if self.style.polled { Kind::FillPoll } else { Kind::Fill });
         Ok(())
     }
@@ -405,22 +415,26 @@ impl Backend for Uring {
         }
     }
 
-    fn shut_down(&mut self, until: u64) -> bool {
+    fn shut_down(&mut self, patience: Duration) -> bool {
         if self.wake_armed && self.ring.make_room().is_ok() {
             let entry = opcode::AsyncCancel::new(pack(Kind::Wake, Key::NONE)).build();
             // SAFETY: names no memory.
             unsafe { self.ring.push(entry.user_data(pack(Kind::Cancel, Key::NONE))) };
         }
         while self.ring.in_flight > 0 {
-            while let Some(entry) = self.ring.next() {
-                drop(self.translate(&entry));
+            let before = self.ring.in_flight;
+            let until = Instant::now() + patience;
+            while self.ring.in_flight == before && Instant::now() < until {
+                // An interrupted wait is no reason to give up.
+                if self.ring.enter(1, Some(until.saturating_duration_since(Instant::now()))).is_err() {
+                    break;
+                }
+                while let Some(entry) = self.ring.next() {
+                    drop(self.translate(&entry));
+                }
+                self.done.clear();
             }
-            self.done.clear();
-            let now = self.now();
-            if self.ring.in_flight == 0 || now >= until {
-                break;
-            }
-            if self.ring.enter(1, Some(Duration::from_nanos(until - now))).is_err() {
+            if self.ring.in_flight == before {
                 break;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::bufring::GROUP;
 use super::token::{Kind, pack};
-use super::{NO_BUFFER, Slot, Step, Uring, Window};
+use super::{NO_BUFFER, Slot, Step, Uring};
 use crate::backend::{ConnectRequest, Op, Outcome, QueueFull};
 use crate::buf::SendQueue;
 use crate::error::Errno;
@@ -129,7 +129,7 @@ impl Uring {
         let entry = match kind {
             Kind::FillPoll => poll_read(fd),
             _ => {
-                let window = self.window(key).expect("given by start_recv_into");
+                let window = self.windows[key.slot as usize].expect("given by start_recv_into");
                 let len = u32::try_from(window.len).unwrap_or(u32::MAX);
                 opcode::Recv::new(fd, window.start, len).flags(flags).build()
             }
@@ -137,14 +137,6 @@ impl Uring {
         // SAFETY: the engine keeps the window in place until this operation has ended (contract, rule 3).
         unsafe { self.ring.push(entry.user_data(pack(kind, key))) };
         self.slot(key).recv = kind;
-    }
-
-    fn window(&self, key: Key) -> Option<&Window> {
-        self.windows.iter().find(|window| window.slot == key.slot)
-    }
-
-    pub(super) fn forget_window(&mut self, key: Key) {
-        self.windows.retain(|window| window.slot != key.slot);
     }
 
     pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<(), QueueFull> {
@@ -190,7 +182,7 @@ impl Uring {
         let slot = if op == Op::Accept { self.listener(key) } else { self.slot(key) };
         if slot.stop & 1 << op as u8 != 0 {
             if op == Op::Recv {
-                self.forget_window(key);
+                self.set_window(key, None);
             }
             return self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
         }

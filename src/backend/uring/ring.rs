@@ -44,6 +44,14 @@ impl std::fmt::Debug for Ring {
     }
 }
 
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.mode.flags & sys::ENTER_REGISTERED_RING != 0 {
+            sys::unregister_ring_fd(self.uring.as_raw_fd(), self.mode.fd);
+        }
+    }
+}
+
 impl Ring {
     pub(super) fn new(uring: IoUring, mode: EnterMode, gather_max: usize) -> Ring {
         let entries = uring.params().sq_entries() as usize;

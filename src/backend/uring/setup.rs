@@ -235,6 +235,7 @@ fn restrict(uring: &IoUring, choice: &Choice<'_>) -> std::io::Result<()> {
     let mut rules: Vec<Restriction> = allowed.into_iter().map(Restriction::sqe_op).collect();
     rules.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
     rules.push(Restriction::register_op(REGISTER_EVENTFD));
+    rules.push(Restriction::register_op(sys::UNREGISTER_RING_FDS as u8));
     if choice.has(Capability::BufRing) {
         rules.push(Restriction::register_op(UNREGISTER_PBUF_RING));
     }

@@ -136,8 +136,15 @@ impl Trial {
         if self.ring.submitter().register_iowq_max_workers(&mut [1, 1]).is_ok() {
             offer.insert(Capability::WorkerLimit);
         }
-        if sys::register_ring_fd(self.ring.as_raw_fd()).is_ok() {
-            offer.insert(Capability::RegisteredRingFd);
+        let fd = self.ring.as_raw_fd();
+        match sys::register_ring_fd(fd) {
+            Ok(index) => {
+                offer.insert(Capability::RegisteredRingFd);
+                sys::unregister_ring_fd(fd, index);
+            }
+            // All places of this thread are taken: the kernel has it all the same.
+            Err(Errno(libc::EBUSY)) => offer.insert(Capability::RegisteredRingFd),
+            Err(_) => {}
         }
         let restricted = ring(|builder| builder.setup_r_disabled());
         let only_nop = &mut [Restriction::sqe_op(opcode::Nop::CODE)];

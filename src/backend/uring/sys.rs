@@ -11,6 +11,7 @@ pub(super) const ENTER_REGISTERED_RING: u32 = 1 << 4;
 /// 6.15: a sleeping waiter does not count as waiting for storage.
 pub(super) const ENTER_NO_IOWAIT: u32 = 1 << 7;
 const REGISTER_RING_FDS: u32 = 20;
+pub(super) const UNREGISTER_RING_FDS: u32 = 21;
 
 /// `struct io_uring_getevents_arg`.
 #[repr(C)]
@@ -81,4 +82,11 @@ pub(super) fn register_ring_fd(fd: RawFd) -> Result<RawFd, Errno> {
         1 => Ok(update.offset as RawFd),
         _ => Err(Errno::last()),
     }
+}
+
+/// Undoes [`register_ring_fd`]. A registration keeps the ring alive, and a thread has only sixteen places for them.
+pub(super) fn unregister_ring_fd(fd: RawFd, index: RawFd) {
+    let mut update = RsrcUpdate { offset: index as u32, reserved: 0, data: 0 };
+    // SAFETY: one update, alive through the call.
+    unsafe { libc::syscall(libc::SYS_io_uring_register, fd, UNREGISTER_RING_FDS, &raw mut update, 1u32) };
 }
