@@ -122,6 +122,9 @@ fn setup_cause(errno: Errno, sysctl: Option<&str>, filtered: bool, memlock: Opti
         }
         (libc::EPERM, _) if filtered => "seccomp: a filter forbids io_uring_setup (Docker's default profile does since version 25)".to_owned(),
         (libc::EPERM, _) => "seccomp or an LSM forbids io_uring_setup".to_owned(),
+        (libc::ENOSYS, None) if filtered => {
+            "the kernel has no io_uring (5.1 has it), or the seccomp filter of this process answers ENOSYS".to_owned()
+        }
         (libc::ENOSYS, None) => "the kernel has no io_uring (5.1 has it), or it is built without".to_owned(),
         (libc::ENOSYS, Some(_)) if filtered => "seccomp: a filter answers ENOSYS (Podman's default profile does), although the kernel has it".to_owned(),
         (libc::ENOSYS, Some(_)) => "not offered here, although the kernel has the sysctl for it: a sandbox such as gVisor".to_owned(),

@@ -79,7 +79,7 @@ pub fn seccomp_eperm(variant: &Variant) {
 }
 
 pub fn seccomp_enosys(variant: &Variant) {
-    seccomp(variant, &[SETUP, ENTER, REGISTER], libc::ENOSYS, "");
+    seccomp(variant, &[SETUP, ENTER, REGISTER], libc::ENOSYS, "answers ENOSYS");
 }
 
 pub fn seccomp_enter_only(variant: &Variant) {
