@@ -36,6 +36,7 @@
 pub(crate) mod epoll;
 pub(crate) mod select;
 pub(crate) mod uring;
+mod windows;
 
 use crate::buf::{Fill, Lease, SendQueue, Written};
 use crate::config::Config;

@@ -1,7 +1,8 @@
 //! The system calls on sockets. Owns: how a connect, send, receive and accept is tried, and what its answer means for
 //! readiness.
 
-use super::{Done, EpollBackend, Outcome, Retry, Target, Window, bit};
+use super::{Done, EpollBackend, Outcome, Retry, Target, bit};
+use crate::backend::windows::Window;
 use crate::backend::{ConnectRequest, Op};
 use crate::buf::{SendQueue, Written};
 use crate::error::Errno;
@@ -139,13 +140,13 @@ impl EpollBackend {
 
     /// One read into a caller's buffer.
     pub(super) fn recv_into(&mut self, key: Key) -> Option<Done<OwnedFd>> {
-        let Window { start, len } = self.windows[key.slot as usize].expect("armed with a window");
+        let Window { start, len } = self.windows.of(key);
         // SAFETY: the engine keeps the window in place until this operation has ended (contract, rule 3).
         let result = unsafe { self.recv_at(key, start, len) };
         if result == Err(Errno(libc::EAGAIN)) {
             return None;
         }
-        self.set_window(key, None);
+        self.windows.forget(key);
         match result {
             Ok(len @ 1..) => {
                 self.slot(key).state &= !bit::FILL;

@@ -8,6 +8,7 @@
 mod io;
 mod work;
 
+use super::windows::Windows;
 use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
 use crate::buf::{Fill, Pool, SendQueue};
 use crate::error::{Errno, Error};
@@ -59,13 +60,6 @@ struct Slot {
     turn: u32,
 }
 
-/// The window of a receive into a caller's buffer.
-#[derive(Clone, Copy, Debug)]
-struct Window {
-    start: *mut u8,
-    len: usize,
-}
-
 #[derive(Debug)]
 pub(crate) struct EpollBackend {
     epoll: Epoll,
@@ -78,8 +72,7 @@ pub(crate) struct EpollBackend {
     precise_wait: bool,
     conns: Vec<Slot>,
     listeners: Vec<Slot>,
-    /// By slot; as long as the highest slot that ever received into a buffer.
-    windows: Vec<Option<Window>>,
+    windows: Windows,
     /// Finished operations that wait to be told.
     done: VecDeque<Done<OwnedFd>>,
     /// Slots with an armed operation in a ready direction, and those that have used up their budget for this turn.
@@ -119,7 +112,7 @@ impl EpollBackend {
             precise_wait,
             conns: Vec::new(),
             listeners: Vec::new(),
-            windows: Vec::new(),
+            windows: Windows::default(),
             done: VecDeque::new(),
             work: VecDeque::new(),
             spent: VecDeque::new(),
@@ -191,16 +184,6 @@ impl EpollBackend {
         assert_eq!(slot.state & operation, 0, "one operation of a kind at a time");
         slot.state |= operation;
         self.list(Target { slot: key.slot, listener });
-    }
-
-    fn set_window(&mut self, key: Key, window: Option<Window>) {
-        let index = key.slot as usize;
-        if window.is_some() && self.windows.len() <= index {
-            self.windows.resize(index + 1, None);
-        }
-        if let Some(place) = self.windows.get_mut(index) {
-            *place = window;
-        }
     }
 
     fn close_fd(&mut self, key: Key, listener: bool, how: CloseHow) {
@@ -297,8 +280,7 @@ impl Backend for EpollBackend {
     }
 
     fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull> {
-        let (start, len) = fill.window();
-        self.set_window(key, Some(Window { start, len }));
+        self.windows.set(key, fill.window());
         self.arm(key, false, bit::FILL);
         Ok(())
     }
@@ -325,7 +307,7 @@ impl Backend for EpollBackend {
         if slot.state & operation != 0 {
             slot.state &= !operation;
             if op == Op::Recv {
-                self.set_window(key, None);
+                self.windows.forget(key);
             }
             self.retries.retain(|retry| op != Op::Connect || retry.key != key);
             self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));

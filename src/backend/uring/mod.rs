@@ -23,6 +23,7 @@ mod survey;
 mod sys;
 mod token;
 
+use super::windows::Windows;
 use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
 use crate::buf::{Fill, Pool, SendQueue};
 use crate::error::{Errno, Error};
@@ -92,13 +93,6 @@ impl Slot {
     }
 }
 
-/// The window of a receive into a caller's buffer, kept where a poll comes first.
-#[derive(Clone, Copy, Debug)]
-struct Window {
-    start: *mut u8,
-    len: usize,
-}
-
 /// The second step of an operation that found the submission queue full.
 #[derive(Clone, Copy, Debug)]
 struct Step {
@@ -119,8 +113,7 @@ pub(crate) struct Uring {
     gather_max: usize,
     conns: Vec<Slot>,
     listeners: Vec<Slot>,
-    /// By slot; as long as the highest slot that ever received into a buffer.
-    windows: Vec<Option<Window>>,
+    windows: Windows,
     done: VecDeque<Done<OwnedFd>>,
     steps: VecDeque<Step>,
     unix_retries: Vec<(Key, socket2::SockAddr)>,
@@ -149,7 +142,7 @@ impl Uring {
             gather_max: tuning.gather_max,
             conns: Vec::new(),
             listeners: Vec::new(),
-            windows: Vec::new(),
+            windows: Windows::default(),
             done: VecDeque::new(),
             steps: VecDeque::new(),
             unix_retries: Vec::new(),
@@ -185,16 +178,6 @@ impl Uring {
 
     fn finish(&mut self, key: Key, op: Op, outcome: Outcome<OwnedFd>) {
         self.done.push_back(Done { key, op, more: false, outcome });
-    }
-
-    fn set_window(&mut self, key: Key, window: Option<Window>) {
-        let index = key.slot as usize;
-        if window.is_some() && self.windows.len() <= index {
-            self.windows.resize(index + 1, None);
-        }
-        if let Some(place) = self.windows.get_mut(index) {
-            *place = window;
-        }
     }
 
     fn arm_wake(&mut self) {
@@ -281,8 +264,7 @@ impl Backend for Uring {
     fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull> {
         self.ring.make_room()?;
         self.slot(key).stop &= !(1 << Op::Recv as u8);
-        let (start, len) = fill.window();
-        self.set_window(key, Some(Window { start, len }));
+        self.windows.set(key, fill.window());
         self.push_fill(key, if self.style.polled { Kind::FillPoll } else { Kind::Fill });
         Ok(())
     }

@@ -129,7 +129,7 @@ impl Uring {
         let entry = match kind {
             Kind::FillPoll => poll_read(fd),
             _ => {
-                let window = self.windows[key.slot as usize].expect("given by start_recv_into");
+                let window = self.windows.of(key);
                 let len = u32::try_from(window.len).unwrap_or(u32::MAX);
                 opcode::Recv::new(fd, window.start, len).flags(flags).build()
             }
@@ -182,7 +182,7 @@ impl Uring {
         let slot = if op == Op::Accept { self.listener(key) } else { self.slot(key) };
         if slot.stop & 1 << op as u8 != 0 {
             if op == Op::Recv {
-                self.set_window(key, None);
+                self.windows.forget(key);
             }
             return self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
         }

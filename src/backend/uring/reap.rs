@@ -129,7 +129,7 @@ impl Uring {
             self.step(key, Kind::FillPoll);
             return None;
         }
-        self.set_window(key, None);
+        self.windows.forget(key);
         let outcome = match result {
             // SAFETY: the kernel wrote that many bytes at the start of the window.
             1.. => Outcome::Filled(unsafe { Written::new(result as usize) }),
@@ -146,7 +146,7 @@ impl Uring {
             return None;
         }
         if kind == Kind::FillPoll {
-            self.set_window(key, None);
+            self.windows.forget(key);
         }
         Some(done(key, Op::Recv, false, Outcome::Failed(Errno(-result))))
     }

@@ -217,18 +217,8 @@ fn set_up(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<Io
 
 /// Leaves a ring only what the engine uses.
 fn restrict(uring: &IoUring, choice: &Choice<'_>) -> std::io::Result<()> {
-    let mut allowed = vec![
-        opcode::Nop::CODE,
-        opcode::PollAdd::CODE,
-        opcode::SendMsg::CODE,
-        opcode::Accept::CODE,
-        opcode::AsyncCancel::CODE,
-        opcode::Connect::CODE,
-        opcode::Close::CODE,
-        opcode::Send::CODE,
-        opcode::Recv::CODE,
-        opcode::Timeout::CODE,
-    ];
+    let mut allowed = survey::NEEDED.to_vec();
+    allowed.push(opcode::Nop::CODE);
     if choice.has(Capability::SendZc) {
         allowed.push(opcode::SendZc::CODE);
     }

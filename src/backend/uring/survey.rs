@@ -18,6 +18,19 @@ use std::time::Duration;
 /// The trial rings are this small, so that they fit under a low RLIMIT_MEMLOCK.
 const ENTRIES: u32 = 4;
 
+/// The operations that everything stands on.
+pub(super) const NEEDED: [u8; 9] = [
+    opcode::PollAdd::CODE,
+    opcode::SendMsg::CODE,
+    opcode::Accept::CODE,
+    opcode::AsyncCancel::CODE,
+    opcode::Connect::CODE,
+    opcode::Close::CODE,
+    opcode::Send::CODE,
+    opcode::Recv::CODE,
+    opcode::Timeout::CODE,
+];
+
 /// Why io_uring cannot be used at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -111,18 +124,7 @@ impl Trial {
             // A filter may forbid to ask; the operations themselves are tried or fail in use.
             return Ok(());
         }
-        let needed = [
-            opcode::PollAdd::CODE,
-            opcode::SendMsg::CODE,
-            opcode::Accept::CODE,
-            opcode::AsyncCancel::CODE,
-            opcode::Connect::CODE,
-            opcode::Close::CODE,
-            opcode::Send::CODE,
-            opcode::Recv::CODE,
-            opcode::Timeout::CODE,
-        ];
-        if !needed.iter().all(|code| probe.is_supported(*code)) {
+        if !NEEDED.iter().all(|code| probe.is_supported(*code)) {
             return Err(Refusal::NoSocketOps);
         }
         if probe.is_supported(opcode::SendZc::CODE) {
