@@ -41,7 +41,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    common::report(run(&Args::parse()))
+    common::main(|| run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<(), Failure> {

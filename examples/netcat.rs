@@ -29,7 +29,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    common::report(run(&Args::parse()))
+    common::main(|| run(&Args::parse()))
 }
 
 /// Reads standard input piece by piece; a full channel makes it wait.

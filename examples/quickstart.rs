@@ -45,7 +45,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    common::report(run(&Args::parse()))
+    common::main(|| run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<(), Failure> {

@@ -30,7 +30,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    common::report(run(&Args::parse()))
+    common::main(|| run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<(), Failure> {

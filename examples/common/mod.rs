@@ -48,8 +48,12 @@ impl BackendArgs {
 }
 
 /// Runs an example; an error is printed and makes the exit status 1.
-pub fn report(result: Result<(), Failure>) -> ExitCode {
-    match result {
+pub fn main(run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
+    // Ends quietly when whoever reads the output goes away, as other tools do. Sockets are not concerned: the engine's sends raise no
+    // signal.
+    // SAFETY: restores the default disposition, before any other thread runs.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -10,6 +10,9 @@ use crate::id::{Key, TimerId};
 use crate::timer::Owner;
 use std::time::Duration;
 
+/// At least so many completions may wait for the next poll.
+const PENDING_MIN: usize = 64;
+
 impl Core {
     /// Turns until there is something to tell, or the time `deadline` has come.
     pub(super) fn poll<B: Backend>(
@@ -56,7 +59,9 @@ impl Core {
             self.stats.wakes += 1;
             self.emit_other(0, Event::Woken, out);
         }
-        while !out.is_full() {
+        // What waits to be told is bounded: the rest stays with the kernel, which holds the peers back.
+        let pending_max = out.capacity().max(PENDING_MIN);
+        while !out.is_full() && self.pending.len() < pending_max {
             match backend.next() {
                 Some(done) => self.finish_op(backend, done, out),
                 None => break,
