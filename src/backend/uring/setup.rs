@@ -114,19 +114,10 @@ pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<Opened, NoRing
 fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
     let config = choice.config;
     let mut notes = Vec::new();
-    let uring = set_up(choice, tier, &mut notes)?;
+    let Foundation { uring, buf_ring, pool, tuning, piecewise } = lay(choice, tier, &mut notes)?;
     let multishot = matches!(tier, Tier::Deferred | Tier::Multishot);
     let modern = tier != Tier::Polled;
-    let completions = uring.params().cq_entries();
-    let piecewise = multishot && choice.has(Capability::Incremental) && completions >= PIECEWISE_ENTRIES_MIN;
-    let tuning = Tuning::new(config, piecewise);
-    let (count, size) = tuning.buffers;
     let os = |call| move |error: std::io::Error| NoRing::Error(Error::os(call, &error));
-    let pool = Pool::new(count, size, tuning.low_watermark).map_err(os("mmap"))?;
-    let buf_ring = match modern && choice.has(Capability::BufRing) {
-        true => Some(BufRing::register(&uring, count as u16, piecewise).map_err(os("io_uring_register(PBUF_RING)"))?),
-        false => None,
-    };
     if modern && choice.has(Capability::WorkerLimit) {
         let limit = config.workers_max;
         uring
@@ -159,7 +150,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
         polled: tier == Tier::Polled,
         zero_copy: modern && choice.has(Capability::SendZc) && config.zero_copy_threshold.is_some(),
     };
-    let ring_entries = (uring.params().sq_entries(), completions);
+    let ring_entries = (uring.params().sq_entries(), uring.params().cq_entries());
     let used = Used { tier, style, piecewise, mode, registered };
     let caps = report(choice, Some(&used));
     let ring = Ring::new(uring, mode, config.gather_max);
@@ -167,37 +158,26 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     Ok(Opened { backend, tier, caps, notes, ring_entries, buffers: tuning.buffers })
 }
 
-/// Sets a ring up, making it smaller while the kernel has not memory enough for it.
-fn set_up(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<IoUring, NoRing> {
+/// A ring and the memory that goes with it.
+struct Foundation {
+    uring: IoUring,
+    buf_ring: Option<BufRing>,
+    pool: Pool,
+    tuning: Tuning,
+    piecewise: bool,
+}
+
+/// Makes a ring with its buffers, smaller while the kernel has not memory enough for it.
+fn lay(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<Foundation, NoRing> {
     let config = choice.config;
     let (mut entries, mut completions) = (config.submission_entries, config.completion_entries);
     loop {
-        let mut builder = IoUring::builder();
-        builder.dontfork().setup_clamp().setup_cqsize(completions);
-        if choice.has(Capability::SubmitAll) && tier != Tier::Polled {
-            builder.setup_submit_all();
-        }
-        match tier {
-            Tier::Deferred => {
-                builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
-            }
-            Tier::Multishot | Tier::Oneshot if choice.has(Capability::CoopTaskrun) => {
-                builder.setup_coop_taskrun().setup_taskrun_flag();
-                if tier == Tier::Multishot && choice.has(Capability::SingleIssuer) {
-                    builder.setup_single_issuer();
-                }
-            }
-            _ => {}
-        }
-        if config.hardened {
-            builder.setup_r_disabled();
-        }
-        let error = match builder.build(entries) {
-            Ok(uring) => return Ok(uring),
-            Err(error) => error,
+        let errno = match survey::patiently(|| try_to_lay(choice, tier, entries, completions)) {
+            Ok(foundation) => return Ok(foundation),
+            Err(errno) => errno,
         };
-        match Errno::of(&error) {
-            Errno(libc::ENOMEM) if entries > ENTRIES_MIN => {
+        match errno.0 {
+            libc::ENOMEM if entries > ENTRIES_MIN => {
                 entries = (entries / 2).max(ENTRIES_MIN);
                 completions = (completions / 2).max(entries);
                 let limit =
@@ -207,12 +187,52 @@ fn set_up(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<Io
                     "rings made smaller, to {entries} and {completions} entries: ENOMEM (RLIMIT_MEMLOCK {limit})"
                 ));
             }
-            errno @ Errno(libc::EMFILE | libc::ENFILE) => {
-                return Err(NoRing::Error(Error::Os { call: "io_uring_setup", errno }));
-            }
-            errno => return Err(NoRing::Refused(Refusal::Setup(errno))),
+            libc::EMFILE | libc::ENFILE => return Err(NoRing::Error(Error::Os { call: "io_uring_setup", errno })),
+            _ => return Err(NoRing::Refused(Refusal::Setup(errno))),
         }
     }
+}
+
+fn try_to_lay(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -> Result<Foundation, Errno> {
+    let uring = ring(choice, tier, entries, completions)?;
+    let multishot = matches!(tier, Tier::Deferred | Tier::Multishot);
+    let large_enough = uring.params().cq_entries() >= PIECEWISE_ENTRIES_MIN;
+    let piecewise = multishot && large_enough && choice.has(Capability::Incremental);
+    let tuning = Tuning::new(choice.config, piecewise);
+    let (count, size) = tuning.buffers;
+    let errno = |error: std::io::Error| Errno::of(&error);
+    let pool = Pool::new(count, size, tuning.low_watermark).map_err(errno)?;
+    let buf_ring = match tier != Tier::Polled && choice.has(Capability::BufRing) {
+        true => Some(BufRing::register(&uring, count as u16, piecewise).map_err(errno)?),
+        false => None,
+    };
+    Ok(Foundation { uring, buf_ring, pool, tuning, piecewise })
+}
+
+/// Sets a ring up with the flags of a tier.
+fn ring(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -> Result<IoUring, Errno> {
+    let config = choice.config;
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_clamp().setup_cqsize(completions);
+    if choice.has(Capability::SubmitAll) && tier != Tier::Polled {
+        builder.setup_submit_all();
+    }
+    match tier {
+        Tier::Deferred => {
+            builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+        }
+        Tier::Multishot | Tier::Oneshot if choice.has(Capability::CoopTaskrun) => {
+            builder.setup_coop_taskrun().setup_taskrun_flag();
+            if tier == Tier::Multishot && choice.has(Capability::SingleIssuer) {
+                builder.setup_single_issuer();
+            }
+        }
+        _ => {}
+    }
+    if config.hardened {
+        builder.setup_r_disabled();
+    }
+    builder.build(entries).map_err(|error| Errno::of(&error))
 }
 
 /// Leaves a ring only what the engine uses.

@@ -6,9 +6,9 @@ use super::sys;
 use crate::buf::Pool;
 use crate::caps::{CapSet, Capability};
 use crate::error::Errno;
-use io_uring::register::{Probe, Restriction};
+use io_uring::register::Probe;
 use io_uring::squeue::Entry;
-use io_uring::{Builder, IoUring, cqueue, opcode, types};
+use io_uring::{IoUring, cqueue, opcode, types};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -46,17 +46,7 @@ pub(crate) enum Refusal {
 /// Finds out what is there.
 pub(super) fn survey() -> Result<CapSet, Refusal> {
     let mut offer = CapSet::default();
-    let plain = ring(|builder| builder).map_err(|error| Refusal::Setup(Errno::of(&error)))?;
-    let mut setup = |capability, flags: fn(&mut Builder) -> &mut Builder| {
-        if ring(flags).is_ok() {
-            offer.insert(capability);
-        }
-    };
-    setup(Capability::SubmitAll, |builder| builder.setup_submit_all());
-    setup(Capability::CoopTaskrun, |builder| builder.setup_coop_taskrun().setup_taskrun_flag());
-    setup(Capability::SingleIssuer, |builder| builder.setup_single_issuer());
-    setup(Capability::DeferTaskrun, |builder| builder.setup_single_issuer().setup_defer_taskrun());
-    let mut trial = Trial { ring: plain };
+    let mut trial = Trial { ring: richest_ring(&mut offer).map_err(Refusal::Setup)? };
     trial.run(opcode::Nop::new().build()).map_err(Refusal::Enter)?;
     let params = trial.ring.params();
     if !params.is_feature_nodrop() || !params.is_feature_submit_stable() {
@@ -78,9 +68,55 @@ pub(super) fn survey() -> Result<CapSet, Refusal> {
     Ok(offer)
 }
 
-fn ring(flags: impl FnOnce(&mut Builder) -> &mut Builder) -> io::Result<IoUring> {
+/// A ring with every setup flag that the kernel knows. A recent kernel takes all of them at once, and one ring is all that the
+/// survey makes: rings cost locked memory, and give it back only some time after they are closed.
+fn richest_ring(offer: &mut CapSet) -> Result<IoUring, Errno> {
+    use Capability::{CoopTaskrun, DeferTaskrun, Restrictions, SingleIssuer, SubmitAll};
+    // COOP_TASKRUN goes without DEFER_TASKRUN; whoever has the latter (6.1) has the former (5.19).
+    let all = [SubmitAll, SingleIssuer, DeferTaskrun, CoopTaskrun, Restrictions];
+    match patiently(|| ring(&all)) {
+        Ok(ring) if ring.submitter().register_enable_rings().is_ok() => {
+            all.into_iter().for_each(|capability| offer.insert(capability));
+            return Ok(ring);
+        }
+        Ok(_) | Err(Errno(libc::EINVAL)) => {}
+        Err(errno) => return Err(errno),
+    }
+    for flags in [&[SubmitAll][..], &[CoopTaskrun], &[SingleIssuer], &[SingleIssuer, DeferTaskrun], &[Restrictions]] {
+        if ring(flags).is_ok() {
+            flags.iter().for_each(|capability| offer.insert(*capability));
+        }
+    }
+    patiently(|| ring(&[]))
+}
+
+fn ring(capabilities: &[Capability]) -> Result<IoUring, Errno> {
     let mut builder = IoUring::builder();
-    flags(&mut builder).dontfork().build(ENTRIES)
+    builder.dontfork();
+    let deferred = capabilities.contains(&Capability::DeferTaskrun);
+    for capability in capabilities {
+        match capability {
+            Capability::SubmitAll => builder.setup_submit_all(),
+            Capability::CoopTaskrun if !deferred => builder.setup_coop_taskrun().setup_taskrun_flag(),
+            Capability::SingleIssuer => builder.setup_single_issuer(),
+            Capability::DeferTaskrun => builder.setup_defer_taskrun().setup_taskrun_flag(),
+            // A ring that starts disabled came together with restrictions, which it is for.
+            Capability::Restrictions => builder.setup_r_disabled(),
+            _ => &mut builder,
+        };
+    }
+    builder.build(ENTRIES).map_err(|error| Errno::of(&error))
+}
+
+/// Tries again for a moment while memory is short: rings that were closed just now still count.
+pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..10 {
+        match attempt() {
+            Err(Errno(libc::ENOMEM)) => std::thread::sleep(Duration::from_millis(2)),
+            result => return result,
+        }
+    }
+    attempt()
 }
 
 struct Trial {
@@ -148,11 +184,6 @@ impl Trial {
             Err(Errno(libc::EBUSY)) => offer.insert(Capability::RegisteredRingFd),
             Err(_) => {}
         }
-        let restricted = ring(|builder| builder.setup_r_disabled());
-        let only_nop = &mut [Restriction::sqe_op(opcode::Nop::CODE)];
-        if restricted.is_ok_and(|ring| ring.submitter().register_restrictions(only_nop).is_ok()) {
-            offer.insert(Capability::Restrictions);
-        }
     }
 
     /// What only shows when it is tried.
@@ -203,7 +234,8 @@ impl Trial {
 
     fn with_buffers<T>(&mut self, piecewise: bool, run: impl FnOnce(&mut Trial, &Pool) -> T) -> io::Result<T> {
         let pool = Pool::new(4, 4096, 1)?;
-        let mut buffers = BufRing::register(&self.ring, 4, piecewise)?;
+        let register = || BufRing::register(&self.ring, 4, piecewise).map_err(|error| Errno::of(&error));
+        let mut buffers = patiently(register)?;
         buffers.refill(&pool);
         let result = run(self, &pool);
         if self.ring.submitter().unregister_buf_ring(GROUP).is_err() {
