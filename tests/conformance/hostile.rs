@@ -238,3 +238,37 @@ pub fn worker_threads_stay_few(variant: &Variant) {
     let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
     assert!(threads <= 10, "{threads} threads");
 }
+
+pub fn slow_readers_hold_no_workers(variant: &Variant) {
+    // Large payloads to peers that read in small sips, with a small send buffer: hundreds of partial sends each.
+    let mut rig = Rig::new(variant);
+    let mut options = ConnectOptions::default();
+    options.socket.send_buffer_bytes = Some(16 << 10);
+    let readers: Vec<_> = (0..8)
+        .map(|_| {
+            let (conn, mut peer) = rig.pair_with(options.clone());
+            rig.engine.send(conn, pattern(2 << 20)).unwrap();
+            rig.engine.close(conn).unwrap();
+            std::thread::spawn(move || {
+                let mut seen = Vec::new();
+                let mut sip = vec![0; 9_000];
+                while let Ok(len @ 1..) = peer.read(&mut sip) {
+                    seen.extend_from_slice(&sip[..len]);
+                }
+                assert!(seen == pattern(2 << 20));
+            })
+        })
+        .collect();
+    let (mut workers, mut looked) = (0, std::time::Instant::now());
+    rig.run("the slow readers", |engine, _| {
+        if looked.elapsed() > Duration::from_millis(5) {
+            looked = std::time::Instant::now();
+            let names = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+            let names = names.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+            workers = workers.max(names.filter(|name| name.starts_with("iou-wrk")).count());
+        }
+        engine.connections() == 0
+    });
+    assert_eq!(workers, 0, "a kernel worker was needed");
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+}

@@ -143,9 +143,9 @@ impl Uring {
         let fd = self.fd_of(key);
         let most = if zero_copy { 1 } else { self.gather_max.min(queue.entries()) };
         let most = self.ring.make_gather_room(most)?;
-        // Partial sends happen all the same; WAITALL (5.19) only saves round trips.
-        let wait = if self.style.polled { libc::MSG_DONTWAIT } else { libc::MSG_WAITALL };
-        let flags = libc::MSG_NOSIGNAL | wait;
+        // No MSG_WAITALL: the kernel gives up polling for one operation after 128 partial sends, and lets a worker block for the
+        // rest. A few slow readers could hold all workers. A short send is continued by the engine instead.
+        let flags = libc::MSG_NOSIGNAL | if self.style.polled { libc::MSG_DONTWAIT } else { 0 };
         let parts = self.ring.arena.gather(queue.gather(most));
         let entry = if let [part] = parts {
             let (start, len) = (part.iov_base.cast_const().cast(), u32::try_from(part.iov_len).unwrap_or(1 << 30));
