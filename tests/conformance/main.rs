@@ -135,26 +135,26 @@ fn main() {
     let mut trials = Vec::new();
     for variant in VARIANTS {
         let lacking = Engine::new(variant.config()).err().map(|error| error.to_string());
+        let required = std::env::var("PROACTOR_REQUIRE").unwrap_or_default();
+        let required = required.split(',').any(|name| !name.is_empty() && variant.name.starts_with(name));
+        if let Some(why) = lacking.as_ref().filter(|_| !required && !arguments.list) {
+            println!("skipping {}: {why}", variant.name);
+        }
         let groups = SCENARIOS.iter().filter(|(mark, _)| *mark != Mark::Once || variant.name == "epoll");
         for (mark, (scenario, run)) in groups.flat_map(|(mark, group)| group.iter().map(move |entry| (*mark, *entry))) {
             let name = format!("{}/{scenario}", variant.name);
-            let (lacking, inner) = (lacking.clone(), name.clone());
-            trials.push(Trial::test(name, move || {
-                if let Some(why) = lacking {
-                    return match std::env::var("PROACTOR_REQUIRE") {
-                        Ok(list) if list.split(',').any(|name| variant.name.starts_with(name)) => Err(why.into()),
-                        _ => {
-                            println!("skipped {inner}: {why}");
-                            Ok(())
-                        }
-                    };
+            let (why, inner) = (lacking.clone(), name.clone());
+            let trial = Trial::test(name, move || {
+                if let Some(why) = why {
+                    return Err(why.into());
                 }
                 if mark != Mark::Ordinary && std::env::var_os(ISOLATED).is_none() {
                     return run_isolated(&inner);
                 }
                 counted(|| run(variant));
                 Ok(())
-            }));
+            });
+            trials.push(trial.with_ignored_flag(lacking.is_some() && !required));
         }
     }
     libtest_mimic::run(&arguments, trials).exit();

@@ -54,6 +54,8 @@ pub(super) struct Style {
     pub(super) buf_ring: bool,
     /// Everything is polled first, with descriptors and flags that never block.
     pub(super) polled: bool,
+    /// Completions are made only when the owner enters the kernel.
+    pub(super) deferred: bool,
     pub(super) zero_copy: bool,
 }
 
@@ -373,7 +375,13 @@ impl Backend for Uring {
     }
 
     fn watch_fd(&mut self) -> io::Result<OwnedFd> {
-        // With DEFER_TASKRUN the ring's own descriptor does not wake a foreign epoll; a registered eventfd does.
+        if !self.style.deferred {
+            // The ring's own descriptor will do; and before 5.19 registering anything waits for all operations in flight, which
+            // is for ever.
+            // SAFETY: the ring is open as long as this value lives.
+            return unsafe { BorrowedFd::borrow_raw(self.ring.uring.as_raw_fd()) }.try_clone_to_owned();
+        }
+        // With DEFER_TASKRUN that does not wake a foreign epoll; a registered eventfd does.
         let event = crate::sys::eventfd()?;
         self.ring.uring.submitter().register_eventfd(event.as_raw_fd())?;
         let copy = event.try_clone()?;

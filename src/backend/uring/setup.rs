@@ -148,6 +148,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
         multishot_accept: modern && tier != Tier::Oneshot && choice.has(Capability::MultishotAccept),
         buf_ring: buf_ring.is_some(),
         polled: tier == Tier::Polled,
+        deferred: tier == Tier::Deferred,
         zero_copy: modern && choice.has(Capability::SendZc) && config.zero_copy_threshold.is_some(),
     };
     let ring_entries = (uring.params().sq_entries(), uring.params().cq_entries());
