@@ -87,11 +87,11 @@ pub(crate) fn eventfd_signal(fd: &OwnedFd) {
     unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
 }
 
-/// Makes an eventfd or timerfd unreadable.
-pub(crate) fn counter_reset(fd: &OwnedFd) {
+/// Makes an eventfd or timerfd unreadable. True if it was readable.
+pub(crate) fn counter_reset(fd: &OwnedFd) -> bool {
     let mut count = 0u64;
     // SAFETY: eight writable bytes.
-    unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+    unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) == 8 }
 }
 
 /// Sets IP_BIND_ADDRESS_NO_PORT (4.2): a bind to port 0 leaves the choice of the port to connect, so that each source

@@ -37,16 +37,15 @@ impl Engine {
     /// or select loop: when it is, call `poll` with a timeout of zero until that returns 0. After calls made outside of
     /// that (sends, timers), the descriptor becomes readable by itself, so that nothing staged is forgotten.
     ///
-    /// From the first call on each poll costs up to two more system calls.
+    /// From the first call on each poll costs a few more system calls.
     ///
     /// # Errors
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
         if self.watch.is_none() {
             let inner = with_backend!(self.backend, backend => backend.watch_fd());
-            // The waker's descriptor too, although the backend waits for it: with DEFER_TASKRUN a ring's registered eventfd that
-            // another eventfd's write has to signal is signalled only the first time (6.18: the kernel defers it to an RCU
-            // callback, and never allows a second one).
+            // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write
+            // has to signal may be signalled late, or not at all.
             let watch = inner
                 .and_then(|inner| Watch::new(inner, self.core.inbox.fd()))
                 .map_err(|error| Error::os("as_fd", &error))?;

@@ -47,7 +47,7 @@ impl Inbox {
 
     /// Makes the descriptor unreadable again.
     pub(crate) fn reset(&self) {
-        sys::counter_reset(&self.fd);
+        let _ = sys::counter_reset(&self.fd);
     }
 }
 
@@ -65,7 +65,7 @@ impl Bell {
     }
 
     pub(crate) fn reset(&self) {
-        sys::counter_reset(&self.0);
+        let _ = sys::counter_reset(&self.0);
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {

@@ -148,11 +148,11 @@ pub fn floods_stay_bounded(variant: &Variant) {
     let mut rig = Rig::with(variant.config().budget(1).buffers(512, 256));
     rig.out = Completions::with_capacity(8);
     let total = 4 << 20;
-    let mut writers = Vec::new();
-    for _ in 0..3 {
-        let (_, mut peer) = rig.pair();
-        writers.push(thread::spawn(move || peer.write_all(&pattern(total)).unwrap()));
-    }
+    let pairs: Vec<_> = (0..3).map(|_| rig.pair()).collect();
+    let writers: Vec<_> = pairs
+        .into_iter()
+        .map(|(_, mut peer)| thread::spawn(move || peer.write_all(&pattern(total)).unwrap()))
+        .collect();
     let (mut seen, mut told) = (std::collections::HashMap::<ConnId, usize>::new(), 0);
     let expected = pattern(total);
     rig.run("the floods", |engine, completion| {

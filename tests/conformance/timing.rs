@@ -191,7 +191,7 @@ pub fn foreign_loop(variant: &Variant) {
     assert!(!readable(fd, Duration::from_millis(20)), "nothing to do, yet readable");
     for round in 0..20u8 {
         peer.write_all(&[round]).unwrap();
-        assert!(readable(fd, patience()));
+        assert!(readable(fd, patience()), "round {round}");
         let mut got = Vec::new();
         let deadline = Instant::now() + patience();
         while got.is_empty() && Instant::now() < deadline {

@@ -390,8 +390,14 @@ impl Backend for Uring {
     }
 
     fn watch_reset(&mut self) {
-        if let Some(watch) = &self.watch {
-            crate::sys::counter_reset(watch);
+        let Some(watch) = &self.watch else { return };
+        if crate::sys::counter_reset(watch) {
+            // The kernel may signal a registered eventfd by way of an RCU callback, and does that once per registration (seen
+            // on 6.12 and 6.18): renew it. What happens in between is seen by `has_next`.
+            self.syscalls += 3;
+            let submitter = self.ring.uring.submitter();
+            let _ = submitter.unregister_eventfd();
+            let _ = submitter.register_eventfd(watch.as_raw_fd());
         }
     }
 

@@ -23,6 +23,7 @@ const ENTRIES_MIN: u32 = 8;
 const PIECEWISE_ENTRIES_MIN: u32 = 512;
 /// `enum io_uring_register_op`: what a restricted ring may still register or unregister.
 const REGISTER_EVENTFD: u8 = 4;
+const UNREGISTER_EVENTFD: u8 = 5;
 const UNREGISTER_PBUF_RING: u8 = 23;
 
 /// A backend, and what to tell about it.
@@ -246,7 +247,11 @@ fn restrict(uring: &IoUring, choice: &Choice<'_>) -> std::io::Result<()> {
     let mut rules: Vec<Restriction> = allowed.into_iter().map(Restriction::sqe_op).collect();
     rules.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
     rules.push(Restriction::register_op(REGISTER_EVENTFD));
-    rules.push(Restriction::register_op(sys::UNREGISTER_RING_FDS as u8));
+    rules.push(Restriction::register_op(UNREGISTER_EVENTFD));
+    // A kernel refuses rules about what it does not know.
+    if choice.has(Capability::RegisteredRingFd) {
+        rules.push(Restriction::register_op(sys::UNREGISTER_RING_FDS as u8));
+    }
     if choice.has(Capability::BufRing) {
         rules.push(Restriction::register_op(UNREGISTER_PBUF_RING));
     }
