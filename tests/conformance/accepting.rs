@@ -179,6 +179,9 @@ pub fn accepted_inherit_options(variant: &Variant) {
 }
 
 pub fn ipv6_listener(variant: &Variant) {
+    if !has_ipv6() {
+        return;
+    }
     let mut rig = Rig::new(variant);
     let listener = rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), ListenOptions::default()).unwrap();
     let port = rig.engine.listener_addr(listener).unwrap().as_inet().unwrap().port();

@@ -54,6 +54,9 @@ pub fn connect_ipv4(variant: &Variant) {
 }
 
 pub fn connect_ipv6(variant: &Variant) {
+    if !has_ipv6() {
+        return;
+    }
     listen_and_round_trip(variant, "[::1]:0".parse().unwrap());
 }
 

@@ -191,6 +191,15 @@ pub fn pattern(len: usize) -> Vec<u8> {
     bytes
 }
 
+/// Whether this machine has IPv6 on loopback; says so if not.
+pub fn has_ipv6() -> bool {
+    let bound = TcpListener::bind("[::1]:0");
+    if let Err(error) = &bound {
+        println!("skipped: no IPv6 on loopback: {error}");
+    }
+    bound.is_ok()
+}
+
 /// Reads to the end of the stream.
 pub fn read_all(mut peer: impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();

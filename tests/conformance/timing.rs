@@ -143,7 +143,9 @@ pub fn wake_storm(variant: &Variant) {
         wakes += rig.out.drain().filter(|completion| matches!(completion.event, Event::Woken)).count();
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    assert!((1..=8 * each).contains(&wakes));
+    // On one core the threads may be done before the first poll.
+    wakes += rig.poll(Duration::ZERO).len();
+    assert!((1..=8 * each).contains(&wakes), "{wakes} wake-ups");
 }
 
 pub fn wakes_are_coalesced(variant: &Variant) {
