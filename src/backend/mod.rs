@@ -220,10 +220,10 @@ pub(crate) enum AnyBackend {
     Epoll(Box<epoll::EpollBackend>),
 }
 
-/// Runs an expression with the backend that is in use.
+/// Runs an expression with the backend that is in use, borrowed as `$any` is.
 macro_rules! with_backend {
     ($any:expr, $backend:ident => $body:expr) => {
-        match &mut $any {
+        match $any {
             $crate::backend::AnyBackend::Uring($backend) => $body,
             $crate::backend::AnyBackend::Epoll($backend) => $body,
         }

@@ -26,7 +26,7 @@ impl Engine {
         let addr = addr.into();
         let key = self.core.room_for_listener(Rc::new(options))?;
         let options = Rc::clone(&self.core.listeners.get_mut(key).expect("just made").options);
-        if let Err(error) = with_backend!(self.backend, backend => backend.listen(key, &addr, &options)) {
+        if let Err(error) = with_backend!(&mut self.backend, backend => backend.listen(key, &addr, &options)) {
             self.core.listeners.remove(key);
             return Err(error);
         }
@@ -48,9 +48,9 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`], or what getsockname(2) answers.
-    pub fn listener_addr(&mut self, id: ListenerId) -> Result<Addr, Error> {
-        self.core.listeners.get_mut(id.0).ok_or(Error::Stale)?;
-        with_backend!(self.backend, backend => backend.listener_addr(id.0))
+    pub fn listener_addr(&self, id: ListenerId) -> Result<Addr, Error> {
+        self.core.listeners.get(id.0).ok_or(Error::Stale)?;
+        with_backend!(&self.backend, backend => backend.listener_addr(id.0))
             .map_err(|error| Error::os("getsockname", &error))
     }
 }

@@ -77,7 +77,7 @@ impl Engine {
                 self.core.room_for_conn()?;
                 let conn = Conn::new(Phase::Open, 0, &options, self.core.config.idle_timeout);
                 let key = self.core.conns.insert(conn);
-                let attached = with_backend!(self.backend, backend => {
+                let attached = with_backend!(&mut self.backend, backend => {
                     let socket = backend.adopt(fd);
                     backend.attach(key, socket)
                 });
@@ -94,7 +94,7 @@ impl Engine {
             Adopted::Listener => {
                 let options = ListenOptions { socket: options, ..ListenOptions::default() };
                 let key = self.core.room_for_listener(Rc::new(options))?;
-                with_backend!(self.backend, backend => backend.attach_listener(key, fd));
+                with_backend!(&mut self.backend, backend => backend.attach_listener(key, fd));
                 self.core.mark_listener_dirty(key);
                 Ok(AdoptedId::Listener(crate::ListenerId(key)))
             }
@@ -117,7 +117,7 @@ impl Engine {
                 "the connection is not quiet: pause reads, let sends finish, poll, and try again",
             ));
         }
-        let fd = with_backend!(self.backend, backend => backend.release(id.0))?;
+        let fd = with_backend!(&mut self.backend, backend => backend.release(id.0))?;
         self.core.set_conn_timer(id.0, None);
         self.core.recycle_queue(id.0);
         self.core.conns.remove(id.0);

@@ -81,6 +81,11 @@ impl Core {
         self.conns.get_mut(key).filter(|conn| conn.phase != Phase::Ghost)
     }
 
+    /// As [`Core::caller_conn`], to look at.
+    pub(super) fn look(&self, key: Key) -> Result<&Conn, Error> {
+        self.conns.get(key).filter(|conn| conn.phase != Phase::Ghost).ok_or(Error::Stale)
+    }
+
     pub(super) fn conn(&mut self, key: Key) -> Result<&mut Conn, Error> {
         self.caller_conn(key).ok_or(Error::Stale)
     }

@@ -43,7 +43,7 @@ impl Engine {
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
         if self.watch.is_none() {
-            let inner = with_backend!(self.backend, backend => backend.watch_fd());
+            let inner = with_backend!(&mut self.backend, backend => backend.watch_fd());
             // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write
             // has to signal may be signalled late, or not at all.
             let watch = inner
@@ -71,7 +71,7 @@ impl Engine {
     pub(super) fn leave_foreign(&mut self) {
         let Some(watch) = &mut self.watch else { return };
         let core = &mut self.core;
-        let left_over = with_backend!(self.backend, backend => {
+        let left_over = with_backend!(&mut self.backend, backend => {
             backend.watch_reset();
             backend.has_next()
         });

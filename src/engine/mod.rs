@@ -71,7 +71,7 @@ impl Engine {
         let inbox = Inbox::new().map_err(|error| Error::os("eventfd", &error))?;
         let fork = ForkMark::new().map_err(|error| Error::os("mmap", &error))?;
         let (mut backend, info) = select::open(&config, &inbox)?;
-        let epoch = with_backend!(backend, backend => backend.epoch());
+        let epoch = with_backend!(&mut backend, backend => backend.epoch());
         Ok(Engine { core: Core::new(config, inbox), backend, info, fork, watch: None, epoch })
     }
 
@@ -90,7 +90,7 @@ impl Engine {
         self.enter_foreign();
         self.refresh_clock();
         let deadline = timeout.map(|timeout| self.core.later(timeout));
-        let result = with_backend!(self.backend, backend => self.core.poll(&mut **backend, completions, deadline));
+        let result = with_backend!(&mut self.backend, backend => self.core.poll(&mut **backend, completions, deadline));
         self.leave_foreign();
         result
     }
@@ -101,8 +101,8 @@ impl Engine {
     }
 
     /// Counters since the engine was made.
-    pub fn stats(&mut self) -> Stats {
-        let backend = with_backend!(self.backend, backend => backend.stats());
+    pub fn stats(&self) -> Stats {
+        let backend = with_backend!(&self.backend, backend => backend.stats());
         Stats {
             syscalls: backend.syscalls,
             sqes: backend.sqes,
@@ -132,13 +132,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`].
-    pub fn tag(&mut self, id: ConnId) -> Result<u64, Error> {
-        Ok(self.core.conn(id.0)?.tag)
+    pub fn tag(&self, id: ConnId) -> Result<u64, Error> {
+        Ok(self.core.look(id.0)?.tag)
     }
 
     /// True if the id names a connection that was not yet told to be closed.
-    pub fn is_live(&mut self, id: ConnId) -> bool {
-        self.core.conn(id.0).is_ok()
+    pub fn is_live(&self, id: ConnId) -> bool {
+        self.core.look(id.0).is_ok()
     }
 
     /// The number of connections: opened or accepted, and not yet told to be closed.
@@ -150,9 +150,9 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`], or what getpeername(2) answers.
-    pub fn peer_addr(&mut self, id: ConnId) -> Result<Addr, Error> {
-        self.core.conn(id.0)?;
-        with_backend!(self.backend, backend => backend.peer_addr(id.0))
+    pub fn peer_addr(&self, id: ConnId) -> Result<Addr, Error> {
+        self.core.look(id.0)?;
+        with_backend!(&self.backend, backend => backend.peer_addr(id.0))
             .map_err(|error| Error::os("getpeername", &error))
     }
 
@@ -160,20 +160,17 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`], or what getsockname(2) answers.
-    pub fn local_addr(&mut self, id: ConnId) -> Result<Addr, Error> {
-        self.core.conn(id.0)?;
-        with_backend!(self.backend, backend => backend.local_addr(id.0))
+    pub fn local_addr(&self, id: ConnId) -> Result<Addr, Error> {
+        self.core.look(id.0)?;
+        with_backend!(&self.backend, backend => backend.local_addr(id.0))
             .map_err(|error| Error::os("getsockname", &error))
     }
 
     /// The descriptor of a connection, where there is one yet: for socket options. Reading from it, writing to it or closing it
     /// behind the engine's back breaks the order of bytes.
-    pub fn fd(&mut self, id: ConnId) -> Option<BorrowedFd<'_>> {
-        self.core.conn(id.0).ok()?;
-        match &self.backend {
-            AnyBackend::Uring(backend) => backend.fd(id.0),
-            AnyBackend::Epoll(backend) => backend.fd(id.0),
-        }
+    pub fn fd(&self, id: ConnId) -> Option<BorrowedFd<'_>> {
+        self.core.look(id.0).ok()?;
+        with_backend!(&self.backend, backend => backend.fd(id.0))
     }
 
     fn wants_nonblocking(&self) -> bool {
@@ -181,7 +178,7 @@ impl Engine {
     }
 
     fn refresh_clock(&mut self) {
-        self.core.now = with_backend!(self.backend, backend => backend.now());
+        self.core.now = with_backend!(&mut self.backend, backend => backend.now());
     }
 
     fn nanoseconds_of(&self, when: Instant) -> u64 {
@@ -192,12 +189,12 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if self.fork.is_child() {
-            with_backend!(self.backend, backend => backend.abandon());
+            with_backend!(&mut self.backend, backend => backend.abandon());
             return;
         }
         self.refresh_clock();
         let patience = self.core.config.teardown_max;
-        let clean = with_backend!(self.backend, backend => {
+        let clean = with_backend!(&mut self.backend, backend => {
             let ended = self.core.tear_down(&mut **backend, patience);
             backend.shut_down(patience) && ended
         });

@@ -56,8 +56,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`].
-    pub fn queued_bytes(&mut self, id: ConnId) -> Result<usize, Error> {
-        Ok(self.core.conn(id.0)?.queued_bytes())
+    pub fn queued_bytes(&self, id: ConnId) -> Result<usize, Error> {
+        Ok(self.core.look(id.0)?.queued_bytes())
     }
 }
 
