@@ -11,7 +11,7 @@ mod common;
 use bytes::Bytes;
 use common::echo::Echo;
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group};
 use proactor::*;
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -270,4 +270,22 @@ fn timers(c: &mut Criterion) {
 }
 
 criterion_group!(benches, round_trip, connect, stream, timers);
-criterion_main!(benches);
+/// `cargo test` passes options that libtest knows and criterion does not, such as `--test-threads`: of those, only a filter and
+/// `--exact` mean anything here.
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| matches!(argument.as_str(), "--bench" | "--test" | "--list")) {
+        benches();
+        return Criterion::default().configure_from_args().final_summary();
+    }
+    let takes_value =
+        |option: &str| matches!(option, "--test-threads" | "--skip" | "--color" | "--format" | "--logfile" | "-Z");
+    let mut before = "";
+    let understood = arguments.iter().filter(|argument| {
+        let value = takes_value(std::mem::replace(&mut before, argument));
+        !value && !argument.starts_with('-') || *argument == "--exact"
+    });
+    let this = std::env::current_exe().expect("a running program has a path");
+    let status = std::process::Command::new(this).arg("--test").args(understood).status().expect("starts again");
+    std::process::exit(status.code().unwrap_or(1));
+}
