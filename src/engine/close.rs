@@ -7,7 +7,7 @@
 //! ```
 
 use super::Engine;
-use super::conn::{Phase, flag, op_bit};
+use super::conn::{Phase, flag};
 use super::core::Core;
 use crate::backend::{Backend, Op, QueueFull};
 use crate::completion::{CloseKind, Completions, Event};
@@ -92,8 +92,7 @@ impl Core {
             Phase::Open => {
                 conn.set(flag::WRITE_SHUT);
                 conn.set_reason(kind, None);
-                let quick = conn.has(flag::FIN_SENT) && fin_wait.is_zero();
-                if quick || conn.has(flag::WRITE_DEAD) {
+                if conn.has(flag::WRITE_DEAD) {
                     return self.end_phase(key);
                 }
                 let fin_sent = conn.has(flag::FIN_SENT);
@@ -170,7 +169,7 @@ impl Core {
         for op in [Op::Connect, Op::Recv, Op::Send] {
             if conn.cancellable(op) {
                 backend.cancel(key, op)?;
-                conn.cancelled |= op_bit(op);
+                conn.advised_to_end(op);
             }
         }
         if conn.ops != 0 {

@@ -58,7 +58,7 @@ pub(super) mod flag {
 }
 
 /// The bit of an operation in [`Conn::ops`].
-pub(super) fn op_bit(op: Op) -> u8 {
+fn op_bit(op: Op) -> u8 {
     1 << op as u8
 }
 
@@ -158,6 +158,10 @@ impl Conn {
     pub(super) fn ended(&mut self, op: Op) {
         self.ops &= !op_bit(op);
         self.cancelled &= !op_bit(op);
+    }
+
+    pub(super) fn advised_to_end(&mut self, op: Op) {
+        self.cancelled |= op_bit(op);
     }
 
     /// True if the operation is in flight and was not yet advised to end.

@@ -109,6 +109,11 @@ impl Core {
         }
     }
 
+    /// True if something waits to be started.
+    pub(super) fn has_staged(&self) -> bool {
+        !self.dirty.is_empty() || !self.dirty_listeners.is_empty()
+    }
+
     /// Tells a foreign loop that `poll` has something to do.
     #[inline]
     pub(super) fn kick(&mut self) {

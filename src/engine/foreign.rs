@@ -75,7 +75,7 @@ impl Engine {
             backend.watch_reset();
             backend.has_next()
         });
-        if left_over || !core.pending.is_empty() || !core.dirty.is_empty() || !core.dirty_listeners.is_empty() {
+        if left_over || !core.pending.is_empty() || core.has_staged() {
             core.kick();
         }
         let deadline = core.wheel.next_deadline_ns();

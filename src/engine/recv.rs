@@ -81,7 +81,7 @@ impl Core {
             let unwanted = !conn.wants_recv() || fill_next != conn.has(flag::FILLING);
             if unwanted && conn.cancellable(Op::Recv) {
                 backend.cancel(key, Op::Recv)?;
-                conn.cancelled |= super::conn::op_bit(Op::Recv);
+                conn.advised_to_end(Op::Recv);
             }
             return Ok(());
         }

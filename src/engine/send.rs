@@ -5,7 +5,7 @@ use super::Engine;
 use super::conn::{Conn, Phase, flag};
 use super::core::Core;
 use crate::backend::{Backend, Op, Outcome, QueueFull};
-use crate::buf::Payload;
+use crate::buf::{ChunkPool, Payload, SendQueue};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error, SendError, WriteError};
 use crate::id::{ConnId, Key};
@@ -89,14 +89,7 @@ impl Core {
         if self.is_full(key) {
             return Err(SendError::Full(payload));
         }
-        let high = self.config.send_high_watermark;
-        let (conn, spare, _) = self.conn_and_queues(key).expect("looked up above");
-        let queue = Core::queue_of(conn, spare);
-        queue.push(payload, tag);
-        if queue.bytes() >= high {
-            conn.set(flag::FULL);
-        }
-        self.mark_dirty(key);
+        self.enqueue(key, |queue, _| queue.push(payload, tag));
         Ok(())
     }
 
@@ -111,15 +104,21 @@ impl Core {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.enqueue(key, |queue, chunks| queue.write(bytes, chunks));
+        Ok(())
+    }
+
+    /// Puts something on the queue of a live connection, whose next turn will see to it.
+    #[inline]
+    fn enqueue(&mut self, key: Key, add: impl FnOnce(&mut SendQueue, &mut ChunkPool)) {
         let high = self.config.send_high_watermark;
-        let (conn, spare, chunks) = self.conn_and_queues(key).expect("looked up above");
+        let (conn, spare, chunks) = self.conn_and_queues(key).expect("looked up by the caller");
         let queue = Core::queue_of(conn, spare);
-        queue.write(bytes, chunks);
+        add(queue, chunks);
         if queue.bytes() >= high {
             conn.set(flag::FULL);
         }
         self.mark_dirty(key);
-        Ok(())
     }
 
     /// Starts a send if there is something to send, and the FIN if it is time.
@@ -181,13 +180,15 @@ impl Core {
     pub(super) fn on_send<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
         let now = self.now;
         let Some((conn, _, chunks)) = self.conn_and_queues(key) else { return };
+        let notified = matches!(outcome, Outcome::Notified);
+        if !notified {
+            conn.ended(Op::Send);
+        }
         let Some(queue) = conn.queue.as_mut() else { return };
-        if let Outcome::Notified = outcome {
+        if notified {
             queue.notice();
             return self.after_notice(key);
         }
-        conn.ops &= !super::conn::op_bit(Op::Send);
-        conn.cancelled &= !super::conn::op_bit(Op::Send);
         if more {
             queue.expect_notice();
         }

@@ -47,8 +47,7 @@ impl Core {
         let nothing_yet = out.len() == before && self.pending.is_empty();
         // A connection that was let go on may have nothing to receive: the next parked one then gets its chance at once.
         let parked_may_try = !self.parked.is_empty() && backend.free_buffers() > 0;
-        let staged = !self.dirty.is_empty() || !self.dirty_listeners.is_empty() || parked_may_try;
-        let idle = nothing_yet && !staged && !backend.has_next();
+        let idle = nothing_yet && !self.has_staged() && !parked_may_try && !backend.has_next();
         let until = match idle && self.inbox.signal.may_sleep() {
             true => earlier(deadline, self.wheel.next_deadline_ns()),
             false => Some(0),
@@ -161,7 +160,7 @@ impl Core {
         }
         while !(self.conns.is_empty() && self.listeners.is_empty()) && self.now < until {
             self.flush(backend, &mut out);
-            let waiting = self.dirty.is_empty() && self.dirty_listeners.is_empty() && !backend.has_next();
+            let waiting = !self.has_staged() && !backend.has_next();
             if backend.wait(Some(if waiting { until } else { 0 })).is_err() {
                 return false;
             }
