@@ -107,10 +107,7 @@ pub fn leases_outlive_the_engine(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (_conn, mut peer) = rig.pair();
     peer.write_all(b"still here").unwrap();
-    let mut lease = rig.until("data", |_, completion| match completion.event {
-        Event::Received(data) => Some(data),
-        _ => None,
-    });
+    let mut lease = rig.next_lease();
     drop(rig);
     assert_eq!(&lease[..], b"still here");
     lease[0] = b'S';

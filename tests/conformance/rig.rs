@@ -55,22 +55,20 @@ impl Rig {
 
     /// Polls until `look` finds what it wants.
     pub fn until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Engine, Completion) -> Option<T>) -> T {
-        let deadline = Instant::now() + patience();
-        loop {
-            assert!(
-                Instant::now() < deadline,
-                "waited too long for {what}; ended: {:?}; {:?}",
-                self.ended,
-                self.engine.stats()
-            );
-            let mut batch = self.poll(Duration::from_millis(100)).into_iter();
-            while let Some(completion) = batch.next() {
-                if let Some(found) = look(&mut self.engine, completion) {
-                    self.backlog = batch.collect();
-                    return found;
-                }
-            }
-        }
+        let mut found = None;
+        self.run(what, |engine, completion| {
+            found = completion.and_then(|completion| look(engine, completion));
+            found.is_some()
+        });
+        found.expect("run ends when it is found")
+    }
+
+    /// The next received data, as it is lent.
+    pub fn next_lease(&mut self) -> Lease {
+        self.until("data", |_, completion| match completion.event {
+            Event::Received(data) => Some(data),
+            _ => None,
+        })
     }
 
     /// As `until`, for conditions on state that the look-out keeps itself.

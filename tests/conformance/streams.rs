@@ -165,10 +165,7 @@ pub fn gathered_payloads_of_every_kind(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     peer.write_all(b"lease").unwrap();
-    let lease = rig.until("data", |_, completion| match completion.event {
-        Event::Received(data) => Some(data),
-        _ => None,
-    });
+    let lease = rig.next_lease();
     let before = rig.engine.stats().sends;
     rig.engine.send(conn, lease).unwrap();
     rig.engine.send(conn, " static").unwrap();

@@ -65,15 +65,9 @@ pub fn drop_with_leases(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     peer.write_all(b"kept").unwrap();
-    let lease = rig.until("data", |_, completion| match completion.event {
-        Event::Received(data) => Some(data),
-        _ => None,
-    });
+    let lease = rig.next_lease();
     peer.write_all(b"sent").unwrap();
-    let sent = rig.until("data", |_, completion| match completion.event {
-        Event::Received(data) => Some(data),
-        _ => None,
-    });
+    let sent = rig.next_lease();
     rig.engine.send(conn, sent).unwrap();
     drop(rig);
     assert_eq!(&lease[..], b"kept");
@@ -128,10 +122,7 @@ pub fn fork_in_the_middle(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     peer.write_all(b"a").unwrap();
-    let lease = rig.until("data", |_, completion| match completion.event {
-        Event::Received(data) => Some(data),
-        _ => None,
-    });
+    let lease = rig.next_lease();
     // SAFETY: the child only uses the engine, the lease and _exit; this process has one thread.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
