@@ -12,18 +12,21 @@ pub enum Backend {
     Uring,
     /// epoll: the same operations, carried out on readiness.
     Epoll,
+    /// A simulated network in memory. Only [`sim::World::engine`](crate::sim::World::engine) makes engines on it.
+    Sim,
 }
 
 impl Backend {
-    /// `uring` or `epoll`.
+    /// `uring`, `epoll` or `sim`.
     pub fn name(self) -> &'static str {
         match self {
             Backend::Uring => "uring",
             Backend::Epoll => "epoll",
+            Backend::Sim => "sim",
         }
     }
 
-    /// The backend of that name.
+    /// The backend of that name, of those that [`Engine::new`](crate::Engine::new) can choose: `uring` and `epoll`.
     pub fn from_name(name: &str) -> Option<Backend> {
         [Backend::Uring, Backend::Epoll].into_iter().find(|backend| backend.name() == name)
     }

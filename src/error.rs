@@ -103,6 +103,8 @@ pub enum Error {
     Draining,
     /// This process is a fork of the one that made the engine; only that one may use it.
     Forked,
+    /// The simulated world has nothing more for this engine. Only on the simulated backend.
+    Simulation(Halt),
     /// The kernel refused.
     Os {
         /// The system call or operation.
@@ -137,12 +139,35 @@ impl fmt::Display for Error {
             Error::Limit { limit, value } => write!(f, "limit reached: {limit} = {value}"),
             Error::Draining => f.write_str("the engine is draining and takes nothing new"),
             Error::Forked => f.write_str("the engine belongs to the parent process; a forked child cannot use it"),
+            Error::Simulation(halt) => write!(f, "simulation: {halt}"),
             Error::Os { call, errno } => write!(f, "{call}: {errno}"),
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+/// Why a simulated world has nothing more for who waits in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Halt {
+    /// The host crashed: all that the engine had is gone. After the restart a new engine can be made there.
+    Crashed,
+    /// Everybody waits without a deadline, and no event is coming: on a real machine this wait would last for ever.
+    AtRest,
+    /// The world was dropped.
+    Ended,
+}
+
+impl fmt::Display for Halt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Halt::Crashed => "the host of this engine crashed",
+            Halt::AtRest => "everybody waits without a deadline, and nothing will ever happen",
+            Halt::Ended => "the world has ended",
+        })
+    }
+}
 
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {

@@ -49,6 +49,7 @@ mod id;
 mod info;
 mod net;
 mod options;
+pub mod sim;
 mod stats;
 #[allow(unsafe_code)]
 mod sys;
@@ -61,7 +62,7 @@ pub use caps::{Capability, CapabilityReport, CapabilityState, REQUIREMENTS, Requ
 pub use completion::{CloseKind, CloseReason, Completion, Completions, Event};
 pub use config::{Backend, Config, Tier};
 pub use engine::{AdoptedId, Engine, leaked_engines};
-pub use error::{Errno, Error, SendError, WriteError};
+pub use error::{Errno, Error, Halt, SendError, WriteError};
 pub use id::{ConnId, ListenerId, TimerId};
 pub use info::{Fallback, Info, Limits};
 pub use net::Addr;

@@ -29,12 +29,14 @@
 //!   A socket is attached to a new key with [`Backend::attach`], or dropped, which closes it.
 //! - *recv* tells `Data`, with `more` or without; `Count(0)` is the end of the stream. ENOBUFS means that the pool has no buffer:
 //!   nothing is lost, the engine starts again when there is one.
-//! - *recv_into* fills one window: `Filled`, or `Count(0)` for the end of the stream.
+//! - *recv_into* fills one window: `Filled`, or `Data` of no more than fits, which the engine copies; `Count(0)` is the end of the
+//!   stream.
 //! - *send* tells `Count`: how many of the given bytes were taken. Any number from zero (nothing was taken, start again) to all.
 //! - *close* always succeeds.
 
 pub(crate) mod epoll;
 pub(crate) mod select;
+pub(crate) mod sim;
 pub(crate) mod uring;
 mod windows;
 
@@ -132,10 +134,10 @@ pub(crate) trait Backend {
     fn attach(&mut self, key: Key, socket: Self::Socket) -> Result<(), Errno>;
 
     /// Takes over a listening descriptor.
-    fn attach_listener(&mut self, key: Key, fd: OwnedFd);
+    fn attach_listener(&mut self, key: Key, fd: OwnedFd) -> Result<(), Error>;
 
     /// Wraps a connected descriptor.
-    fn adopt(&mut self, fd: OwnedFd) -> Self::Socket;
+    fn adopt(&mut self, fd: OwnedFd) -> Result<Self::Socket, Error>;
 
     /// Gives a connection without operations in flight back to the caller.
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
@@ -191,7 +193,12 @@ pub(crate) trait Backend {
     /// backend has leaked it.
     fn shut_down(&mut self, patience: Duration) -> bool;
 
-    /// In a forked child: lets go of everything without touching what the parent shares.
+    /// True if what the backend stands on is gone: nothing is in its hands any more, and nothing is left to wait for.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
+    /// In a forked child, or when all is gone: lets go of everything without touching what the parent shares.
     fn abandon(&mut self);
 }
 
@@ -218,6 +225,7 @@ impl Tuning {
 pub(crate) enum AnyBackend {
     Uring(Box<uring::Uring>),
     Epoll(Box<epoll::EpollBackend>),
+    Sim(Box<sim::Sim>),
 }
 
 /// Runs an expression with the backend that is in use, borrowed as `$any` is.
@@ -226,6 +234,7 @@ macro_rules! with_backend {
         match $any {
             $crate::backend::AnyBackend::Uring($backend) => $body,
             $crate::backend::AnyBackend::Epoll($backend) => $body,
+            $crate::backend::AnyBackend::Sim($backend) => $body,
         }
     };
 }

@@ -15,6 +15,10 @@ use std::sync::Arc;
 /// Makes the backend that the configuration wants, or the best that is to be had.
 pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<(AnyBackend, Info), Error> {
     let insists = config.backend == Some(Backend::Uring) || config.tier.is_some();
+    if config.backend == Some(Backend::Sim) {
+        let why = "a simulated engine needs a world: `sim::World::engine` makes one".to_owned();
+        return Err(Error::Unsupported { what: "backend `sim`".to_owned(), why });
+    }
     if config.backend == Some(Backend::Epoll) {
         return open_epoll(config, inbox, None, Caps::not_probed("io_uring was not asked for"));
     }
@@ -80,6 +84,21 @@ fn open_epoll(
         caps,
     };
     Ok((AnyBackend::Epoll(Box::new(backend)), info))
+}
+
+/// What an engine of a simulated world stands on.
+pub(crate) fn simulated(tuning: &Tuning) -> Info {
+    Info {
+        backend: Backend::Sim,
+        tier: None,
+        fallback: None,
+        notes: Vec::new(),
+        ring_entries: (0, 0),
+        buffers: tuning.buffers,
+        limits: Limits { nofile: None, memlock_bytes: None },
+        kernel: "simulated".to_owned(),
+        caps: Caps::not_probed("the network is simulated"),
+    }
 }
 
 fn limits() -> Limits {

@@ -24,7 +24,7 @@ impl Lease {
         Lease { start, len, id, pool: Some(pool) }
     }
 
-    pub(super) fn copied(bytes: &[u8]) -> Lease {
+    pub(crate) fn copied(bytes: &[u8]) -> Lease {
         let len = u32::try_from(bytes.len()).expect("pool buffers are smaller than 4 GiB");
         let copy: Box<[u8]> = bytes.into();
         let start = NonNull::from(Box::leak(copy)).cast();

@@ -88,6 +88,19 @@ impl Pool {
         (self.shared.at(id, filled), self.shared.size - filled)
     }
 
+    /// Fills a part of a checked-out buffer, `offset` bytes behind what is filled: for backends without a kernel to do it.
+    ///
+    /// # Panics
+    /// If the buffer is not checked out or has less room.
+    pub(crate) fn write(&self, id: u16, offset: usize, bytes: &[u8]) {
+        let (start, room) = self.room(id);
+        let claimed = self.shared.buffers[id as usize].claims.get() > 0;
+        assert!(claimed && offset + bytes.len() <= room as usize, "buffer {id} was not given out for these bytes");
+        // SAFETY: within the room (checked above) of a claimed buffer, behind the filled part, so no lease refers to it; `bytes` is
+        // a live reference, so it is not in there either.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len()) };
+    }
+
     /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling the rest if `more`, else its
     /// claim ends.
     ///
@@ -161,10 +174,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn put(pool: &Pool, id: u16, bytes: &[u8], more: bool) -> Lease {
-        let (start, room) = pool.room(id);
-        assert!(bytes.len() <= room as usize);
-        // SAFETY: the room of a checked-out buffer is ours to write.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr(), bytes.len()) };
+        pool.write(id, 0, bytes);
         pool.deliver(id, bytes.len() as u32, more)
     }
 

@@ -78,12 +78,13 @@ impl Engine {
                 let conn = Conn::new(Phase::Open, 0, &options, self.core.config.idle_timeout);
                 let key = self.core.conns.insert(conn);
                 let attached = with_backend!(&mut self.backend, backend => {
-                    let socket = backend.adopt(fd);
-                    backend.attach(key, socket)
+                    backend.adopt(fd).and_then(|socket| {
+                        backend.attach(key, socket).map_err(|errno| Error::Os { call: "epoll_ctl", errno })
+                    })
                 });
-                if let Err(errno) = attached {
+                if let Err(error) = attached {
                     self.core.conns.remove(key);
-                    return Err(Error::Os { call: "epoll_ctl", errno });
+                    return Err(error);
                 }
                 self.core.live += 1;
                 self.refresh_clock();
@@ -94,7 +95,11 @@ impl Engine {
             Adopted::Listener => {
                 let options = ListenOptions { socket: options, ..ListenOptions::default() };
                 let key = self.core.room_for_listener(Rc::new(options))?;
-                with_backend!(&mut self.backend, backend => backend.attach_listener(key, fd));
+                let attached = with_backend!(&mut self.backend, backend => backend.attach_listener(key, fd));
+                if let Err(error) = attached {
+                    self.core.listeners.remove(key);
+                    return Err(error);
+                }
                 self.core.mark_listener_dirty(key);
                 Ok(AdoptedId::Listener(crate::ListenerId(key)))
             }
@@ -108,7 +113,8 @@ impl Engine {
     /// [`Error::State`] while it is not quiet: pause reads, poll, and try again.
     ///
     /// # Backends
-    /// The descriptor is blocking on io_uring and non-blocking on epoll.
+    /// The descriptor is blocking on io_uring and non-blocking on epoll. The simulated backend has none to give, and answers
+    /// [`Error::Unsupported`]; so it does to `adopt`.
     pub fn release(&mut self, id: ConnId) -> Result<OwnedFd, Error> {
         let conn = self.core.conn(id.0)?;
         let busy = conn.ops != 0 || !conn.queue_is_empty() || conn.owes_notices() || conn.is_filling();

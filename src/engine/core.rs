@@ -228,6 +228,14 @@ impl Core {
         }
     }
 
+    /// When `poll` has something to do although nothing happened.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        match self.has_staged() || !self.pending.is_empty() {
+            true => Some(self.now),
+            false => self.wheel.next_deadline_ns(),
+        }
+    }
+
     pub(super) fn later(&self, delay: Duration) -> u64 {
         self.now.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX))
     }

@@ -13,7 +13,8 @@ mod timers;
 mod turn;
 
 use self::core::Core;
-use crate::backend::{AnyBackend, Backend as _, select, with_backend};
+use crate::backend::sim::Sim;
+use crate::backend::{AnyBackend, Backend as _, Tuning, select, with_backend};
 use crate::completion::Completions;
 use crate::config::{Backend, Config};
 use crate::error::Error;
@@ -69,8 +70,22 @@ impl Engine {
         let config = config.with_environment()?;
         config.validate()?;
         let inbox = Inbox::new().map_err(|error| Error::os("eventfd", &error))?;
+        let (backend, info) = select::open(&config, &inbox)?;
+        Engine::on(config, inbox, backend, info)
+    }
+
+    /// An engine in a simulated world. Neither the environment nor a backend that the configuration names plays a part.
+    pub(crate) fn simulated(config: Config, place: impl FnOnce(Tuning, Arc<Inbox>) -> Result<Sim, Error>) -> Result<Engine, Error> {
+        config.validate()?;
+        let inbox = Inbox::simulated();
+        let tuning = Tuning::new(&config, true);
+        let info = select::simulated(&tuning);
+        let sim = place(tuning, Arc::clone(&inbox))?;
+        Engine::on(config, inbox, AnyBackend::Sim(Box::new(sim)), info)
+    }
+
+    fn on(config: Config, inbox: Arc<Inbox>, mut backend: AnyBackend, info: Info) -> Result<Engine, Error> {
         let fork = ForkMark::new().map_err(|error| Error::os("mmap", &error))?;
-        let (mut backend, info) = select::open(&config, &inbox)?;
         let epoch = with_backend!(&mut backend, backend => backend.epoch());
         Ok(Engine { core: Core::new(config, inbox), backend, info, fork, watch: None, epoch })
     }
@@ -82,7 +97,8 @@ impl Engine {
     /// If `completions` is full already, nothing is waited for, and 0 returned.
     ///
     /// # Errors
-    /// [`Error::Forked`] in a forked child. [`Error::Os`] if the kernel refuses to go on; connections cannot cause that.
+    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine crashed, or nothing will ever
+    /// happen in its world. [`Error::Os`] if the kernel refuses to go on; connections cannot cause that.
     pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
         if self.fork.is_child() {
             return Err(Error::Forked);
@@ -92,7 +108,22 @@ impl Engine {
         let deadline = timeout.map(|timeout| self.core.later(timeout));
         let result = with_backend!(&mut self.backend, backend => self.core.poll(&mut **backend, completions, deadline));
         self.leave_foreign();
+        if let AnyBackend::Sim(sim) = &mut self.backend {
+            sim.note_deadline(self.core.next_deadline());
+        }
         result
+    }
+
+    /// The time by the engine's clock: the monotonic clock of the system, or that of the simulated world. For
+    /// [`Engine::timer_at`], and for programs that are to run in both.
+    pub fn now(&mut self) -> Instant {
+        self.refresh_clock();
+        self.epoch + Duration::from_nanos(self.core.now)
+    }
+
+    /// Receive buffers that are free now.
+    pub fn free_buffers(&self) -> usize {
+        with_backend!(&self.backend, backend => backend.free_buffers())
     }
 
     /// What the engine stands on, which capabilities it uses, and why not the others.
@@ -188,7 +219,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if self.fork.is_child() {
+        if self.fork.is_child() || with_backend!(&self.backend, backend => backend.is_gone()) {
             with_backend!(&mut self.backend, backend => backend.abandon());
             return;
         }
@@ -196,7 +227,8 @@ impl Drop for Engine {
         let patience = self.core.config.teardown_max;
         let clean = with_backend!(&mut self.backend, backend => {
             let ended = self.core.tear_down(&mut **backend, patience);
-            backend.shut_down(patience) && ended
+            let gone = backend.is_gone();
+            backend.shut_down(patience) && (ended || gone)
         });
         if !clean {
             // The kernel may still read payloads and write into callers' buffers: they stay for ever.

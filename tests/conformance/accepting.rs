@@ -1,19 +1,19 @@
 //! Listeners, limits, and descriptors that come from or go to somebody else.
 
 use crate::Variant;
+use crate::peers::*;
 use crate::rig::*;
 use proactor::*;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::thread;
 use std::time::Duration;
 
 pub fn accept_many(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, addr) = rig.listen_with(ListenOptions { tag: 5, ..ListenOptions::default() });
-    let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let clients: Vec<_> = (0..200).map(|_| connect(addr).unwrap()).collect();
     let mut conns = std::collections::HashSet::new();
     rig.run("accepts", |_, completion| {
         if let Some(Completion { conn, tag, event: Event::Accepted { listener: from } }) = completion {
@@ -29,7 +29,7 @@ pub fn accept_many(variant: &Variant) {
 pub fn close_listener_stops_accepting(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, addr) = rig.listen();
-    let mut client = TcpStream::connect(addr).unwrap();
+    let mut client = connect(addr).unwrap();
     let conn = rig.until("accept", |_, completion| Some(completion.conn));
     rig.engine.close_listener(listener).unwrap();
     rig.until("the listener's end", |_, completion| match completion.event {
@@ -39,7 +39,7 @@ pub fn close_listener_stops_accepting(variant: &Variant) {
         }
         other => panic!("{other:?}"),
     });
-    assert!(TcpStream::connect(addr).is_err(), "nobody listens any more");
+    assert!(connect(addr).is_err(), "nobody listens any more");
     assert!(matches!(rig.engine.listener_addr(listener), Err(Error::Stale)));
     client.write_all(b"still here").unwrap();
     assert_eq!(rig.receive(conn, 10), b"still here");
@@ -49,7 +49,7 @@ pub fn close_listener_stops_accepting(variant: &Variant) {
 
 pub fn listener_errors(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listen_local().unwrap();
     let error = rig.engine.listen(taken.local_addr().unwrap(), ListenOptions::default()).unwrap_err();
     assert_eq!(error.errno(), Some(Errno(libc::EADDRINUSE)), "{error}");
     assert!(error.to_string().contains("EADDRINUSE"), "{error}");
@@ -65,7 +65,7 @@ pub fn listener_errors(variant: &Variant) {
 pub fn connections_max_pauses_listeners(variant: &Variant) {
     let mut rig = Rig::with(variant.config().connections_max(3));
     let (listener, addr) = rig.listen();
-    let mut clients: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let mut clients: Vec<_> = (0..3).map(|_| connect(addr).unwrap()).collect();
     let (mut conns, mut paused) = (Vec::new(), 0);
     rig.run("a pause", |_, completion| {
         match completion {
@@ -80,7 +80,7 @@ pub fn connections_max_pauses_listeners(variant: &Variant) {
     });
     rig.watch(Duration::from_millis(20));
     // The next one waits in the backlog; its bytes do too.
-    let mut waiting = TcpStream::connect(addr).unwrap();
+    let mut waiting = connect(addr).unwrap();
     waiting.write_all(b"patience").unwrap();
     assert!(rig.watch(Duration::from_millis(50)).is_empty());
     drop(clients.pop());
@@ -110,7 +110,7 @@ pub fn adopt_a_socketpair(variant: &Variant) {
     assert_eq!(rig.receive(conn, 5), b"hello");
     rig.engine.send(conn, "and back").unwrap();
     rig.engine.close(conn).unwrap();
-    let reader = thread::spawn(move || read_all(far));
+    let reader = spawn(move || read_all(far));
     assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
     assert_eq!(reader.join().unwrap(), b"and back");
     // What is no stream socket is refused, and closed.
@@ -130,7 +130,7 @@ pub fn adopt_a_listener(variant: &Variant) {
         panic!("a listener")
     };
     assert_eq!(rig.engine.listener_addr(id).unwrap(), Addr::Inet(addr));
-    let mut client = TcpStream::connect(addr).unwrap();
+    let mut client = connect(addr).unwrap();
     client.write_all(b"socket activation").unwrap();
     let conn = rig.until("accept", |_, completion| Some(completion.conn));
     assert_eq!(rig.receive(conn, 17), b"socket activation");
@@ -167,13 +167,15 @@ pub fn accepted_inherit_options(variant: &Variant) {
     options.socket.read_mode = ReadMode::Paused;
     options.socket.keepalive = Some((Duration::from_secs(60), Duration::from_secs(10)));
     let (_, addr) = rig.listen_with(options);
-    let mut client = TcpStream::connect(addr).unwrap();
+    let mut client = connect(addr).unwrap();
     client.write_all(b"x").unwrap();
     let conn = rig.until("accept", |_, completion| Some(completion.conn));
     assert!(rig.watch(Duration::from_millis(20)).is_empty(), "paused from the start");
-    let fd = rig.engine.fd(conn).unwrap();
-    let socket = socket2::SockRef::from(&fd);
-    assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+    // A simulated socket has no descriptor to ask.
+    if let Some(fd) = rig.engine.fd(conn) {
+        let socket = socket2::SockRef::from(&fd);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+    }
     rig.engine.resume_reads(conn).unwrap();
     rig.receive(conn, 1);
 }
@@ -185,7 +187,7 @@ pub fn ipv6_listener(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let listener = rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), ListenOptions::default()).unwrap();
     let port = rig.engine.listener_addr(listener).unwrap().as_inet().unwrap().port();
-    let clients = [TcpStream::connect(("127.0.0.1", port)).unwrap(), TcpStream::connect(("::1", port)).unwrap()];
+    let clients = [connect(([127, 0, 0, 1], port).into()).unwrap(), connect((std::net::Ipv6Addr::LOCALHOST, port).into()).unwrap()];
     for client in &clients {
         let conn = rig.until("accept", |_, completion| Some(completion.conn));
         let Addr::Inet(peer) = rig.engine.peer_addr(conn).unwrap() else { panic!("inet") };
@@ -194,38 +196,19 @@ pub fn ipv6_listener(variant: &Variant) {
     let only = ListenOptions { v6_only: true, ..ListenOptions::default() };
     let listener = rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), only).unwrap();
     let port = rig.engine.listener_addr(listener).unwrap().as_inet().unwrap().port();
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
-}
-
-/// Uses up all descriptors but so many, under a low RLIMIT_NOFILE. They are free again when the result is dropped.
-fn leave_descriptors(spare: usize) -> Vec<std::fs::File> {
-    let limit = libc::rlimit { rlim_cur: 100, rlim_max: 100 };
-    // SAFETY: a plain value.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
-    let mut fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-    fillers.truncate(fillers.len() - spare);
-    fillers
+    assert!(connect(([127, 0, 0, 1], port).into()).is_err());
 }
 
 pub fn descriptors_run_out(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, addr) = rig.listen();
-    // The clients are in a process of their own, so that only the engine runs out.
-    let port = addr.port().to_string();
-    let script = "import socket,sys,time\ns=[socket.create_connection(('127.0.0.1',int(sys.argv[1]))) for _ in range(12)]\nfor i,c in enumerate(s): c.sendall(bytes([65+i]))\nsys.stdout.write('up\\n');sys.stdout.flush();sys.stdin.read()\n";
-    let child = std::process::Command::new("python3")
-        .args(["-c", script, &port])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn();
-    let Ok(mut child) = child else {
+    let Some(mut crowd) = Crowd::arrive(addr) else {
         println!("skipped: no python3 for the clients");
         return;
     };
     // Before the first poll: an armed multishot accept keeps the limit of its arming.
     let _fillers = leave_descriptors(5);
-    let mut line = [0; 3];
-    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    crowd.is_there();
     let (mut open, mut seen, mut paused, mut resumed) = (Vec::new(), Vec::new(), 0, 0);
     rig.run("a pause", |_, completion| {
         match completion {
@@ -270,8 +253,7 @@ pub fn descriptors_run_out(variant: &Variant) {
         resumed += usize::from(matches!(completion, Some(Completion { event: Event::ListenerResumed { .. }, .. })));
         resumed == paused
     });
-    drop(child.stdin.take());
-    child.wait().unwrap();
+    crowd.leave();
 }
 
 pub fn connect_without_descriptors(variant: &Variant) {

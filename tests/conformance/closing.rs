@@ -1,12 +1,11 @@
 //! Ends: each kind, its reason, and that nothing is lost or told twice on the way.
 
 use crate::Variant;
+use crate::peers::*;
 use crate::rig::*;
 use proactor::*;
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub fn close_flushes_everything(variant: &Variant) {
     let mut rig = Rig::new(variant);
@@ -16,8 +15,8 @@ pub fn close_flushes_everything(variant: &Variant) {
     rig.engine.close(conn).unwrap();
     rig.engine.close(conn).unwrap();
     assert!(matches!(rig.engine.send(conn, "late"), Err(SendError::Closed(_))));
-    let reader = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(30));
+    let reader = spawn(move || {
+        sleep(Duration::from_millis(30));
         read_all(peer)
     });
     let reason = rig.end_of(conn);
@@ -35,7 +34,7 @@ pub fn close_with_unread_input_loses_nothing(variant: &Variant) {
     peer.write_all(&[b'?'; 30_000]).unwrap();
     rig.engine.send(conn, answer.clone()).unwrap();
     rig.engine.close(conn).unwrap();
-    let client = thread::spawn(move || {
+    let client = spawn(move || {
         let mut seen = Vec::new();
         let mut piece = vec![0; 64 << 10];
         loop {
@@ -59,11 +58,11 @@ pub fn close_gives_up_at_the_linger_deadline(variant: &Variant) {
     let len = 40 << 20;
     rig.engine.send(conn, vec![0; len]).unwrap();
     rig.poll(Duration::from_millis(10));
-    let start = Instant::now();
+    let start = now();
     rig.engine.close(conn).unwrap();
     let reason = rig.end_of(conn);
     assert_eq!(reason.kind, CloseKind::LingerTimedOut);
-    assert!(start.elapsed() >= Duration::from_millis(100));
+    assert!(since(start) >= Duration::from_millis(100));
     assert!(reason.unsent_bytes > 0 && reason.unsent_bytes < len as u64, "{reason}");
     let mut sink = Vec::new();
     assert!(peer.read_to_end(&mut sink).is_err(), "a stream cut short must not look complete");
@@ -88,7 +87,7 @@ pub fn peer_resets_while_we_send(variant: &Variant) {
     let (conn, peer) = rig.pair();
     rig.engine.send(conn, vec![0; 30 << 20]).unwrap();
     rig.poll(Duration::from_millis(20));
-    reset_on_drop(&peer);
+    peer.reset_on_drop();
     drop(peer);
     let reason = rig.end_of(conn);
     assert_eq!(reason.kind, CloseKind::Reset);
@@ -97,9 +96,9 @@ pub fn peer_resets_while_we_send(variant: &Variant) {
     let (conn, peer) = rig.pair();
     drop(peer);
     rig.until("the peer's FIN", |_, completion| matches!(completion.event, Event::ReadClosed).then_some(()));
-    let deadline = Instant::now() + patience();
+    let deadline = now() + patience();
     while rig.engine.send(conn, "anyone?").is_ok() {
-        assert!(Instant::now() < deadline);
+        assert!(now() < deadline);
         rig.poll(Duration::from_millis(5));
     }
     assert_eq!(rig.end_of(conn).kind, CloseKind::Reset);
@@ -109,8 +108,8 @@ pub fn peer_resets_after_data(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     peer.write_all(b"before the end").unwrap();
-    thread::sleep(Duration::from_millis(20));
-    reset_on_drop(&peer);
+    sleep(Duration::from_millis(20));
+    peer.reset_on_drop();
     drop(peer);
     let mut data = Vec::new();
     rig.run("the reset", |engine, completion| {
@@ -125,16 +124,16 @@ pub fn peer_resets_after_data(variant: &Variant) {
 
 pub fn idle_timeout(variant: &Variant) {
     let mut rig = Rig::with(variant.config().idle_timeout(Some(Duration::from_millis(80))));
-    let start = Instant::now();
+    let start = now();
     let (conn, mut peer) = rig.pair();
     assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
-    assert!(start.elapsed() >= Duration::from_millis(80));
+    assert!(since(start) >= Duration::from_millis(80));
     assert_eq!(peer.read(&mut [0]).unwrap(), 0);
     // Accepted ones too, with a timeout of the listener's own.
     let mut options = ListenOptions::default();
     options.socket.idle_timeout = Some(Duration::from_millis(30));
     let (_, addr) = rig.listen_with(options);
-    let mut client = TcpStream::connect(addr).unwrap();
+    let mut client = connect(addr).unwrap();
     let conn = rig.until("accept", |_, completion| Some(completion.conn));
     assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
@@ -145,11 +144,11 @@ pub fn idle_timeout_is_put_off_by_traffic(variant: &Variant) {
     let mut options = ConnectOptions::default();
     options.socket.idle_timeout = Some(Duration::from_millis(800));
     let (conn, mut peer) = rig.pair_with(options);
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(1500) {
+    let start = now();
+    while since(start) < Duration::from_millis(1500) {
         peer.write_all(b".").unwrap();
         rig.receive(conn, 1);
-        thread::sleep(Duration::from_millis(50));
+        sleep(Duration::from_millis(50));
     }
     assert!(rig.engine.is_live(conn));
     assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
@@ -224,7 +223,7 @@ pub fn races_of_close_abort_and_data(variant: &Variant) {
 pub fn drain_closes_everything(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, addr) = rig.listen();
-    let clients: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let clients: Vec<Peer> = (0..20).map(|_| connect(addr).unwrap()).collect();
     let mut conns = Vec::new();
     rig.run("accepts", |_, completion| {
         conns.extend(completion.map(|completion| completion.conn));
@@ -233,7 +232,7 @@ pub fn drain_closes_everything(variant: &Variant) {
     for conn in &conns {
         rig.engine.send(*conn, pattern(200_000)).unwrap();
     }
-    let readers: Vec<_> = clients.into_iter().map(|client| thread::spawn(move || read_all(client))).collect();
+    let readers: Vec<_> = clients.into_iter().map(|client| spawn(move || read_all(client))).collect();
     rig.engine.drain(Duration::from_secs(30));
     assert!(matches!(rig.engine.connect(addr, ConnectOptions::default()), Err(Error::Draining)));
     assert!(matches!(rig.engine.listen(addr, ListenOptions::default()), Err(Error::Draining)));
@@ -273,7 +272,7 @@ pub fn closed_reason_tells_who(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (ours, peer) = rig.pair();
     rig.engine.close(ours).unwrap();
-    let reader = thread::spawn(move || read_all(peer));
+    let reader = spawn(move || read_all(peer));
     assert_eq!(rig.end_of(ours).kind, CloseKind::Local);
     reader.join().unwrap();
     let (theirs, peer) = rig.pair();

@@ -1,12 +1,12 @@
 //! Opening connections: success on each family, and each way to fail.
 
 use crate::Variant;
+use crate::peers::*;
 use crate::rig::*;
 use proactor::*;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
 fn options(timeout_ms: u64) -> ConnectOptions {
     ConnectOptions { timeout: Some(Duration::from_millis(timeout_ms)), ..ConnectOptions::default() }
@@ -70,7 +70,7 @@ pub fn connect_unix_path(variant: &Variant) {
     rig.engine.listen(path.as_path(), ListenOptions::default()).unwrap();
     let error = rig.engine.listen(path.as_path(), ListenOptions::default()).unwrap_err();
     assert_eq!(error.errno(), Some(Errno(libc::EADDRINUSE)));
-    std::fs::remove_file(&path).unwrap();
+    let _ = std::fs::remove_file(&path);
 }
 
 pub fn connect_unix_abstract(variant: &Variant) {
@@ -79,7 +79,7 @@ pub fn connect_unix_abstract(variant: &Variant) {
 
 pub fn connect_refused(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = listen_local().unwrap().local_addr().unwrap().port();
     let conn = rig.engine.connect((Ipv4Addr::LOCALHOST, port), ConnectOptions::default()).unwrap();
     rig.engine.send(conn, "never").unwrap();
     let reason = rig.end_of(conn);
@@ -103,38 +103,19 @@ pub fn connect_unreachable(variant: &Variant) {
     assert_eq!((reason.kind, reason.errno), (CloseKind::Unreachable, Some(Errno(libc::ENETUNREACH))));
 }
 
-/// A listener whose backlog is full, so that further SYNs are dropped, and what keeps it full.
-fn full_listener() -> (TcpListener, Vec<socket2::Socket>) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
-    socket.listen(1).unwrap();
-    let listener: TcpListener = socket.into();
-    let addr = listener.local_addr().unwrap().into();
-    let fillers = (0..8)
-        .map(|_| {
-            let filler = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-            filler.set_nonblocking(true).unwrap();
-            let _ = filler.connect(&addr);
-            filler
-        })
-        .collect();
-    std::thread::sleep(Duration::from_millis(20));
-    (listener, fillers)
-}
-
 pub fn connect_hangs_until_its_timeout(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let (listener, _fillers) = full_listener();
-    let start = Instant::now();
+    let (listener, _fillers) = full_listener(1);
+    let start = now();
     let conn = rig.engine.connect(listener.local_addr().unwrap(), options(150)).unwrap();
     let reason = rig.end_of(conn);
     assert_eq!(reason.kind, CloseKind::ConnectTimedOut);
-    assert!(start.elapsed() >= Duration::from_millis(150), "too early");
+    assert!(since(start) >= Duration::from_millis(150), "too early");
 }
 
 pub fn connect_timeout_leaves_others_alone(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let (listener, _fillers) = full_listener();
+    let (listener, _fillers) = full_listener(1);
     let doomed = rig.engine.connect(listener.local_addr().unwrap(), options(50)).unwrap();
     let (conn, mut peer) = rig.pair();
     rig.end_of(doomed);
@@ -149,7 +130,7 @@ pub fn connect_timeout_leaves_others_alone(variant: &Variant) {
 
 pub fn sends_wait_behind_the_connect(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = listen_local().unwrap();
     let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.send(conn, "one ").unwrap();
     rig.engine.write(conn, b"two ").unwrap();
@@ -161,7 +142,7 @@ pub fn sends_wait_behind_the_connect(variant: &Variant) {
     };
     rig.poll(Duration::ZERO);
     let mut text = String::new();
-    let reader = std::thread::spawn(move || {
+    let reader = spawn(move || {
         peer.read_to_string(&mut text).unwrap();
         text
     });
@@ -171,17 +152,17 @@ pub fn sends_wait_behind_the_connect(variant: &Variant) {
 
 pub fn close_while_connecting_flushes(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = listen_local().unwrap();
     let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.send(conn, "farewell").unwrap();
     rig.engine.close(conn).unwrap();
     assert!(matches!(rig.engine.send(conn, "late"), Err(SendError::Closed(_))));
-    let reader = std::thread::spawn(move || read_all(listener.accept().unwrap().0));
+    let reader = spawn(move || read_all(listener.accept().unwrap().0));
     let reason = rig.end_of(conn);
     assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Local, 0));
     assert_eq!(reader.join().unwrap(), b"farewell");
     // With nothing to say, there is nothing to wait for.
-    let (full, _fillers) = full_listener();
+    let (full, _fillers) = full_listener(1);
     let conn = rig.engine.connect(full.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.poll(Duration::ZERO);
     rig.engine.close(conn).unwrap();
@@ -190,7 +171,7 @@ pub fn close_while_connecting_flushes(variant: &Variant) {
 
 pub fn abort_while_connecting(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let (listener, _fillers) = full_listener();
+    let (listener, _fillers) = full_listener(1);
     let staged = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.abort(staged).unwrap();
     assert_eq!(rig.end_of(staged).kind, CloseKind::Aborted);
@@ -230,7 +211,7 @@ pub fn impossible_addresses(variant: &Variant) {
 
 pub fn connect_limit(variant: &Variant) {
     let mut rig = Rig::with(variant.config().connections_max(2));
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = listen_local().unwrap();
     let addr = listener.local_addr().unwrap();
     let first = rig.engine.connect(addr, ConnectOptions::default()).unwrap();
     rig.engine.connect(addr, ConnectOptions::default()).unwrap();
@@ -245,18 +226,15 @@ pub fn unix_backlog_full(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let name = format!("proactor-backlog-{}", std::process::id());
     let addr = Addr::UnixAbstract(name.clone().into_bytes());
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&socket2::SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
-    socket.listen(1).unwrap();
-    let listener: UnixListener = socket.into();
+    let listener = listen_abstract(&name);
     let conns: Vec<ConnId> =
         (0..4).map(|_| rig.engine.connect(addr.clone(), ConnectOptions::default()).unwrap()).collect();
     rig.watch(Duration::from_millis(30));
     // Two fit; the others wait for the listener to take those.
-    let server = std::thread::spawn(move || (0..4).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>());
-    let deadline = Instant::now() + patience();
+    let server = spawn(move || (0..4).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>());
+    let deadline = now() + patience();
     while !server.is_finished() {
-        assert!(Instant::now() < deadline, "the waiting connects never went through");
+        assert!(now() < deadline, "the waiting connects never went through");
         rig.poll(Duration::from_millis(10));
     }
     let peers = server.join().unwrap();
@@ -264,7 +242,7 @@ pub fn unix_backlog_full(variant: &Variant) {
         rig.engine.send(*conn, "x").unwrap();
         rig.engine.close(*conn).unwrap();
     }
-    let readers: Vec<_> = peers.into_iter().map(|peer| std::thread::spawn(move || read_all(peer))).collect();
+    let readers: Vec<_> = peers.into_iter().map(|peer| spawn(move || read_all(peer))).collect();
     for conn in conns {
         assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
     }

@@ -1,6 +1,7 @@
 //! Many connections, and queues too small for them.
 
 use crate::Variant;
+use crate::peers::*;
 use crate::rig::*;
 use proactor::*;
 use std::collections::HashMap;
@@ -65,7 +66,7 @@ pub fn tiny_queues(variant: &Variant) {
     churn(&mut rig, 150, 40, 3_000);
     let (conn, peer) = rig.pair();
     let bytes = pattern(3 << 20);
-    let reader = std::thread::spawn(move || read_all(peer));
+    let reader = spawn(move || read_all(peer));
     for chunk in bytes.chunks(10_000) {
         rig.send_all(conn, chunk.to_vec());
     }

@@ -1,6 +1,7 @@
 //! Environments that take things away: filters, limits, switches. The engine must find another way, or say what is wrong.
 
 use crate::Variant;
+use crate::peers::*;
 use crate::rig::*;
 use proactor::*;
 use std::io::{Read, Write};
@@ -172,7 +173,7 @@ pub fn hardened_ring(variant: &Variant) {
     };
     works(&mut rig);
     let (conn, peer) = rig.pair();
-    let reader = std::thread::spawn(move || read_all(peer));
+    let reader = spawn(move || read_all(peer));
     for chunk in pattern(1 << 20).chunks(30_000) {
         rig.send_all(conn, chunk.to_vec());
     }
@@ -249,7 +250,7 @@ pub fn slow_readers_hold_no_workers(variant: &Variant) {
             let (conn, mut peer) = rig.pair_with(options.clone());
             rig.engine.send(conn, pattern(2 << 20)).unwrap();
             rig.engine.close(conn).unwrap();
-            std::thread::spawn(move || {
+            spawn(move || {
                 let mut seen = Vec::new();
                 let mut sip = vec![0; 9_000];
                 while let Ok(len @ 1..) = peer.read(&mut sip) {
@@ -259,10 +260,10 @@ pub fn slow_readers_hold_no_workers(variant: &Variant) {
             })
         })
         .collect();
-    let (mut workers, mut looked) = (0, std::time::Instant::now());
+    let (mut workers, mut looked) = (0, now());
     rig.run("the slow readers", |engine, _| {
         if looked.elapsed() > Duration::from_millis(5) {
-            looked = std::time::Instant::now();
+            looked = now();
             let names = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
             let names = names.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
             workers = workers.max(names.filter(|name| name.starts_with("iou-wrk")).count());

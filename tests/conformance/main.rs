@@ -10,6 +10,7 @@ mod closing;
 mod connecting;
 mod crowds;
 mod hostile;
+mod peers;
 mod pools;
 mod rig;
 mod streams;
@@ -17,7 +18,7 @@ mod teardown;
 mod timing;
 
 use libtest_mimic::{Arguments, Trial};
-use proactor::{Backend, Capability, Config, Engine, Tier};
+use proactor::{Backend, Capability, Config, Tier, sim};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ pub struct Variant {
     backend: Backend,
     tier: Option<Tier>,
     without: &'static [Capability],
+    /// In a simulated world: how often each harmless fault happens.
+    faults: f64,
 }
 
 /// What a 5.10 kernel, as it first was, does not have.
@@ -48,7 +51,15 @@ const AFTER_5_10: &[Capability] = &[
 ];
 
 const fn uring(name: &'static str, tier: Tier, without: &'static [Capability]) -> Variant {
-    Variant { name, backend: Backend::Uring, tier: Some(tier), without }
+    Variant { name, backend: Backend::Uring, tier: Some(tier), without, faults: 0.0 }
+}
+
+const fn epoll(name: &'static str, without: &'static [Capability]) -> Variant {
+    Variant { name, backend: Backend::Epoll, tier: None, without, faults: 0.0 }
+}
+
+const fn sim(name: &'static str, faults: f64) -> Variant {
+    Variant { name, backend: Backend::Sim, tier: None, without: &[], faults }
 }
 
 pub const VARIANTS: &[Variant] = &[
@@ -58,8 +69,10 @@ pub const VARIANTS: &[Variant] = &[
     uring("uring/oneshot", Tier::Oneshot, &[]),
     uring("uring/oneshot-as-5.10", Tier::Oneshot, AFTER_5_10),
     uring("uring/polled", Tier::Polled, &[]),
-    Variant { name: "epoll", backend: Backend::Epoll, tier: None, without: &[] },
-    Variant { name: "epoll/milliseconds", backend: Backend::Epoll, tier: None, without: &[Capability::EpollPwait2] },
+    epoll("epoll", &[]),
+    epoll("epoll/milliseconds", &[Capability::EpollPwait2]),
+    sim("sim", 0.0),
+    sim("sim/faulty", 0.1),
 ];
 
 impl Variant {
@@ -69,6 +82,16 @@ impl Variant {
             config = config.tier(tier);
         }
         self.without.iter().fold(config, |config, capability| config.disable(*capability))
+    }
+
+    /// The fault plan, of a simulated variant.
+    pub fn simulated(&self) -> Option<sim::Faults> {
+        (self.backend == Backend::Sim).then(|| sim::Faults::harmless(self.faults))
+    }
+
+    /// True if operations may be cut short or come late at any time.
+    pub fn is_faulty(&self) -> bool {
+        self.faults > 0.0
     }
 
     pub fn is_epoll(&self) -> bool {
@@ -82,6 +105,10 @@ enum Mark {
     Ordinary,
     /// In a process of its own.
     Isolated,
+    /// About descriptors, signals or processes: nothing for a simulated world.
+    Kernel,
+    /// Both.
+    IsolatedKernel,
     /// Isolated, and about choosing a backend: once is enough.
     Once,
 }
@@ -108,19 +135,21 @@ scenarios! {
         stale_ids_are_errors races_of_close_abort_and_data drain_closes_everything drain_gives_up_in_time
         close_with_peer_option closed_reason_tells_who;
     Ordinary accepting: accept_many close_listener_stops_accepting listener_errors connections_max_pauses_listeners
-        adopt_a_socketpair adopt_a_listener release_gives_the_descriptor_back accepted_inherit_options ipv6_listener;
+        accepted_inherit_options ipv6_listener;
+    Kernel accepting: adopt_a_socketpair adopt_a_listener release_gives_the_descriptor_back;
     Isolated accepting: descriptors_run_out connect_without_descriptors;
     Ordinary pools: fifty_connections_on_one_buffer fifty_connections_on_two_buffers leaked_leases_only_shrink_the_pool
         leases_kept_for_long leases_outlive_the_engine hot_connections_leave_room floods_stay_bounded;
     Ordinary crowds: tiny_queues completions_of_one nine_thousand_connections;
     Ordinary timing: poll_times_out timers_fire_in_order timers_move_and_cancel an_overdue_timer_does_not_block
-        a_hundred_thousand_timers wake_from_another_thread wake_storm wakes_are_coalesced foreign_loop;
-    Isolated timing: signal_storm;
+        a_hundred_thousand_timers wake_from_another_thread wake_storm wakes_are_coalesced;
+    Kernel timing: foreign_loop;
+    IsolatedKernel timing: signal_storm;
     Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent drop_with_leases
         drop_while_accepting drop_while_filling drop_zero_copy_in_flight drop_with_timers engines_in_a_row
         many_engines_on_one_thread;
-    Isolated teardown: fork_in_the_middle;
-    Isolated hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
+    IsolatedKernel teardown: fork_in_the_middle;
+    IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
     Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides
         capabilities_are_reported refused_tiers_say_why no_descriptors_is_an_error;
 }
@@ -134,13 +163,19 @@ fn main() {
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();
     for variant in VARIANTS {
-        let lacking = Engine::new(variant.config()).err().map(|error| error.to_string());
+        let simulated = variant.simulated().is_some();
+        let mut lacking = None;
+        peers::within(variant, || lacking = peers::engine(variant.config()).err().map(|error| error.to_string()));
         let required = std::env::var("PROACTOR_REQUIRE").unwrap_or_default();
         let required = required.split(',').any(|name| !name.is_empty() && variant.name.starts_with(name));
         if let Some(why) = lacking.as_ref().filter(|_| !required && !arguments.list) {
             println!("skipping {}: {why}", variant.name);
         }
-        let groups = SCENARIOS.iter().filter(|(mark, _)| *mark != Mark::Once || variant.name == "epoll");
+        let groups = SCENARIOS.iter().filter(|(mark, _)| match mark {
+            Mark::Ordinary | Mark::Isolated => true,
+            Mark::Kernel | Mark::IsolatedKernel => !simulated,
+            Mark::Once => variant.name == "epoll",
+        });
         for (mark, (scenario, run)) in groups.flat_map(|(mark, group)| group.iter().map(move |entry| (*mark, *entry))) {
             let name = format!("{}/{scenario}", variant.name);
             let (why, inner) = (lacking.clone(), name.clone());
@@ -148,10 +183,11 @@ fn main() {
                 if let Some(why) = why {
                     return Err(why.into());
                 }
-                if mark != Mark::Ordinary && std::env::var_os(ISOLATED).is_none() {
+                let isolated = !matches!(mark, Mark::Ordinary | Mark::Kernel) && !simulated;
+                if isolated && std::env::var_os(ISOLATED).is_none() {
                     return run_isolated(&inner);
                 }
-                counted(|| run(variant));
+                counted(|| peers::within(variant, || run(variant)));
                 Ok(())
             });
             trials.push(trial.with_ignored_flag(lacking.is_some() && !required));

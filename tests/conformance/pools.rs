@@ -1,28 +1,26 @@
 //! Receive buffers: too few of them, kept for long, leaked. Exhaustion is never an event, and nobody starves.
 
 use crate::Variant;
+use crate::peers::*;
 use crate::rig::*;
 use proactor::*;
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::thread;
 use std::time::Duration;
 
 fn fifty_connections(config: Config, keep: usize) {
     let mut rig = Rig::with(config);
     let (_, addr) = rig.listen();
-    let client = thread::spawn(move || {
-        let streams: Vec<_> = (0..50).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let client = spawn(move || {
+        let streams: Vec<_> = (0..50).map(|_| connect(addr).unwrap()).collect();
         let workers: Vec<_> = streams
             .into_iter()
             .enumerate()
             .map(|(index, mut stream)| {
-                thread::spawn(move || {
-                    stream.set_read_timeout(Some(patience())).unwrap();
+                spawn(move || {
                     let bytes = pattern(30_000 + index);
                     let mut writer = stream.try_clone().unwrap();
                     let copy = bytes.clone();
-                    let write = thread::spawn(move || {
+                    let write = spawn(move || {
                         writer.write_all(&copy).unwrap();
                         writer.shutdown(std::net::Shutdown::Write).unwrap();
                     });
@@ -122,7 +120,7 @@ pub fn hot_connections_leave_room(variant: &Variant) {
     rig.out = Completions::with_capacity(16);
     flood.write_all(&pattern(200_000)).unwrap();
     asker.write_all(b"?").unwrap();
-    thread::sleep(Duration::from_millis(50));
+    sleep(Duration::from_millis(50));
     let (mut flooded, mut heard) = (Vec::new(), None);
     for poll in 0..2000 {
         for completion in rig.poll(Duration::from_millis(20)) {
@@ -148,7 +146,7 @@ pub fn floods_stay_bounded(variant: &Variant) {
     let pairs: Vec<_> = (0..3).map(|_| rig.pair()).collect();
     let writers: Vec<_> = pairs
         .into_iter()
-        .map(|(_, mut peer)| thread::spawn(move || peer.write_all(&pattern(total)).unwrap()))
+        .map(|(_, mut peer)| spawn(move || peer.write_all(&pattern(total)).unwrap()))
         .collect();
     let (mut seen, mut told) = (std::collections::HashMap::<ConnId, usize>::new(), 0);
     let expected = pattern(total);

@@ -2,11 +2,12 @@
 //! and plain blocking peers.
 
 use crate::Variant;
+use crate::peers::*;
 use proactor::*;
 use std::collections::HashMap;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 /// How long anything may take before a scenario fails. Generous: the suite also runs on emulated machines, fifty times slower.
 pub fn patience() -> Duration {
@@ -29,7 +30,7 @@ impl Rig {
     }
 
     pub fn with(config: Config) -> Rig {
-        let engine = Engine::new(config).expect("an engine");
+        let engine = engine(config).expect("an engine");
         Rig { engine, out: Completions::with_capacity(256), ended: HashMap::new(), backlog: Vec::new() }
     }
 
@@ -73,10 +74,10 @@ impl Rig {
 
     /// As `until`, for conditions on state that the look-out keeps itself.
     pub fn run(&mut self, what: &str, mut done: impl FnMut(&mut Engine, Option<Completion>) -> bool) {
-        let deadline = Instant::now() + patience();
+        let deadline = now() + patience();
         while !done(&mut self.engine, None) {
             assert!(
-                Instant::now() < deadline,
+                now() < deadline,
                 "waited too long for {what}; ended: {:?}; {:?}",
                 self.ended,
                 self.engine.stats()
@@ -93,9 +94,9 @@ impl Rig {
 
     /// Polls until the connection has ended; everything else on the way is dropped.
     pub fn end_of(&mut self, conn: ConnId) -> CloseReason {
-        let deadline = Instant::now() + patience();
+        let deadline = now() + patience();
         while !self.ended.contains_key(&conn) {
-            assert!(Instant::now() < deadline, "{conn} never ended: {:?}", self.engine.stats());
+            assert!(now() < deadline, "{conn} never ended: {:?}", self.engine.stats());
             self.poll(Duration::from_millis(100));
         }
         self.ended[&conn]
@@ -103,10 +104,10 @@ impl Rig {
 
     /// Polls for so long; returns what came.
     pub fn watch(&mut self, span: Duration) -> Vec<Completion> {
-        let deadline = Instant::now() + span;
+        let deadline = now() + span;
         let mut all = Vec::new();
-        while Instant::now() < deadline {
-            all.extend(self.poll(deadline.saturating_duration_since(Instant::now())));
+        while now() < deadline {
+            all.extend(self.poll(deadline.saturating_duration_since(now())));
         }
         all
     }
@@ -121,21 +122,18 @@ impl Rig {
     }
 
     /// Connects to a blocking peer of the scenario's own.
-    pub fn pair(&mut self) -> (ConnId, TcpStream) {
+    pub fn pair(&mut self) -> (ConnId, Peer) {
         self.pair_with(ConnectOptions::default())
     }
 
-    pub fn pair_with(&mut self, options: ConnectOptions) -> (ConnId, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    pub fn pair_with(&mut self, options: ConnectOptions) -> (ConnId, Peer) {
+        let listener = listen_local().expect("bind");
         let conn = self.engine.connect(listener.local_addr().expect("bound"), options).expect("connect");
         self.until("connect", |_, completion| {
             (completion.conn == conn)
                 .then(|| assert!(matches!(completion.event, Event::Connected), "{:?}", completion.event))
         });
         let (peer, _) = listener.accept().expect("accept");
-        peer.set_nodelay(true).expect("nodelay");
-        peer.set_read_timeout(Some(patience())).expect("timeout");
-        peer.set_write_timeout(Some(patience())).expect("timeout");
         (conn, peer)
     }
 
@@ -162,14 +160,14 @@ impl Rig {
     /// Sends a payload, going on polling while the queue is full.
     pub fn send_all(&mut self, conn: ConnId, payload: impl Into<Payload>) {
         let mut payload = payload.into();
-        let deadline = Instant::now() + patience();
+        let deadline = now() + patience();
         loop {
             match self.engine.send(conn, payload) {
                 Ok(()) => return,
                 Err(SendError::Full(back)) => payload = back,
                 Err(error) => panic!("{error}"),
             }
-            assert!(Instant::now() < deadline, "the queue stayed full");
+            assert!(now() < deadline, "the queue stayed full");
             self.poll(Duration::from_millis(20));
         }
     }
@@ -203,11 +201,6 @@ pub fn read_all(mut peer: impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
     peer.read_to_end(&mut bytes).expect("the stream ends in good order");
     bytes
-}
-
-/// Makes a peer reset its connection when it is dropped.
-pub fn reset_on_drop(peer: &TcpStream) {
-    socket2::SockRef::from(peer).set_linger(Some(Duration::ZERO)).expect("linger");
 }
 
 /// Echoes everything on every connection of the engine's listeners, until `stop` says so. For scenarios that only need a server.

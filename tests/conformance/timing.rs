@@ -1,21 +1,21 @@
 //! Time and wake-ups.
 
 use crate::Variant;
+use crate::peers::*;
 use crate::rig::*;
 use proactor::*;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub fn poll_times_out(variant: &Variant) {
     let mut rig = Rig::new(variant);
     for span in [Duration::ZERO, Duration::from_micros(300), Duration::from_millis(20)] {
-        let start = Instant::now();
+        let start = now();
         assert_eq!(rig.engine.poll(&mut rig.out, Some(span)).unwrap(), 0);
-        assert!(start.elapsed() >= span, "{:?} instead of {span:?}", start.elapsed());
+        assert!(since(start) >= span, "{:?} instead of {span:?}", since(start));
     }
     let _connected = rig.pair();
     assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_millis(5))).unwrap(), 0);
@@ -32,7 +32,7 @@ fn fired(list: Vec<Completion>) -> Vec<u64> {
 
 pub fn timers_fire_in_order(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let start = Instant::now();
+    let start = now();
     for tag in [30u64, 10, 50, 20, 40, 0] {
         rig.engine.timer_after(Duration::from_millis(tag), tag).unwrap();
     }
@@ -41,10 +41,10 @@ pub fn timers_fire_in_order(variant: &Variant) {
     while tags.len() < 7 {
         let list = fired(rig.poll(Duration::from_secs(10)));
         for tag in &list {
-            assert!(start.elapsed() >= Duration::from_millis(*tag), "{tag} ms came at {:?}", start.elapsed());
+            assert!(since(start) >= Duration::from_millis(*tag), "{tag} ms came at {:?}", since(start));
         }
         tags.extend(list);
-        assert!(start.elapsed() < patience());
+        assert!(since(start) < patience());
     }
     assert_eq!(tags, [0, 10, 20, 30, 40, 50, 60]);
     assert_eq!(rig.engine.timers(), 0);
@@ -73,8 +73,8 @@ pub fn timers_move_and_cancel(variant: &Variant) {
 pub fn an_overdue_timer_does_not_block(variant: &Variant) {
     let mut rig = Rig::new(variant);
     rig.engine.timer_after(Duration::from_millis(1), 1).unwrap();
-    rig.engine.timer_at(Instant::now() - Duration::from_secs(1), 2).unwrap();
-    thread::sleep(Duration::from_millis(10));
+    rig.engine.timer_at(now() - Duration::from_secs(1), 2).unwrap();
+    sleep(Duration::from_millis(10));
     // Waits for ever, if it waits.
     let mut tags = Vec::new();
     while tags.len() < 2 {
@@ -109,8 +109,8 @@ pub fn wake_from_another_thread(variant: &Variant) {
     let waker = rig.engine.waker();
     for _ in 0..50 {
         let waker = waker.clone();
-        let sleeper = thread::spawn(move || {
-            thread::sleep(Duration::from_micros(500));
+        let sleeper = spawn(move || {
+            sleep(Duration::from_micros(500));
             waker.wake();
         });
         // Without a limit: only the wake-up ends it.
@@ -129,7 +129,7 @@ pub fn wake_storm(variant: &Variant) {
     let threads: Vec<_> = (0..8)
         .map(|_| {
             let (count, waker) = (Arc::clone(&count), rig.engine.waker());
-            thread::spawn(move || {
+            spawn(move || {
                 for _ in 0..each {
                     count.fetch_add(1, Ordering::SeqCst);
                     waker.wake();
@@ -160,9 +160,9 @@ pub fn wakes_are_coalesced(variant: &Variant) {
 
 fn readable(fd: i32, timeout: Duration) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let deadline = Instant::now() + timeout;
+    let deadline = now() + timeout;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as i32;
+        let left = deadline.saturating_duration_since(now()).as_millis() as i32;
         // SAFETY: one pollfd, alive through the call.
         match unsafe { libc::poll(&mut poll, 1, left) } {
             -1 => assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted),
@@ -195,8 +195,8 @@ pub fn foreign_loop(variant: &Variant) {
         peer.write_all(&[round]).unwrap();
         assert!(readable(fd, patience()), "round {round}");
         let mut got = Vec::new();
-        let deadline = Instant::now() + patience();
-        while got.is_empty() && Instant::now() < deadline {
+        let deadline = now() + patience();
+        while got.is_empty() && now() < deadline {
             got = drain(&mut rig);
         }
         assert!(
@@ -219,8 +219,8 @@ pub fn foreign_loop(variant: &Variant) {
     drain(&mut rig);
     assert!(readable(fd, patience()));
     let mut tags = Vec::new();
-    let deadline = Instant::now() + patience();
-    while tags.is_empty() && Instant::now() < deadline {
+    let deadline = now() + patience();
+    while tags.is_empty() && now() < deadline {
         assert!(readable(fd, patience()));
         tags.extend(drain(&mut rig).iter().map(|completion| completion.tag));
     }
@@ -228,7 +228,7 @@ pub fn foreign_loop(variant: &Variant) {
     for _ in 0..10 {
         drain(&mut rig);
         let waker = rig.engine.waker();
-        thread::spawn(move || waker.wake()).join().unwrap();
+        spawn(move || waker.wake()).join().unwrap();
         assert!(readable(fd, patience()));
         let woken = drain(&mut rig);
         assert!(woken.iter().any(|completion| matches!(completion.event, Event::Woken)), "{woken:?}");
@@ -250,18 +250,18 @@ pub fn signal_storm(variant: &Variant) {
     let target = unsafe { libc::pthread_self() } as usize;
     let storm = {
         let stop = Arc::clone(&stop);
-        thread::spawn(move || {
+        spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 // SAFETY: the target thread joins this one before it ends.
                 unsafe { libc::pthread_kill(target as libc::pthread_t, libc::SIGUSR1) };
-                thread::sleep(Duration::from_micros(50));
+                sleep(Duration::from_micros(50));
             }
         })
     };
-    let start = Instant::now();
+    let start = now();
     assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_millis(50))).unwrap(), 0);
-    assert!(start.elapsed() >= Duration::from_millis(50), "a signal cut the wait short");
-    let echo = thread::spawn(move || {
+    assert!(since(start) >= Duration::from_millis(50), "a signal cut the wait short");
+    let echo = spawn(move || {
         let mut bytes = vec![0; 2 << 20];
         let mut done = 0;
         while done < bytes.len() {

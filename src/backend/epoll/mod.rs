@@ -243,15 +243,16 @@ impl Backend for EpollBackend {
         self.register(key, false).map_err(|error| Errno::of(&error))
     }
 
-    fn attach_listener(&mut self, key: Key, fd: OwnedFd) {
+    fn attach_listener(&mut self, key: Key, fd: OwnedFd) -> Result<(), Error> {
         self.occupy(key, true, Some(fd));
         if let Err(error) = self.register(key, true) {
             self.finish(key, Op::Accept, Outcome::Failed(Errno::of(&error)));
         }
+        Ok(())
     }
 
-    fn adopt(&mut self, fd: OwnedFd) -> OwnedFd {
-        fd
+    fn adopt(&mut self, fd: OwnedFd) -> Result<OwnedFd, Error> {
+        Ok(fd)
     }
 
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {

@@ -224,15 +224,16 @@ impl Backend for Uring {
         Ok(())
     }
 
-    fn attach_listener(&mut self, key: Key, fd: OwnedFd) {
+    fn attach_listener(&mut self, key: Key, fd: OwnedFd) -> Result<(), Error> {
         if self.style.polled {
             let _ = socket2::SockRef::from(&fd).set_nonblocking(true);
         }
         Self::occupy(&mut self.listeners, key, Some(fd));
+        Ok(())
     }
 
-    fn adopt(&mut self, fd: OwnedFd) -> OwnedFd {
-        fd
+    fn adopt(&mut self, fd: OwnedFd) -> Result<OwnedFd, Error> {
+        Ok(fd)
     }
 
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {

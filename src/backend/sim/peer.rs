@@ -1,0 +1,206 @@
+//! Plain blocking sockets in a simulated world. Owns: a stream and a listener for tests that need the other side to do exactly this and
+//! nothing else: send one byte at a time, never read, reset in the middle. They block in virtual time.
+
+use super::schedule::{Shared, Until};
+use super::sock::{ListenId, Owner, Read, SockId};
+use crate::error::Halt;
+use crate::net::Addr;
+use crate::options::ListenOptions;
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A stream socket of a simulated world with blocking reads and writes, as `std::net::TcpStream` has them. Clones are handles of the
+/// same socket; dropping the last one closes it.
+#[derive(Clone, Debug)]
+pub struct Peer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    world: Arc<Shared>,
+    sock: SockId,
+    reset: AtomicBool,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.world.lock().net.close(self.sock, self.reset.load(Ordering::Relaxed));
+    }
+}
+
+/// A listening socket of a simulated world with a blocking accept. Dropping it closes it.
+#[derive(Debug)]
+pub struct PeerListener {
+    world: Arc<Shared>,
+    listener: ListenId,
+}
+
+impl Drop for PeerListener {
+    fn drop(&mut self) {
+        self.world.lock().net.close_listener(self.listener);
+    }
+}
+
+fn halted(halt: Halt) -> io::Error {
+    io::Error::other(crate::Error::Simulation(halt))
+}
+
+fn os(errno: crate::Errno) -> io::Error {
+    errno.into()
+}
+
+fn gone() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOTCONN)
+}
+
+impl PeerListener {
+    pub(crate) fn bind(world: &Arc<Shared>, host: u32, addr: &Addr, options: &ListenOptions) -> io::Result<PeerListener> {
+        let listener = world.lock().net.listen(host, Owner::Peer, addr, options).map_err(os)?;
+        Ok(PeerListener { world: Arc::clone(world), listener })
+    }
+
+    /// Waits for a connection and takes it.
+    ///
+    /// # Errors
+    /// If the world is at rest, or has ended.
+    pub fn accept(&self) -> io::Result<Peer> {
+        loop {
+            let taken = {
+                let net = &mut self.world.lock().net;
+                net.listener_mut(self.listener).ok_or_else(gone)?.queue.pop_front()
+            };
+            if let Some(sock) = taken {
+                if let Some(sock) = self.world.lock().net.sock_mut(sock) {
+                    sock.owner = Owner::Peer;
+                }
+                return Ok(Peer::new(&self.world, sock));
+            }
+            self.world.wait(Until::Queued(self.listener), None).map_err(halted)?;
+        }
+    }
+
+    /// The address it is bound to.
+    ///
+    /// # Errors
+    /// ENOTCONN after its host crashed.
+    pub fn local_addr(&self) -> io::Result<Addr> {
+        self.world.lock().net.listener(self.listener).map(|listen| listen.addr.clone()).ok_or_else(gone)
+    }
+}
+
+impl Peer {
+    fn new(world: &Arc<Shared>, sock: SockId) -> Peer {
+        Peer(Arc::new(Inner { world: Arc::clone(world), sock, reset: AtomicBool::new(false) }))
+    }
+
+    /// Begins to connect, without waiting.
+    pub(crate) fn start_connect(world: &Arc<Shared>, host: u32, addr: &Addr) -> io::Result<Peer> {
+        let sock = world.lock().net.connect(host, Owner::Peer, None, addr).map_err(os)?;
+        Ok(Peer::new(world, sock))
+    }
+
+    /// Waits until a connect has succeeded or failed.
+    pub(crate) fn finish_connect(self) -> io::Result<Peer> {
+        self.0.world.wait(Until::Connected(self.0.sock), None).map_err(halted)?;
+        let mut world = self.0.world.lock();
+        match world.net.sock_mut(self.0.sock).ok_or_else(gone)?.error.take() {
+            Some(errno) => Err(os(errno)),
+            None => {
+                drop(world);
+                Ok(self)
+            }
+        }
+    }
+
+    /// The address of the other side.
+    ///
+    /// # Errors
+    /// ENOTCONN after its host crashed.
+    pub fn peer_addr(&self) -> io::Result<Addr> {
+        self.0.world.lock().net.sock(self.0.sock).map(|sock| sock.remote.clone()).ok_or_else(gone)
+    }
+
+    /// The address of this side.
+    ///
+    /// # Errors
+    /// ENOTCONN after its host crashed.
+    pub fn local_addr(&self) -> io::Result<Addr> {
+        self.0.world.lock().net.sock(self.0.sock).map(|sock| sock.local.clone()).ok_or_else(gone)
+    }
+
+    /// Sends the FIN ([`Shutdown::Write`] or `Both`). What still comes is kept to be read in any case.
+    ///
+    /// # Errors
+    /// ENOTCONN after its host crashed.
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        let net = &mut self.0.world.lock().net;
+        net.sock(self.0.sock).ok_or_else(gone)?;
+        if how != Shutdown::Read {
+            net.send_fin(self.0.sock);
+        }
+        Ok(())
+    }
+
+    /// Makes the close a reset.
+    pub fn reset_on_drop(&self) {
+        self.0.reset.store(true, Ordering::Relaxed);
+    }
+}
+
+impl io::Read for &Peer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let mut at = 0;
+            let read = self.0.world.lock().net.read(self.0.sock, buffer.len(), |bytes| {
+                buffer[at..at + bytes.len()].copy_from_slice(bytes);
+                at += bytes.len();
+            });
+            match read {
+                Read::Bytes(len) => return Ok(len),
+                Read::End => return Ok(0),
+                Read::Failed(errno) => return Err(os(errno)),
+                Read::Nothing => self.0.world.wait(Until::Readable(self.0.sock), None).map_err(halted)?,
+            };
+        }
+    }
+}
+
+impl io::Write for &Peer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.0.world.lock().net.write(self.0.sock, std::iter::once(bytes)) {
+                Ok(0) => {}
+                Ok(len) => return Ok(len),
+                Err(errno) => return Err(os(errno)),
+            }
+            self.0.world.wait(Until::Writable(self.0.sock), None).map_err(halted)?;
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl io::Read for Peer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        io::Read::read(&mut &*self, buffer)
+    }
+}
+
+impl io::Write for Peer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::Write::write(&mut &*self, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,620 @@
+//! Sockets and listeners of the simulated world, as a kernel would have them. Owns: what connect, accept, read, write and close do to
+//! them. Whoever holds one, an engine or a peer of a test, is told by [`Net::touched`].
+
+use super::events::Event;
+use super::faults::Fault;
+use super::net::Net;
+use super::pipe::{Cargo, Pipe};
+use crate::error::Errno;
+use crate::id::Key;
+use crate::net::Addr;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+/// Names a socket; a stale one names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SockId {
+    pub(crate) index: u32,
+    pub(crate) serial: u32,
+}
+
+/// Names a listener, likewise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ListenId {
+    pub(crate) index: u32,
+    pub(crate) serial: u32,
+}
+
+/// Who holds a socket or listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Engine(u32, Key),
+    /// Accepted by an engine, and not yet given a key.
+    Fresh(u32),
+    /// In the queue of a listener.
+    Queue(ListenId),
+    /// A peer in a test.
+    Peer,
+}
+
+/// A receive that is armed: how much it takes at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recv {
+    Stream,
+    Window(usize),
+}
+
+#[derive(Debug)]
+pub(crate) struct Sock {
+    pub(crate) serial: u32,
+    pub(crate) host: u32,
+    pub(crate) owner: Owner,
+    pub(crate) local: Addr,
+    pub(crate) remote: Addr,
+    /// The other end, while it exists.
+    pub(crate) peer: Option<SockId>,
+    pub(crate) peer_host: u32,
+    pub(crate) connecting: bool,
+    /// What comes to this end.
+    pub(crate) rx: Pipe,
+    pub(crate) rx_fin: bool,
+    pub(crate) fin_sent: bool,
+    /// To be told once; afterwards the socket is dead.
+    pub(crate) error: Option<Errno>,
+    pub(crate) dead: bool,
+    /// A segment went to nobody; the answer is on its way.
+    probing: bool,
+    pub(crate) recv: Option<Recv>,
+    pub(crate) recv_told: bool,
+    pub(crate) send_waits: bool,
+    pub(crate) connect_armed: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Listen {
+    pub(crate) serial: u32,
+    pub(crate) host: u32,
+    pub(crate) addr: Addr,
+    pub(crate) owner: Owner,
+    backlog: usize,
+    v6_only: bool,
+    reuse_port: bool,
+    pub(crate) queue: VecDeque<SockId>,
+    pub(crate) armed: bool,
+    pub(crate) told: bool,
+}
+
+/// What a read found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    Bytes(usize),
+    End,
+    Nothing,
+    Failed(Errno),
+}
+
+impl Sock {
+    pub(crate) fn is_readable(&self) -> bool {
+        self.rx.arrived() > 0 || self.rx_fin || self.error.is_some() || self.dead
+    }
+}
+
+impl Net {
+    pub(crate) fn add_sock(&mut self, host: u32, owner: Owner, local: Addr, remote: Addr) -> SockId {
+        self.serial = self.serial.wrapping_add(1);
+        let serial = self.serial;
+        let index = self.socks.insert(Sock {
+            serial,
+            host,
+            owner,
+            local,
+            remote,
+            peer: None,
+            peer_host: host,
+            connecting: true,
+            rx: Pipe::default(),
+            rx_fin: false,
+            fin_sent: false,
+            error: None,
+            dead: false,
+            probing: false,
+            recv: None,
+            recv_told: false,
+            send_waits: false,
+            connect_armed: false,
+        });
+        SockId { index: index as u32, serial }
+    }
+
+    /// Makes a socket and sends its SYN.
+    pub(crate) fn connect(
+        &mut self,
+        host: u32,
+        owner: Owner,
+        local: Option<SocketAddr>,
+        remote: &Addr,
+    ) -> Result<SockId, Errno> {
+        let (local, target) = match remote {
+            Addr::Inet(inet) => {
+                // No TCP goes to a broadcast address.
+                if inet.ip() == std::net::Ipv4Addr::new(127, 255, 255, 255) {
+                    return Err(Errno(libc::ENETUNREACH));
+                }
+                (Addr::Inet(self.local_for(host, local, inet.ip())?), self.host_of(host, inet.ip()))
+            }
+            _ => (Addr::UnixUnnamed, Some(host)),
+        };
+        let id = self.add_sock(host, owner, local, remote.clone());
+        match target {
+            Some(target) => {
+                self.sock_mut(id).expect("just made").peer_host = target;
+                let at = self.arrival(host, target, 0);
+                self.events.push(at, Event::Syn { client: id, attempt: 0 });
+            }
+            None if remote.as_inet().is_some_and(|inet| self.black_holes.contains(&inet.ip())) => self.give_up_later(id),
+            None => {
+                let at = self.now + 2 * self.way(host, host).latency_ns;
+                self.events.push(at, Event::ConnectEnd { client: id, errno: libc::EHOSTUNREACH });
+            }
+        }
+        Ok(id)
+    }
+
+    /// Nobody answers: the kernel gives up after its own time (tcp_syn_retries of 6, tcp(7)).
+    pub(crate) fn give_up_later(&mut self, client: SockId) {
+        let at = self.now + 127_000_000_000;
+        self.events.push(at, Event::ConnectEnd { client, errno: libc::ETIMEDOUT });
+    }
+
+    pub(crate) fn listen(
+        &mut self,
+        host: u32,
+        owner: Owner,
+        addr: &Addr,
+        options: &crate::ListenOptions,
+    ) -> Result<ListenId, Errno> {
+        let mut addr = addr.clone();
+        match &mut addr {
+            Addr::Inet(inet) => {
+                if self.host_of(host, inet.ip()) != Some(host) {
+                    return Err(Errno(libc::EADDRNOTAVAIL));
+                }
+                if inet.port() == 0 {
+                    inet.set_port(self.next_port(host));
+                }
+            }
+            Addr::Unix(path) => {
+                let stale = self.hosts[host as usize].files.contains(path);
+                if stale && !options.remove_stale_path {
+                    return Err(Errno(libc::EADDRINUSE));
+                }
+            }
+            _ => {}
+        }
+        let clashes = |other: &Listen| {
+            other.host == host && overlap(&other.addr, &addr) && !(other.reuse_port && options.reuse_port)
+        };
+        if self.listeners.iter().any(|(_, other)| clashes(other)) {
+            return Err(Errno(libc::EADDRINUSE));
+        }
+        if let Addr::Unix(path) = &addr {
+            self.hosts[host as usize].files.insert(path.clone());
+        }
+        self.serial = self.serial.wrapping_add(1);
+        let serial = self.serial;
+        let index = self.listeners.insert(Listen {
+            serial,
+            host,
+            addr,
+            owner,
+            backlog: options.backlog as usize,
+            v6_only: options.v6_only,
+            reuse_port: options.reuse_port,
+            queue: VecDeque::new(),
+            armed: false,
+            told: false,
+        });
+        Ok(ListenId { index: index as u32, serial })
+    }
+
+    pub(crate) fn listener(&self, id: ListenId) -> Option<&Listen> {
+        self.listeners.get(id.index as usize).filter(|listen| listen.serial == id.serial)
+    }
+
+    pub(crate) fn listener_mut(&mut self, id: ListenId) -> Option<&mut Listen> {
+        self.listeners.get_mut(id.index as usize).filter(|listen| listen.serial == id.serial)
+    }
+
+    /// A SYN arrives.
+    pub(crate) fn syn(&mut self, client: SockId, attempt: u32) {
+        let Some(sock) = self.sock(client) else { return };
+        let (host, target, remote, local) = (sock.host, sock.peer_host, sock.remote.clone(), sock.local.clone());
+        let inet = remote.as_inet().is_some();
+        if self.is_cut(host, target) {
+            return self.syn_again(client, attempt);
+        }
+        let found = self.listener_for(target, &remote);
+        let Some(listener) = found else {
+            let errno = match &remote {
+                Addr::Unix(path) if !self.hosts[target as usize].files.contains(path) => libc::ENOENT,
+                _ => libc::ECONNREFUSED,
+            };
+            return self.answer_connect(client, errno);
+        };
+        if self.chance(target, Fault::Refuse) {
+            return self.answer_connect(client, libc::ECONNREFUSED);
+        }
+        if inet && self.chance(target, Fault::Hang) {
+            return self.give_up_later(client);
+        }
+        let listen = self.listener(listener).expect("just found");
+        // The kernel lets one more in than the backlog says.
+        if listen.queue.len() > listen.backlog {
+            return match inet {
+                true => self.syn_again(client, attempt),
+                // A unix connect waits for room.
+                false => {
+                    let at = self.now + 1_000_000;
+                    self.events.push(at, Event::Syn { client, attempt });
+                }
+            };
+        }
+        let server_local = match (&remote, inet) {
+            (Addr::Inet(inet), true) if inet.ip().is_unspecified() => match local {
+                Addr::Inet(local) => Addr::Inet(SocketAddr::new(local.ip(), inet.port())),
+                _ => remote,
+            },
+            _ => remote,
+        };
+        let server = self.add_sock(target, Owner::Queue(listener), server_local, local);
+        let end = self.sock_mut(server).expect("just made");
+        (end.connecting, end.peer, end.peer_host) = (false, Some(client), host);
+        self.sock_mut(client).expect("looked up above").peer = Some(server);
+        self.listener_mut(listener).expect("just found").queue.push_back(server);
+        self.listener_touched(listener);
+        self.answer_connect(client, 0);
+    }
+
+    fn syn_again(&mut self, client: SockId, attempt: u32) {
+        match attempt {
+            0..6 => {
+                let at = self.now + (1_000_000_000 << attempt);
+                self.events.push(at, Event::Syn { client, attempt: attempt + 1 });
+            }
+            _ => {
+                let at = self.now + 64_000_000_000;
+                self.events.push(at, Event::ConnectEnd { client, errno: libc::ETIMEDOUT });
+            }
+        }
+    }
+
+    fn answer_connect(&mut self, client: SockId, errno: i32) {
+        let Some(sock) = self.sock(client) else { return };
+        let (host, target) = (sock.host, sock.peer_host);
+        let at = self.arrival(target, host, 0);
+        self.events.push(at, Event::ConnectEnd { client, errno });
+    }
+
+    fn listener_for(&mut self, host: u32, addr: &Addr) -> Option<ListenId> {
+        let matching: Vec<ListenId> = self
+            .listeners
+            .iter()
+            .filter(|(_, listen)| listen.host == host && listen.takes(addr))
+            .map(|(index, listen)| ListenId { index: index as u32, serial: listen.serial })
+            .collect();
+        match matching.len() {
+            0 | 1 => matching.first().copied(),
+            several => Some(matching[self.rng.below(several as u64) as usize]),
+        }
+    }
+
+    /// Takes bytes to send; `Ok(0)`: there is no room now.
+    pub(crate) fn write<'a>(
+        &mut self,
+        id: SockId,
+        parts: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) -> Result<usize, Errno> {
+        let (host, peer_host, peer) = {
+            let Some(sock) = self.sock_mut(id) else { return Err(Errno(libc::ECONNRESET)) };
+            if let Some(errno) = sock.error.take() {
+                sock.dead = true;
+                return Err(errno);
+            }
+            if sock.dead || sock.fin_sent {
+                return Err(Errno(libc::EPIPE));
+            }
+            (sock.host, sock.peer_host, sock.peer)
+        };
+        let is_unix = self.sock(id).is_some_and(|sock| sock.remote.is_unix() || sock.local.is_unix());
+        let Some(peer) = peer.filter(|peer| self.sock(*peer).is_some()) else {
+            if is_unix {
+                return Err(Errno(libc::EPIPE));
+            }
+            // Nobody is there any more; the answer will be a reset.
+            self.probe(id);
+            return Ok(parts.map(<[u8]>::len).sum());
+        };
+        let way = self.way(host, peer_host);
+        let (capacity, reset_after) = (way.buffer, way.reset_after);
+        let mut room = capacity.saturating_sub(self.sock(peer).expect("just seen").rx.len());
+        if room > 0 && self.chance(host, Fault::ShortWrite) {
+            room = 1 + self.rng.below(room.min(4096) as u64) as usize;
+        }
+        let mut cut_short = false;
+        if room > 0 && self.chance(host, Fault::Reset) {
+            (room, cut_short) = (self.rng.below(room.min(4096) as u64) as usize, true);
+        } else if let Some(left) = reset_after.filter(|left| *left <= room as u64) {
+            (room, cut_short) = (left as usize, true);
+        }
+        let mut taken = 0;
+        let mut given = 0;
+        let rx = &mut self.sock_mut(peer).expect("just seen").rx;
+        for part in parts {
+            given += part.len();
+            let piece = part.len().min(room - taken);
+            rx.load(&part[..piece]);
+            taken += piece;
+            if taken == room {
+                break;
+            }
+        }
+        if cut_short && (given > taken || room == 0 && given > 0) {
+            self.way_mut(host, peer_host).reset_after = None;
+            if taken > 0 {
+                self.depart(peer, Cargo::Data(taken));
+            }
+            self.break_both(id, peer);
+            return Err(self.sock_mut(id).and_then(|sock| sock.error.take()).unwrap_or(Errno(libc::ECONNRESET)));
+        }
+        if let Some(left) = reset_after {
+            self.way_mut(host, peer_host).reset_after = Some(left - taken as u64);
+        }
+        if taken > 0 {
+            self.depart(peer, Cargo::Data(taken));
+        }
+        Ok(taken)
+    }
+
+    /// Resets a connection in the middle of the network: both ends learn of it.
+    fn break_both(&mut self, near: SockId, far: SockId) {
+        self.depart(far, Cargo::Reset);
+        for (end, other) in [(near, far), (far, near)] {
+            if let Some(sock) = self.sock_mut(end).filter(|sock| sock.peer == Some(other)) {
+                sock.peer = None;
+            }
+        }
+        self.reset_arrives(near);
+    }
+
+    /// Sends a piece on its way to a socket.
+    fn depart(&mut self, to: SockId, cargo: Cargo) {
+        let Some(sock) = self.sock(to) else { return };
+        let (host, from) = (sock.host, sock.peer_host);
+        let bytes = if let Cargo::Data(len) = cargo { len } else { 0 };
+        if host != from && self.chance(from, Fault::Partition) {
+            self.cut_for_a_while(from, host);
+        }
+        let at = self.arrival(from, host, bytes).max(self.sock(to).expect("just seen").rx.last_arrival());
+        if self.sock_mut(to).expect("just seen").rx.depart(at, cargo) {
+            self.events.push(at, Event::Arrive(to));
+        }
+    }
+
+    /// The first piece on its way to a socket arrives.
+    pub(crate) fn arrive(&mut self, id: SockId) {
+        let Some(sock) = self.sock(id) else { return };
+        if self.is_cut(sock.host, sock.peer_host) {
+            self.sock_mut(id).expect("just seen").rx.stalled = true;
+            return;
+        }
+        let sock = self.sock_mut(id).expect("just seen");
+        let Some((cargo, next)) = sock.rx.arrive() else { return };
+        match cargo {
+            Cargo::Data(_) => {}
+            Cargo::Fin => sock.rx_fin = true,
+            Cargo::Reset => return self.reset_arrives(id),
+        }
+        if let Some(at) = next {
+            let at = at.max(self.now);
+            self.events.push(at, Event::Arrive(id));
+        }
+        self.touched(id);
+    }
+
+    /// What had stalled on its way arrives after all.
+    pub(crate) fn unstall(&mut self, a: u32, b: u32) {
+        let between = |sock: &Sock| (sock.host, sock.peer_host) == (a, b) || (sock.host, sock.peer_host) == (b, a);
+        let stalled: Vec<SockId> = self
+            .socks
+            .iter()
+            .filter(|(_, sock)| sock.rx.stalled && between(sock))
+            .map(|(index, sock)| SockId { index: index as u32, serial: sock.serial })
+            .collect();
+        for id in stalled {
+            let sock = self.sock_mut(id).expect("just listed");
+            sock.rx.stalled = false;
+            let (host, from) = (sock.host, sock.peer_host);
+            let at = self.arrival(from, host, 0);
+            self.events.push(at, Event::Arrive(id));
+        }
+    }
+
+    /// A reset reaches a socket: what arrived before stays readable.
+    pub(crate) fn reset_arrives(&mut self, id: SockId) {
+        let Some(sock) = self.sock_mut(id) else { return };
+        if sock.dead || sock.error.is_some() {
+            return;
+        }
+        sock.rx.lose_flight();
+        sock.error = Some(Errno(libc::ECONNRESET));
+        sock.peer = None;
+        self.touched(id);
+    }
+
+    /// Takes arrived bytes.
+    pub(crate) fn read(&mut self, id: SockId, max: usize, sink: impl FnMut(&[u8])) -> Read {
+        let Some(sock) = self.sock_mut(id) else { return Read::Failed(Errno(libc::ECONNRESET)) };
+        if sock.rx.arrived() == 0 {
+            if let Some(errno) = sock.error.take() {
+                sock.dead = true;
+                return Read::Failed(errno);
+            }
+            return if sock.rx_fin || sock.dead { Read::End } else { Read::Nothing };
+        }
+        let (host, arrived) = (sock.host, sock.rx.arrived());
+        let mut most = max.min(arrived);
+        if most > 1 && self.chance(host, Fault::ShortRead) {
+            most = 1 + self.rng.below(most as u64 - 1) as usize;
+        }
+        let sock = self.sock_mut(id).expect("just seen");
+        let len = sock.rx.read(most, sink);
+        if let Some(peer) = sock.peer
+            && self.sock(peer).is_some_and(|peer| peer.send_waits)
+        {
+            self.touched(peer);
+        }
+        Read::Bytes(len)
+    }
+
+    /// True if a write would take at least a byte, or fail.
+    pub(crate) fn is_writable(&self, id: SockId) -> bool {
+        let Some(sock) = self.sock(id) else { return true };
+        if sock.error.is_some() || sock.dead || sock.fin_sent {
+            return true;
+        }
+        match sock.peer.and_then(|peer| self.sock(peer)) {
+            Some(peer) => peer.rx.len() < self.way(sock.host, sock.peer_host).buffer,
+            None => true,
+        }
+    }
+
+    pub(crate) fn send_fin(&mut self, id: SockId) {
+        let Some(sock) = self.sock_mut(id) else { return };
+        if std::mem::replace(&mut sock.fin_sent, true) {
+            return;
+        }
+        match sock.peer {
+            Some(peer) => self.depart(peer, Cargo::Fin),
+            None => self.probe(id),
+        }
+    }
+
+    /// A segment went to nobody: a reset comes back, when somebody is there to send it.
+    fn probe(&mut self, id: SockId) {
+        let Some(sock) = self.sock_mut(id) else { return };
+        if sock.connecting || std::mem::replace(&mut sock.probing, true) {
+            return;
+        }
+        let (host, peer_host) = (sock.host, sock.peer_host);
+        let at = self.arrival(host, peer_host, 0) + self.way(peer_host, host).latency_ns;
+        self.events.push(at, Event::Probe { sock: id, attempt: 0 });
+    }
+
+    /// What comes back of [`Net::probe`]; retransmitted as long as nothing does (tcp_retries2, tcp(7): some 15 minutes).
+    pub(crate) fn probe_ends(&mut self, id: SockId, attempt: u32) {
+        let Some(sock) = self.sock(id) else { return };
+        if !self.is_cut(sock.host, sock.peer_host) {
+            // It does not overtake what was sent before it.
+            return if sock.rx.in_flight() { self.depart(id, Cargo::Reset) } else { self.reset_arrives(id) };
+        }
+        if attempt >= 15 {
+            let sock = self.sock_mut(id).expect("just seen");
+            sock.error = Some(Errno(libc::ETIMEDOUT));
+            return self.touched(id);
+        }
+        let at = self.now + (200_000_000 << attempt.min(9)).min(120_000_000_000);
+        self.events.push(at, Event::Probe { sock: id, attempt: attempt + 1 });
+    }
+
+    /// The end of a socket on this side. With `reset`, or with input that nobody read, the peer gets an RST, else a FIN.
+    pub(crate) fn close(&mut self, id: SockId, reset: bool) {
+        if self.sock(id).is_none() {
+            return;
+        }
+        let is_unix = self.sock(id).is_some_and(|sock| sock.remote.is_unix() || sock.local.is_unix());
+        let sock = self.socks.remove(id.index as usize);
+        if matches!(sock.owner, Owner::Engine(..) | Owner::Fresh(_)) {
+            self.hosts[sock.host as usize].descriptors -= 1;
+        }
+        let Some(peer) = sock.peer.filter(|peer| self.sock(*peer).is_some()) else { return };
+        self.sock_mut(peer).expect("just seen").peer = None;
+        if sock.connecting || sock.rx.arrived() > 0 || reset && !is_unix {
+            self.sock_mut(peer).expect("just seen").rx.lose_flight();
+            return self.depart(peer, Cargo::Reset);
+        }
+        if !sock.fin_sent {
+            self.depart(peer, Cargo::Fin);
+        }
+        // Data that arrives at a closed socket is answered by a reset.
+        if let Some(at) = sock.rx.next_data()
+            && !is_unix
+        {
+            let back = self.way(sock.host, sock.peer_host).latency_ns;
+            self.events.push(at.max(self.now) + back, Event::Probe { sock: peer, attempt: 0 });
+            self.sock_mut(peer).expect("just seen").probing = true;
+        }
+        // A writer that waits for room finds out that there is nobody.
+        self.touched(peer);
+    }
+
+    pub(crate) fn close_listener(&mut self, id: ListenId) {
+        if self.listener(id).is_none() {
+            return;
+        }
+        let listen = self.listeners.remove(id.index as usize);
+        if matches!(listen.owner, Owner::Engine(..)) {
+            self.hosts[listen.host as usize].descriptors -= 1;
+        }
+        for sock in listen.queue {
+            self.close(sock, true);
+        }
+    }
+
+    /// The host of these sockets is gone without a word.
+    pub(crate) fn vanish(&mut self, host: u32) {
+        let socks: Vec<usize> = self.socks.iter().filter(|(_, sock)| sock.host == host).map(|(index, _)| index).collect();
+        for index in socks {
+            let sock = self.socks.remove(index);
+            if let Some(peer) = sock.peer
+                && let Some(other) = self.sock_mut(peer)
+            {
+                other.peer = None;
+                let waits = sock.rx.in_flight() || other.send_waits || other.connecting;
+                if waits && other.host != host {
+                    // Its packets are not acknowledged any more.
+                    self.probe(peer);
+                }
+                self.touched(peer);
+            }
+        }
+        let listeners: Vec<usize> =
+            self.listeners.iter().filter(|(_, listen)| listen.host == host).map(|(index, _)| index).collect();
+        for index in listeners {
+            self.listeners.remove(index);
+        }
+        self.hosts[host as usize].descriptors = 0;
+    }
+}
+
+impl Listen {
+    fn takes(&self, addr: &Addr) -> bool {
+        match (&self.addr, addr) {
+            (Addr::Inet(own), Addr::Inet(wanted)) => {
+                let (ip, wanted_ip) = (own.ip(), wanted.ip());
+                let same = ip.to_canonical() == wanted_ip.to_canonical();
+                let any = ip.is_unspecified() && (ip.is_ipv4() == wanted_ip.is_ipv4() || ip.is_ipv6() && !self.v6_only);
+                own.port() == wanted.port() && (same || any || wanted_ip.is_unspecified())
+            }
+            (own, wanted) => own == wanted,
+        }
+    }
+}
+
+fn overlap(a: &Addr, b: &Addr) -> bool {
+    match (a, b) {
+        (Addr::Inet(a), Addr::Inet(b)) => {
+            a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+        }
+        (a, b) => a == b,
+    }
+}

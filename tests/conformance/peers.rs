@@ -1,0 +1,351 @@
+//! The other side of a scenario, and its clock and threads: of the kernel, or of a simulated world. Scenarios are written once, in terms
+//! of what is here.
+
+use crate::Variant;
+use crate::rig::patience;
+use proactor::sim::{self, Host, World};
+use proactor::*;
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+thread_local! {
+    /// The simulated world that this thread's scenario runs in, if it does.
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+    /// Set in the threads of such a scenario too.
+    static HOST: RefCell<Option<Host>> = const { RefCell::new(None) };
+}
+
+/// Runs a scenario where the variant belongs: on this machine, or in a world of its own.
+pub fn within(variant: &Variant, run: impl FnOnce()) {
+    let Some(faults) = variant.simulated() else { return run() };
+    let seed = std::env::var("PROACTOR_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let world = World::new(seed);
+    world.set_faults(faults);
+    world.keep_trace(2_000);
+    HOST.set(Some(world.host("local")));
+    WORLD.set(Some(world));
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    HOST.set(None);
+    let world = WORLD.take().expect("set above");
+    if let Err(panic) = ended {
+        let tail: Vec<String> = world.trace().lines().rev().take(40).map(str::to_owned).collect();
+        tail.iter().rev().for_each(|line| println!("{line}"));
+        println!("again with: PROACTOR_SIM_SEED={seed}");
+        drop(world);
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn host() -> Option<Host> {
+    HOST.with_borrow(Clone::clone)
+}
+
+/// An engine where the scenario runs.
+pub fn engine(config: Config) -> Result<Engine, Error> {
+    host().map_or_else(|| Engine::new(config.clone()), |host| host.engine(config.clone()))
+}
+
+/// The time by the clock of the engines.
+pub fn now() -> Instant {
+    host().map_or_else(Instant::now, |host| host.instant())
+}
+
+pub fn since(start: Instant) -> Duration {
+    now().saturating_duration_since(start)
+}
+
+pub fn sleep(duration: Duration) {
+    match host() {
+        Some(host) => host.sleep(duration),
+        None => std::thread::sleep(duration),
+    }
+}
+
+/// A thread beside the engine's.
+pub enum Task<T> {
+    Thread(std::thread::JoinHandle<T>),
+    Program(sim::Program<T>),
+}
+
+pub fn spawn<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+    match host() {
+        None => Task::Thread(std::thread::spawn(run)),
+        Some(host) => {
+            let inner = host.clone();
+            Task::Program(host.spawn("peer", move || {
+                HOST.set(Some(inner));
+                run()
+            }))
+        }
+    }
+}
+
+impl<T> Task<T> {
+    pub fn join(self) -> std::thread::Result<T> {
+        match self {
+            Task::Thread(thread) => thread.join(),
+            Task::Program(program) => program.join(),
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        match self {
+            Task::Thread(thread) => thread.is_finished(),
+            Task::Program(program) => program.is_finished(),
+        }
+    }
+}
+
+/// A plain blocking stream.
+#[derive(Debug)]
+pub enum Peer {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Sim(sim::Peer),
+}
+
+/// Connects a plain blocking stream.
+pub fn connect(addr: SocketAddr) -> io::Result<Peer> {
+    match host() {
+        Some(host) => host.connect(addr).map(Peer::Sim),
+        None => TcpStream::connect(addr).map(Peer::tcp),
+    }
+}
+
+impl Peer {
+    fn tcp(stream: TcpStream) -> Peer {
+        stream.set_nodelay(true).expect("nodelay");
+        stream.set_read_timeout(Some(patience())).expect("timeout");
+        stream.set_write_timeout(Some(patience())).expect("timeout");
+        Peer::Tcp(stream)
+    }
+
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Peer::Tcp(stream) => stream.local_addr(),
+            Peer::Sim(peer) => peer.local_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into()),
+            Peer::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Peer::Tcp(stream) => stream.peer_addr(),
+            Peer::Sim(peer) => peer.peer_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into()),
+            Peer::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        match self {
+            Peer::Tcp(stream) => stream.shutdown(how),
+            Peer::Unix(stream) => stream.shutdown(how),
+            Peer::Sim(peer) => peer.shutdown(how),
+        }
+    }
+
+    pub fn try_clone(&self) -> io::Result<Peer> {
+        match self {
+            Peer::Tcp(stream) => stream.try_clone().map(Peer::Tcp),
+            Peer::Unix(stream) => stream.try_clone().map(Peer::Unix),
+            Peer::Sim(peer) => Ok(Peer::Sim(peer.clone())),
+        }
+    }
+
+    /// Makes it reset its connection when it is dropped.
+    pub fn reset_on_drop(&self) {
+        match self {
+            Peer::Tcp(stream) => socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("linger"),
+            Peer::Unix(_) => panic!("a unix socket knows no reset"),
+            Peer::Sim(peer) => peer.reset_on_drop(),
+        }
+    }
+}
+
+impl Read for Peer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Peer::Tcp(stream) => stream.read(buffer),
+            Peer::Unix(stream) => stream.read(buffer),
+            Peer::Sim(peer) => peer.read(buffer),
+        }
+    }
+}
+
+impl Write for Peer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Peer::Tcp(stream) => stream.write(bytes),
+            Peer::Unix(stream) => stream.write(bytes),
+            Peer::Sim(peer) => peer.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A plain blocking listener.
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+    Sim(sim::PeerListener),
+}
+
+/// Listens on loopback, at a port of the kernel's choice.
+pub fn listen_local() -> io::Result<Listener> {
+    match host() {
+        Some(host) => host.listen((Ipv4Addr::LOCALHOST, 0)).map(Listener::Sim),
+        None => TcpListener::bind("127.0.0.1:0").map(Listener::Tcp),
+    }
+}
+
+impl Listener {
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr(),
+            Listener::Sim(listener) => listener.local_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into()),
+            Listener::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    pub fn accept(&self) -> io::Result<(Peer, ())> {
+        match self {
+            Listener::Tcp(listener) => listener.accept().map(|(stream, _)| (Peer::tcp(stream), ())),
+            Listener::Unix(listener) => listener.accept().map(|(stream, _)| (Peer::Unix(stream), ())),
+            Listener::Sim(listener) => listener.accept().map(|peer| (Peer::Sim(peer), ())),
+        }
+    }
+}
+
+/// A listener whose backlog is full, so that further SYNs are dropped, and what keeps it full.
+pub fn full_listener(backlog: u32) -> (Listener, Vec<Box<dyn std::any::Any>>) {
+    if let Some(host) = host() {
+        let options = ListenOptions { backlog, ..ListenOptions::default() };
+        let listener = host.listen_with((Ipv4Addr::LOCALHOST, 0), &options).unwrap();
+        let fillers = (0..8).map(|_| {
+            let filler = host.start_connect(listener.local_addr().unwrap()).unwrap();
+            Box::new(filler) as Box<dyn std::any::Any>
+        });
+        let fillers = fillers.collect();
+        host.sleep(Duration::from_millis(20));
+        return (Listener::Sim(listener), fillers);
+    }
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket.listen(backlog as i32).unwrap();
+    let listener: TcpListener = socket.into();
+    let addr = listener.local_addr().unwrap().into();
+    let fillers = (0..8).map(|_| {
+        let filler = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        filler.set_nonblocking(true).unwrap();
+        let _ = filler.connect(&addr);
+        Box::new(filler) as Box<dyn std::any::Any>
+    });
+    let fillers = fillers.collect();
+    std::thread::sleep(Duration::from_millis(20));
+    (Listener::Tcp(listener), fillers)
+}
+
+/// Listens on a name in the abstract namespace, with a backlog of one.
+pub fn listen_abstract(name: &str) -> Listener {
+    if let Some(host) = host() {
+        let options = ListenOptions { backlog: 1, ..ListenOptions::default() };
+        return Listener::Sim(host.listen_with(Addr::UnixAbstract(name.as_bytes().to_vec()), &options).unwrap());
+    }
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
+    socket.listen(1).unwrap();
+    Listener::Unix(socket.into())
+}
+
+/// Twelve clients that connect, send a letter each (`A` to `L`), and stay until they are dropped. On a kernel they are a process of
+/// their own, so that only the engine runs out of descriptors. `None` if there is no python3 for that.
+pub enum Crowd {
+    Process(std::process::Child),
+    Program { stop: std::sync::Arc<std::sync::atomic::AtomicBool>, clients: Task<()> },
+}
+
+impl Crowd {
+    pub fn arrive(addr: SocketAddr) -> Option<Crowd> {
+        if host().is_some() {
+            let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let seen = std::sync::Arc::clone(&stop);
+            let clients = spawn(move || {
+                let mut clients: Vec<Peer> = (0..12).map(|_| connect(addr).unwrap()).collect();
+                for (client, letter) in clients.iter_mut().zip(b'A'..) {
+                    client.write_all(&[letter]).unwrap();
+                }
+                while !seen.load(std::sync::atomic::Ordering::Relaxed) {
+                    sleep(Duration::from_millis(10));
+                }
+            });
+            return Some(Crowd::Program { stop, clients });
+        }
+        let port = addr.port().to_string();
+        let script = "import socket,sys,time\ns=[socket.create_connection(('127.0.0.1',int(sys.argv[1]))) for _ in range(12)]\nfor i,c in enumerate(s): c.sendall(bytes([65+i]))\nsys.stdout.write('up\\n');sys.stdout.flush();sys.stdin.read()\n";
+        let child = std::process::Command::new("python3")
+            .args(["-c", script, &port])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        child.ok().map(Crowd::Process)
+    }
+
+    /// Waits until all have connected.
+    pub fn is_there(&mut self) {
+        if let Crowd::Process(child) = self {
+            let mut line = [0; 3];
+            child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        }
+    }
+
+    pub fn leave(self) {
+        match self {
+            Crowd::Process(mut child) => {
+                drop(child.stdin.take());
+                child.wait().unwrap();
+            }
+            Crowd::Program { stop, clients } => {
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                clients.join().unwrap();
+            }
+        }
+    }
+}
+
+/// Uses up all descriptors but so many. They are free again when the result is dropped.
+pub struct Scarcity(Vec<std::fs::File>);
+
+impl Drop for Scarcity {
+    fn drop(&mut self) {
+        if let Some(host) = host() {
+            limit_descriptors(&host, usize::MAX);
+        }
+        self.0.clear();
+    }
+}
+
+fn limit_descriptors(host: &Host, max: usize) {
+    WORLD.with_borrow(|world| {
+        let world = world.as_ref().expect("on the scenario's own thread");
+        world.act(sim::Action::Descriptors { host: host.clone(), max });
+    });
+}
+
+pub fn leave_descriptors(spare: usize) -> Scarcity {
+    if let Some(host) = host() {
+        limit_descriptors(&host, host.descriptors() + spare);
+        return Scarcity(Vec::new());
+    }
+    let limit = libc::rlimit { rlim_cur: 100, rlim_max: 100 };
+    // SAFETY: a plain value.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let mut fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    fillers.truncate(fillers.len() - spare);
+    Scarcity(fillers)
+}
