@@ -227,8 +227,8 @@ impl Config {
         listeners_max: usize;
         /// The most timers of the caller. Default: 4,194,304.
         timers_max: usize;
-        /// The most payloads in the send queue of a connection; beyond it sends are refused as above the high watermark.
-        /// Default: 16,384.
+        /// The most payloads in the send queue of a connection; beyond it sends are refused as above the high watermark, until
+        /// half of them are gone. Default: 16,384.
         send_entries_max: usize;
         /// The most payloads gathered in one send, 1 to 1,024 (IOV_MAX). Default: 64.
         gather_max: usize;

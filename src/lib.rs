@@ -47,6 +47,7 @@ mod engine;
 mod error;
 mod id;
 mod info;
+mod mutant;
 mod net;
 mod options;
 pub mod sim;
@@ -66,6 +67,8 @@ pub use error::{Errno, Error, Halt, SendError, WriteError};
 pub use id::{ConnId, ListenerId, TimerId};
 pub use info::{Fallback, Info, Limits};
 pub use net::Addr;
+#[cfg(feature = "mutants")]
+pub use mutant::{Mutant, plant};
 pub use options::{ConnectOptions, ListenOptions, ReadMode, SocketOptions};
 pub use stats::Stats;
 pub use waker::Waker;

@@ -301,7 +301,7 @@ impl World {
         self.shared().lock().net.trace.to_string()
     }
 
-    /// Adds a line of the caller's own to the trace; it counts in the hash too.
+    /// Adds a line of the caller's own to the trace, if that is kept. It does not count in the hash.
     pub fn note(&self, text: &str) {
         self.inner.note(text);
     }

@@ -2,6 +2,7 @@
 //! entry again; a slot whose generations are used up is retired. Must not know what is stored, and does no syscall.
 
 use crate::id::Key;
+use crate::mutant::{self, Mutant};
 use slab::Slab;
 use std::num::NonZeroU32;
 
@@ -53,7 +54,7 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
         match self.generations.get(key.slot as usize) {
-            Some(generation) if *generation == key.generation => self.entries.get(key.slot as usize)?.as_ref(),
+            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => self.entries.get(key.slot as usize)?.as_ref(),
             _ => None,
         }
     }
@@ -61,7 +62,7 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         match self.generations.get(key.slot as usize) {
-            Some(generation) if *generation == key.generation => self.entries.get_mut(key.slot as usize)?.as_mut(),
+            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => self.entries.get_mut(key.slot as usize)?.as_mut(),
             _ => None,
         }
     }

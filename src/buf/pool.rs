@@ -7,6 +7,7 @@
 //! lent out, so that however long leases are kept, buffers go on circulating.
 
 use super::Lease;
+use crate::mutant::{self, Mutant};
 use crate::sys::Mapping;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -164,6 +165,9 @@ impl Shared {
                 self.untouched.set(self.untouched.get() + 1);
             }
             self.free.borrow_mut().push(id);
+            if mutant::is(Mutant::DoubleFree) {
+                self.free.borrow_mut().push(id);
+            }
         }
     }
 }

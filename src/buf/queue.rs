@@ -3,6 +3,7 @@
 //! completion (with zero-copy: its notification).
 
 use super::Payload;
+use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
 
 /// Room of an output chunk, which gathers small writes.
@@ -144,6 +145,9 @@ impl SendQueue {
         self.bytes -= taken;
         self.offset += taken;
         self.pop_done(chunks, sent);
+        if mutant::is(Mutant::ReorderedSend) && given > taken && self.items.len() > 2 {
+            self.items.swap(1, 2);
+        }
         given - taken
     }
 

@@ -190,7 +190,7 @@ impl Core {
             let tag = listener.options.tag;
             self.paused_listeners += 1;
             self.stats.listener_pauses += 1;
-            self.emit_other(tag, Event::ListenerPaused { listener: ListenerId(key), errno }, out);
+            self.emit_of_listener(tag, Event::ListenerPaused { listener: ListenerId(key), errno }, out);
         }
     }
 
@@ -200,7 +200,7 @@ impl Core {
         if std::mem::take(&mut listener.paused) {
             let tag = listener.options.tag;
             self.paused_listeners -= 1;
-            self.emit_other(tag, Event::ListenerResumed { listener: ListenerId(key) }, out);
+            self.emit_of_listener(tag, Event::ListenerResumed { listener: ListenerId(key) }, out);
         }
     }
 
@@ -242,7 +242,7 @@ impl Core {
             self.paused_listeners -= 1;
         }
         let event = Event::ListenerClosed { listener: ListenerId(key), errno: listener.errno };
-        self.emit_other(listener.options.tag, event, out);
+        self.emit_of_listener(listener.options.tag, event, out);
         self.retry_paused_listeners();
     }
 }

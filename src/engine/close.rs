@@ -13,6 +13,7 @@ use crate::backend::{Backend, Op, QueueFull};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
+use crate::mutant::{self, Mutant};
 use std::time::Duration;
 
 impl Engine {
@@ -25,6 +26,7 @@ impl Engine {
     pub fn close(&mut self, id: ConnId) -> Result<(), Error> {
         self.core.conn(id.0)?;
         self.refresh_clock();
+        self.core.discard_stash(id.0);
         self.core.begin_close(id.0, CloseKind::Local);
         Ok(())
     }
@@ -61,6 +63,7 @@ impl Engine {
         self.core.drain_until = until;
         let conns: Vec<Key> = self.core.conns.keys().collect();
         for key in conns {
+            self.core.discard_stash(key);
             self.core.begin_close(key, CloseKind::Shutdown);
             if self.core.conns.get(key).is_some_and(|conn| matches!(conn.phase, Phase::Closing | Phase::Connecting)) {
                 self.core.set_conn_timer(key, Some(until));
@@ -168,17 +171,23 @@ impl Core {
         let conn = self.conns.get_mut(key).expect("serviced while live");
         for op in [Op::Connect, Op::Recv, Op::Send] {
             if conn.cancellable(op) {
-                backend.cancel(key, op)?;
+                if !mutant::is(Mutant::LostCancel) {
+                    backend.cancel(key, op)?;
+                }
                 conn.advised_to_end(op);
             }
         }
-        if conn.ops != 0 {
+        if conn.ops != 0 && !mutant::is(Mutant::CloseInFlight) {
+            return Ok(());
+        }
+        if mutant::is(Mutant::LeakedSocket) && key.slot % 4 == 3 {
+            self.finished(key, out);
             return Ok(());
         }
         backend.start_close(key, conn.close_how())?;
         conn.started(Op::Close);
-        self.finish_fill(key, true, out);
         self.release_stash(key, out);
+        self.finish_fill(key, true, out);
         Ok(())
     }
 
@@ -194,6 +203,9 @@ impl Core {
         if !silent {
             self.stats.closed += 1;
             self.live -= 1;
+            if mutant::is(Mutant::TerminalTwice) && reason.unsent_bytes > 0 {
+                self.emit(key, Event::Closed(reason), out);
+            }
             self.emit(key, Event::Closed(reason), out);
         }
         self.set_conn_timer(key, None);

@@ -6,6 +6,7 @@ use crate::buf::{Fill, Lease, SendQueue};
 use crate::completion::{CloseKind, CloseReason};
 use crate::error::Errno;
 use crate::id::Key;
+use crate::mutant::{self, Mutant};
 use crate::options::{ListenOptions, ReadMode, SocketOptions};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -233,12 +234,14 @@ impl Conn {
     }
 
     pub(super) fn close_how(&self) -> CloseHow {
-        if self.has(flag::RESET) { CloseHow::Reset } else { CloseHow::Quiet }
+        // A FIN would make a stream that is cut short look complete.
+        if self.has(flag::RESET) || self.queued_bytes() > 0 { CloseHow::Reset } else { CloseHow::Quiet }
     }
 
     pub(super) fn close_reason(&self) -> CloseReason {
         let (kind, errno) = self.cold.as_ref().and_then(|cold| cold.reason).unwrap_or((CloseKind::Local, None));
-        CloseReason { kind, errno, unsent_bytes: self.queued_bytes() as u64 }
+        let unsent_bytes = if mutant::is(Mutant::UnsentForgotten) { 0 } else { self.queued_bytes() as u64 };
+        CloseReason { kind, errno, unsent_bytes }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::completion::{Completion, Completions, Event};
 use crate::config::Config;
 use crate::error::Error;
 use crate::id::{ConnId, Key};
+use crate::mutant::{self, Mutant};
 use crate::stats::Stats;
 use crate::table::Table;
 use crate::timer::{Owner, Wheel};
@@ -145,7 +146,8 @@ impl Core {
                 conn.delivered += 1;
             }
         }
-        if over || conn.deferred > 0 || out.is_full() {
+        let waits = conn.deferred > 0 && !mutant::is(Mutant::Overtaking);
+        if over || waits || out.is_full() {
             self.pending.push_back(completion(event));
             conn.deferred += 1;
         } else {
@@ -157,6 +159,14 @@ impl Core {
     pub(super) fn emit_other(&mut self, tag: u64, event: Event, out: &mut Completions) {
         let completion = Completion { conn: ConnId::NONE, tag, event };
         if out.is_full() { self.pending.push_back(completion) } else { out.push(completion) }
+    }
+
+    /// Tells the caller something about a listener: never before what was told of it earlier.
+    pub(super) fn emit_of_listener(&mut self, tag: u64, event: Event, out: &mut Completions) {
+        match self.pending.is_empty() {
+            true => self.emit_other(tag, event, out),
+            false => self.pending.push_back(Completion { conn: ConnId::NONE, tag, event }),
+        }
     }
 
     /// Tells what waits, at most `most` of it.

@@ -2,6 +2,7 @@
 //! logic is in the files beside this one, one subject each, and knows no backend.
 
 mod accept;
+mod audit;
 mod close;
 mod conn;
 mod connect;

@@ -9,12 +9,13 @@ use crate::buf::{Fill, Lease};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
+use crate::mutant::{self, Mutant};
 use bytes::BytesMut;
 
 impl Engine {
     /// Stops delivering data of a connection: no [`Event::Received`] and no [`Event::ReadClosed`] comes from later polls, and the
     /// peer soon feels the pressure. What arrived already is kept, in order. What already is in the caller's
-    /// [`Completions`] stays there. While paused, the peer's end or reset is noticed only by a send that fails.
+    /// [`Completions`] stays there; a buffer to fill ([`Engine::recv_into`]) that meets the end of the stream still tells it. While paused, the peer's end or reset is noticed only by a send that fails.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -131,25 +132,45 @@ impl Core {
     }
 
     /// Received bytes go where the caller wants them.
-    fn absorb(&mut self, key: Key, mut lease: Lease, out: &mut Completions) {
+    fn absorb(&mut self, key: Key, lease: Lease, out: &mut Completions) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if !conn.is_open() {
             self.stats.bytes_discarded += lease.len() as u64;
             return;
         }
-        if let Some(fill) = conn.fill().filter(|fill| !fill.is_done()) {
-            let taken = fill.copy_from(&lease);
-            if taken == lease.len() {
-                return self.finish_fill(key, false, out);
-            }
-            lease.skip_front(taken);
-            self.finish_fill(key, false, out);
+        // What was held back goes first, into a caller's buffer too.
+        if conn.has_stash() {
+            conn.cold().stash.push_back(lease);
+            return;
         }
+        let Some(lease) = self.fill_from(key, lease, out) else { return };
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.has(flag::PAUSED) || conn.has_stash() {
+        if conn.has(flag::PAUSED) && !mutant::is(Mutant::LeakyPause) {
             conn.cold().stash.push_back(lease);
         } else {
             self.emit(key, Event::Received(lease), out);
+        }
+    }
+
+    /// Received bytes go into the caller's buffer first, if there is one. Returns what is left of them.
+    fn fill_from(&mut self, key: Key, mut lease: Lease, out: &mut Completions) -> Option<Lease> {
+        let Some(fill) = self.conns.get_mut(key)?.fill().filter(|fill| !fill.is_done()) else { return Some(lease) };
+        let taken = fill.copy_from(&lease);
+        let rest = (taken < lease.len() && !mutant::is(Mutant::LostTail)).then(|| {
+            lease.skip_front(taken);
+            lease
+        });
+        self.finish_fill(key, false, out);
+        rest
+    }
+
+    /// The caller closes: what was held back is not wanted any more.
+    pub(super) fn discard_stash(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.unset(flag::EOF_HELD);
+        if let Some(cold) = conn.cold.as_mut() {
+            let discarded: usize = std::mem::take(&mut cold.stash).iter().map(|lease| lease.len()).sum();
+            self.stats.bytes_discarded += discarded as u64;
         }
     }
 
@@ -218,7 +239,9 @@ impl Core {
             }
             Phase::Open => {
                 if conn.has(flag::PAUSED) && !conn.is_filling() || conn.has_stash() {
-                    conn.set(flag::EOF_HELD);
+                    if !mutant::is(Mutant::LostEof) {
+                        conn.set(flag::EOF_HELD);
+                    }
                 } else {
                     self.tell_read_closed(key, out);
                 }
@@ -241,12 +264,18 @@ impl Core {
     pub(super) fn release_stash(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Some(cold) = conn.cold.as_mut() else { return };
-        let wanted = !matches!(cold.reason, Some((CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown, _)));
+        if matches!(cold.reason, Some((CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown, _))) {
+            return self.discard_stash(key);
+        }
         for lease in std::mem::take(&mut cold.stash) {
-            match wanted {
-                true => self.emit(key, Event::Received(lease), out),
-                false => self.stats.bytes_discarded += lease.len() as u64,
+            if let Some(rest) = self.fill_from(key, lease, out) {
+                self.emit(key, Event::Received(rest), out);
             }
+        }
+        self.finish_fill(key, true, out);
+        if let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.has(flag::EOF_HELD)) {
+            conn.unset(flag::EOF_HELD);
+            self.emit(key, Event::ReadClosed, out);
         }
     }
 
@@ -254,6 +283,9 @@ impl Core {
     pub(super) fn unpark(&mut self, free_buffers: usize) {
         for _ in 0..free_buffers.min(self.parked.len()) {
             let key = self.parked.pop_front().expect("counted above");
+            if mutant::is(Mutant::ForgottenPark) {
+                continue;
+            }
             if let Some(conn) = self.conns.get_mut(key) {
                 Conn::unset(conn, flag::PARKED);
                 self.mark_dirty(key);

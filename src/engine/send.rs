@@ -9,6 +9,7 @@ use crate::buf::{ChunkPool, Payload, SendQueue};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error, SendError, WriteError};
 use crate::id::{ConnId, Key};
+use crate::mutant::{self, Mutant};
 
 /// Zero-copy sends stop for a while when this much waits for notifications.
 const HELD_BYTES_MAX: usize = 8 << 20;
@@ -130,6 +131,10 @@ impl Core {
     ) -> Result<(), QueueFull> {
         let (conn, _, chunks) = self.conn_and_queues(key).expect("serviced while live");
         if conn.in_flight(Op::Send) {
+            if mutant::is(Mutant::EarlyFin) && conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT) {
+                conn.set(flag::FIN_SENT);
+                backend.shutdown_write(key);
+            }
             return Ok(());
         }
         if let Some(queue) = conn.queue.as_mut().filter(|queue| !queue.is_empty() && queue.front_len() == 0) {
@@ -205,6 +210,7 @@ impl Core {
         self.stats.partial_sends += u64::from(taken > 0 && left > 0);
         match idle {
             true => self.recycle_queue(key),
+            false if mutant::is(Mutant::LostRest) && taken > 0 => {}
             false => self.mark_dirty(key),
         }
         if let Outcome::Failed(errno) = outcome {
@@ -218,13 +224,14 @@ impl Core {
 
     /// Says that sending is welcome again, if it was not and now is.
     fn tell_drained(&mut self, key: Key, out: &mut Completions) {
-        let low = self.config.send_low_watermark;
+        let (low, entries_low) = (self.config.send_low_watermark, self.config.send_entries_max / 2);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.has(flag::FULL) || conn.queued_bytes() > low {
+        let entries = conn.queue.as_ref().map_or(0, |queue| queue.entries());
+        if !conn.has(flag::FULL) || conn.queued_bytes() > low || entries > entries_low {
             return;
         }
         conn.unset(flag::FULL);
-        if conn.is_open() && conn.may_queue() {
+        if conn.is_open() && conn.may_queue() && !mutant::is(Mutant::NoDrained) {
             self.emit(key, Event::Drained, out);
         }
     }

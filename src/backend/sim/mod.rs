@@ -134,7 +134,8 @@ impl Sim {
 
     /// When the engine wants to be polled although nothing happened.
     pub(crate) fn note_deadline(&mut self, deadline: Option<u64>) {
-        self.world.lock().net.engines[self.engine as usize].deadline = deadline;
+        let state = &mut self.world.lock().net.engines[self.engine as usize];
+        state.deadline = deadline.filter(|_| !state.dead);
     }
 
     /// Starts an operation, unless the fault plan says that there is no room.

@@ -260,6 +260,9 @@ impl Net {
                     Err(errno) => (Kind::SendFailed, errno.0 as u64),
                 };
                 self.trace.add(self.now, kind, engine, u64::from(key.slot), value);
+                if let Some(sock) = self.sock_mut(id).filter(|_| result.is_err()) {
+                    sock.failure_untold = true;
+                }
                 self.notify(engine, Notice::Done(key, Op::Send, result));
             }
         }
@@ -377,12 +380,19 @@ impl Net {
     pub(crate) fn next(&mut self, engine: u32, landing: &mut impl Landing) -> Option<Told> {
         loop {
             let told = match self.engines[engine as usize].ready.pop_front()? {
-                Notice::Done(key, op, result) => Some(Told::Done(key, op, result)),
+                Notice::Done(key, op, result) => {
+                    if op == Op::Send && result.is_err() {
+                        self.failure_told(engine, key);
+                    }
+                    Some(Told::Done(key, op, result))
+                }
                 Notice::Accept(id) => self.next_accept(id),
                 Notice::Recv(id) => {
                     let Some(sock) = self.sock_mut(id) else { continue };
                     sock.recv_told = false;
-                    let (Owner::Engine(_, key), Some(how)) = (sock.owner, sock.recv) else { continue };
+                    let (Owner::Engine(_, key), Some(how), true) = (sock.owner, sock.recv, sock.is_readable()) else {
+                        continue;
+                    };
                     Some(self.next_recv(engine, id, key, how, landing))
                 }
             };
@@ -390,6 +400,15 @@ impl Net {
                 self.completions += 1;
                 return told;
             }
+        }
+    }
+
+    /// An engine hears that its send failed: now the end of the stream may be told too.
+    fn failure_told(&mut self, engine: u32, key: Key) {
+        let Some(id) = self.engines[engine as usize].conn(key) else { return };
+        if let Some(sock) = self.sock_mut(id).filter(|sock| sock.failure_untold) {
+            sock.failure_untold = false;
+            self.touched(id);
         }
     }
 

@@ -106,11 +106,16 @@ impl Shared {
     pub(crate) fn step(&self) -> bool {
         let mut inner = self.lock();
         let net = &mut inner.net;
-        let deadline = net.engines.iter().filter_map(|engine| engine.deadline).min();
-        let stepped = net.step(deadline.unwrap_or(u64::MAX)) || deadline.is_some();
-        if let Some(deadline) = deadline.filter(|deadline| net.events.next_at().is_none_or(|event| event > *deadline)) {
-            net.advance(deadline);
-        }
+        // Who has something to take now is to be polled before time moves on by itself.
+        let now = net.engines.iter().any(|engine| !engine.ready.is_empty()).then_some(net.now);
+        let deadline = now.or_else(|| net.engines.iter().filter_map(|engine| engine.deadline).min());
+        let stepped = match deadline {
+            Some(deadline) if net.events.next_at().is_none_or(|event| event > deadline && now.is_none()) => {
+                net.advance(deadline);
+                true
+            }
+            _ => net.step(u64::MAX),
+        };
         inner.progress += 1;
         self.publish(&inner);
         stepped

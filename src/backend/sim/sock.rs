@@ -62,6 +62,9 @@ pub(crate) struct Sock {
     /// To be told once; afterwards the socket is dead.
     pub(crate) error: Option<Errno>,
     pub(crate) dead: bool,
+    /// A send took the error, and its owner does not know yet. A receive finds the end of the stream then; it is told later, as a
+    /// kernel has it: the end would look like one in good order.
+    pub(crate) failure_untold: bool,
     /// A segment went to nobody; the answer is on its way.
     probing: bool,
     pub(crate) recv: Option<Recv>,
@@ -95,7 +98,7 @@ pub(crate) enum Read {
 
 impl Sock {
     pub(crate) fn is_readable(&self) -> bool {
-        self.rx.arrived() > 0 || self.rx_fin || self.error.is_some() || self.dead
+        self.rx.arrived() > 0 || !self.failure_untold && (self.rx_fin || self.error.is_some() || self.dead)
     }
 }
 
@@ -117,6 +120,7 @@ impl Net {
             fin_sent: false,
             error: None,
             dead: false,
+            failure_untold: false,
             probing: false,
             recv: None,
             recv_told: false,
@@ -364,7 +368,10 @@ impl Net {
                 self.depart(peer, Cargo::Data(taken));
             }
             self.break_both(id, peer);
-            return Err(self.sock_mut(id).and_then(|sock| sock.error.take()).unwrap_or(Errno(libc::ECONNRESET)));
+            if let Some(sock) = self.sock_mut(id) {
+                (sock.error, sock.dead) = (None, true);
+            }
+            return Err(Errno(libc::ECONNRESET));
         }
         if let Some(left) = reset_after {
             self.way_mut(host, peer_host).reset_after = Some(left - taken as u64);

@@ -1,4 +1,4 @@
-//! What happened in a world. Owns: the last entries, readable, and a hash over all there ever were. No address, no wall-clock time and
+//! What happened in a world. Owns: the last entries and notes, readable, and a hash over all entries there ever were. No address, no wall-clock time and
 //! no hash seed is in it, so one seed has one trace.
 
 use super::faults::Fault;
@@ -85,10 +85,8 @@ impl Trace {
     }
 
     pub(crate) fn note(&mut self, at_ns: u64, text: &str) {
-        self.mix(at_ns);
-        text.bytes().for_each(|byte| self.mix(u64::from(byte)));
-        self.count += 1;
         if self.keep > 0 {
+            self.count += 1;
             self.push(Line::Note(at_ns, text.to_owned()));
         }
     }

@@ -1,0 +1,163 @@
+//! Fuzzes the engine in simulated worlds: random programs under random faults, checked against a model. The same seed gives the same
+//! run, on every machine.
+//!
+//! ```text
+//! cargo run --release --example sim_fuzz -- --seeds 0..10000
+//! cargo run --release --example sim_fuzz -- --seed 42 --trace
+//! cargo run --release --features mutants --example sim_fuzz -- --seeds 0..2000 --mutant lost-cancel
+//! ```
+//!
+//! The last line is `seeds N failed F completions/s R trace HASH`; the hash stands for everything that happened. The exit status is 1 if a
+//! seed failed.
+
+#[path = "../tests/fuzz/mod.rs"]
+mod fuzz;
+
+use clap::Parser;
+use fuzz::{Outcome, Plan};
+use indicatif::{ProgressBar, ProgressStyle};
+use proactor::sim::Fault;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Entries of the trace that are printed; earlier ones are left out.
+const TRACE_ENTRIES: usize = 20_000;
+/// Failing seeds are made smaller within so many runs each, the first few of them.
+const SHRINK_RUNS: u32 = 300;
+const SHRINK_SEEDS: usize = 5;
+
+/// Fuzzes the engine in simulated worlds
+#[derive(Parser)]
+struct Args {
+    /// The seeds to run: A..B, without B
+    #[arg(long, default_value = "0..1000", value_parser = range, conflicts_with = "seed")]
+    seeds: Range<u64>,
+    /// One seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print what happened, event by event (with --seed)
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Only these kinds of the seed's faults, separated by commas; `none` for none
+    #[arg(long, value_name = "FAULTS", value_parser = faults)]
+    only: Option<Vec<Vec<Fault>>>,
+    /// This many random actions instead of the seed's own number
+    #[arg(long, value_name = "N")]
+    actions: Option<u32>,
+    /// A planted bug that must be found (needs the feature `mutants`); `list` names them
+    #[arg(long, value_name = "NAME")]
+    mutant: Option<String>,
+    /// Threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+}
+
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let parse = |text: &str| text.parse::<u64>().map_err(|error| format!("{text:?}: {error}"));
+    let (from, to) = text.split_once("..").ok_or("expected A..B")?;
+    let range = parse(from)?..parse(to)?;
+    if range.is_empty() { Err("no seed is in it".into()) } else { Ok(range) }
+}
+
+fn faults(text: &str) -> Result<Vec<Fault>, String> {
+    let known = || Fault::ALL.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(", ");
+    let parse = |name: &str| Fault::from_name(name).ok_or_else(|| format!("{name:?} is none of: {}", known()));
+    if text == "none" { Ok(Vec::new()) } else { text.split(',').map(parse).collect() }
+}
+
+impl Args {
+    fn plan(&self, seed: u64) -> Plan {
+        let mut plan = Plan::of(seed);
+        if let Some(only) = &self.only {
+            plan = plan.only(&only.concat());
+        }
+        plan.actions = self.actions.unwrap_or(plan.actions);
+        plan
+    }
+}
+
+#[cfg(feature = "mutants")]
+fn plant(name: &str) -> Result<(), String> {
+    use proactor::Mutant;
+    let names = || Mutant::ALL.iter().map(|mutant| mutant.name()).collect::<Vec<_>>().join(", ");
+    let mutant = Mutant::ALL.iter().find(|mutant| mutant.name() == name);
+    let mutant = mutant.ok_or_else(|| format!("{name:?} is none of: {}", names()))?;
+    proactor::plant(Some(*mutant));
+    Ok(())
+}
+
+#[cfg(not(feature = "mutants"))]
+fn plant(_name: &str) -> Result<(), String> {
+    Err("planted bugs need the feature: cargo run --release --features mutants --example sim_fuzz".into())
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    fuzz::quiet_panics();
+    if let Some(why) = args.mutant.as_deref().and_then(|mutant| plant(mutant).err()) {
+        eprintln!("error: --mutant: {why}");
+        return ExitCode::FAILURE;
+    }
+    let seeds = args.seed.map_or(args.seeds.clone(), |seed| seed..seed + 1);
+    let count = seeds.end - seeds.start;
+    let bar = ProgressBar::new(count);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {eta} left {msg}").expect("a template"));
+    let (next, failures) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
+    let totals = Mutex::new((0u64, Vec::with_capacity(count as usize), Duration::ZERO));
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs {
+            scope.spawn(|| {
+                let start = Instant::now();
+                let (mut completions, mut hashes) = (0, Vec::new());
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    let outcome = args.plan(seed).run(if args.trace { TRACE_ENTRIES } else { 0 });
+                    print!("{}", outcome.trace);
+                    completions += outcome.completions;
+                    hashes.push((seed, outcome.trace_hash));
+                    if let Some(why) = outcome.failure {
+                        failures.lock().expect("no panic inside").push((seed, why));
+                        bar.set_message("(some failed)");
+                    }
+                    bar.inc(1);
+                }
+                let mut totals = totals.lock().expect("no panic inside");
+                totals.0 += completions;
+                totals.1.extend(hashes);
+                totals.2 += start.elapsed();
+            });
+        }
+    });
+    bar.finish_and_clear();
+    let mut failures = failures.into_inner().expect("no panic inside");
+    failures.sort();
+    for (place, (seed, why)) in failures.iter().enumerate() {
+        report(&args, *seed, why, place < SHRINK_SEEDS);
+    }
+    let (completions, mut hashes, busy) = totals.into_inner().expect("no panic inside");
+    hashes.sort_unstable();
+    let fold = |total: u64, (_, hash): &(u64, u64)| (total ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
+    let hash = hashes.iter().fold(0, fold);
+    let rate = completions as f64 / busy.as_secs_f64().max(1e-9);
+    println!("seeds {count} failed {} completions/s {rate:.0} trace {hash:016x}", failures.len());
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A failing seed with its reason, how to repeat it, and a smaller plan that fails as well.
+fn report(args: &Args, seed: u64, why: &str, shrink: bool) {
+    let (plan, mutant) = (args.plan(seed), args.mutant.as_deref());
+    println!("seed {seed} failed: {why}");
+    println!("  again:   {}", plan.replay(mutant));
+    if shrink {
+        let smaller = plan.shrink(SHRINK_RUNS);
+        let Outcome { failure, .. } = smaller.run(0);
+        println!("  smaller: {} actions, faults: {}: {}", smaller.actions, smaller.faults, failure.unwrap_or_default());
+        println!("  again:   {}", smaller.replay(mutant));
+    }
+}

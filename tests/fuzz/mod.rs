@@ -1,0 +1,198 @@
+//! A fuzzer of the engine: random programs under random faults, checked against a model. Owns: what a run is, how it is repeated, and how
+//! a failing one is made smaller. Used by `tests/sim_fuzz.rs` and `examples/sim_fuzz.rs`.
+//!
+//! A run is drawn from one seed: `program.rs` does random things with several engines, `model.rs` knows what may come of them and
+//! complains about everything else, `stage.rs` is where the engines live: in a simulated world, or on this machine's kernel.
+#![allow(dead_code)]
+
+pub mod dialogue;
+mod model;
+mod program;
+pub mod stage;
+
+use proactor::Backend;
+use proactor::sim::{Fault, Faults};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Everything that decides a run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// How many random actions.
+    pub actions: u32,
+    pub faults: Faults,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was wrong, if something was.
+    pub failure: Option<String>,
+    pub completions: u64,
+    pub trace_hash: u64,
+    /// Readable; empty unless asked for.
+    pub trace: String,
+}
+
+impl Plan {
+    /// The run of a seed.
+    pub fn of(seed: u64) -> Plan {
+        // One in eight may lose a host.
+        let faults = Faults::from_seed(seed);
+        let faults = if seed % 8 == 5 { faults.with(Fault::Crash, 0.002) } else { faults };
+        Plan { seed, actions: 60 + (seed % 7) as u32 * 40, faults }
+    }
+
+    /// Only these faults of the plan.
+    pub fn only(mut self, kept: &[Fault]) -> Plan {
+        self.faults = Fault::ALL
+            .iter()
+            .filter(|fault| !kept.contains(fault))
+            .fold(self.faults, |faults, fault| faults.without(*fault));
+        self
+    }
+
+    /// The faults that can happen in it.
+    pub fn kinds(&self) -> Vec<Fault> {
+        Fault::ALL.iter().copied().filter(|fault| self.faults.probability(*fault) > 0.0).collect()
+    }
+
+    /// The command that repeats it.
+    pub fn replay(&self, mutant: Option<&str>) -> String {
+        let full = Plan::of(self.seed);
+        let mut command = format!("cargo run --release --example sim_fuzz -- --seed {} --trace", self.seed);
+        if self.actions != full.actions {
+            command.push_str(&format!(" --actions {}", self.actions));
+        }
+        if self.kinds() != full.kinds() {
+            let names: Vec<&str> = self.kinds().into_iter().map(Fault::name).collect();
+            let list = if names.is_empty() { "none".to_owned() } else { names.join(",") };
+            command.push_str(&format!(" --only {list}"));
+        }
+        if let Some(mutant) = mutant {
+            command = command.replace("--example", "--features mutants --example");
+            command.push_str(&format!(" --mutant {mutant}"));
+        }
+        command
+    }
+
+    /// Runs it in a simulated world, with the last so many entries of its trace.
+    pub fn run(&self, trace: usize) -> Outcome {
+        let (stage, mut completions, mut hash, mut text) = (stage::Stage::simulated(self, trace), 0, 0, String::new());
+        let result = caught(|| program::run(self, &stage));
+        stage.look(|world| {
+            (completions, hash) = (world.completions(), world.trace_hash());
+            text = world.trace();
+        });
+        // Whatever a failed run has left open goes with it.
+        let ended = caught(move || {
+            drop(stage);
+            Ok(())
+        });
+        let failure = result.err().or(ended.err());
+        Outcome { failure, completions, trace_hash: hash, trace: if trace > 0 { text } else { String::new() } }
+    }
+
+    /// Runs the same program on this machine's kernel; only what its network does anyway goes wrong there.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub fn run_on(&self, backend: Backend) -> Result<(), String> {
+        let stage = stage::Stage::kernel(backend);
+        caught(|| program::run(self, &stage))
+    }
+
+    /// A smaller plan that fails too: fewer kinds of faults, fewer actions. At most `tries` runs.
+    pub fn shrink(&self, mut tries: u32) -> Plan {
+        let mut best = self.clone();
+        let mut fails = |plan: &Plan| {
+            tries = tries.saturating_sub(1);
+            tries > 0 && plan.run(0).failure.is_some()
+        };
+        let none = best.clone().only(&[]);
+        if fails(&none) {
+            best = none;
+        }
+        loop {
+            let before = best.kinds().len();
+            for fault in best.kinds() {
+                let kept: Vec<Fault> = best.kinds().into_iter().filter(|kind| *kind != fault).collect();
+                let smaller = best.clone().only(&kept);
+                if fails(&smaller) {
+                    best = smaller;
+                }
+            }
+            if best.kinds().len() == before {
+                break;
+            }
+        }
+        let mut step = best.actions / 2;
+        while step > 0 {
+            let smaller = Plan { actions: best.actions - step, ..best.clone() };
+            match smaller.actions > 0 && fails(&smaller) {
+                true => {
+                    best = smaller;
+                    step = step.min(best.actions / 2);
+                }
+                false => step /= 2,
+            }
+        }
+        best
+    }
+}
+
+/// The simulated world of a plan.
+pub fn stage_of(plan: &Plan) -> stage::Stage {
+    stage::Stage::simulated(plan, 0)
+}
+
+/// This machine's kernel.
+pub fn stage_on(backend: Backend) -> stage::Stage {
+    stage::Stage::kernel(backend)
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Makes a panic a failure like any other, with its place.
+fn caught(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(format!("panic: {}", PANIC.take().unwrap_or_else(|| "see above".to_owned())))
+    })
+}
+
+/// Keeps panics from being printed; they are part of the outcome.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| PANIC.set(Some(info.to_string().replace('\n', ": ")))));
+}
+
+/// Random numbers of the program, independent of those of the world.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed ^ 0x7072_6f67_7261_6d21)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn pick<'a, T>(&mut self, list: &'a [T]) -> Option<&'a T> {
+        if list.is_empty() { None } else { list.get(self.below(list.len())) }
+    }
+}

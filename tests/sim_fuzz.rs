@@ -1,0 +1,162 @@
+//! The fuzzer of the engine as a test: many seeds in a simulated world, some of the same programs on this machine's kernel, and with the
+//! feature `mutants`, planted bugs that must be found. By hand: `cargo run --release --example sim_fuzz -- --help`.
+
+mod fuzz;
+
+use fuzz::Plan;
+use fuzz::dialogue::{self, Told};
+use libtest_mimic::{Arguments, Failed, Trial};
+use proactor::sim::Faults;
+use proactor::{Backend, Config, Engine};
+
+/// How many seeds: all in release builds, a part in slow ones.
+fn seeds() -> u64 {
+    let asked = std::env::var("PROACTOR_FUZZ_SEEDS").ok().and_then(|text| text.parse().ok());
+    asked.unwrap_or(if cfg!(debug_assertions) { 500 } else { 10_000 })
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    fuzz::quiet_panics();
+    let mut trials = vec![
+        Trial::test("seeds", random_programs),
+        Trial::test("same_seed_same_trace", same_seed_same_trace),
+        Trial::test("backends_agree", backends_agree),
+        Trial::test("shrinking_keeps_the_failure", mutants::shrinking_keeps_the_failure)
+            .with_ignored_flag(!cfg!(feature = "mutants")),
+    ];
+    for backend in [Backend::Uring, Backend::Epoll] {
+        let lacking = Engine::new(Config::default().ignore_environment(true).backend(backend)).is_err();
+        let trial = Trial::test(format!("seeds_on_{backend}"), move || programs_on(backend));
+        trials.push(trial.with_ignored_flag(lacking));
+    }
+    trials.extend(mutants::trials());
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn random_programs() -> Result<(), Failed> {
+    for seed in 0..seeds() {
+        let plan = Plan::of(seed);
+        if let Some(why) = plan.run(0).failure {
+            let smaller = plan.shrink(300);
+            let smaller_why = smaller.run(0).failure.unwrap_or_default();
+            return Err(format!(
+                "seed {seed}: {why}\n  again: {}\n  smaller ({} actions, faults {}): {smaller_why}\n  again: {}",
+                plan.replay(None),
+                smaller.actions,
+                smaller.faults,
+                smaller.replay(None)
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+fn same_seed_same_trace() -> Result<(), Failed> {
+    let mut hashes = std::collections::HashSet::new();
+    for seed in 0..40 {
+        let (first, again) = (Plan::of(seed).run(0), Plan::of(seed).run(5_000));
+        if (first.trace_hash, first.completions) != (again.trace_hash, again.completions) {
+            return Err(format!("seed {seed}: {:x} and {:x}", first.trace_hash, again.trace_hash).into());
+        }
+        hashes.insert(first.trace_hash);
+    }
+    if hashes.len() == 40 { Ok(()) } else { Err("different seeds, equal traces".into()) }
+}
+
+fn programs_on(backend: Backend) -> Result<(), Failed> {
+    for seed in 0..(seeds() / 100).clamp(20, 60) {
+        Plan::of(seed).run_on(backend).map_err(|why| format!("seed {seed} on {backend}: {why}"))?;
+    }
+    Ok(())
+}
+
+/// The outcome of the dialogues of a seed, in a simulated world with these faults.
+fn simulated(seed: u64, faults: Faults) -> Result<Vec<Told>, Failed> {
+    let plan = Plan { seed, actions: 0, faults };
+    let stage = fuzz::stage_of(&plan);
+    Ok(dialogue::run(seed, &stage).map_err(|why| format!("seed {seed}, simulated: {why}"))?)
+}
+
+fn backends_agree() -> Result<(), Failed> {
+    let kernels = [Backend::Uring, Backend::Epoll];
+    let there = |backend: &Backend| Engine::new(Config::default().ignore_environment(true).backend(*backend)).is_ok();
+    let kernels: Vec<Backend> = kernels.into_iter().filter(there).collect();
+    for seed in 0..(seeds() / 100).clamp(12, 40) {
+        let expected = simulated(seed, Faults::default())?;
+        let mut others = vec![("simulated, with faults".to_owned(), simulated(seed, Faults::harmless(0.2))?)];
+        for backend in &kernels {
+            let told = dialogue::run(seed, &fuzz::stage_on(*backend));
+            others.push((backend.to_string(), told.map_err(|why| format!("seed {seed} on {backend}: {why}"))?));
+        }
+        for (name, told) in others {
+            for (index, (told, expected)) in told.iter().zip(&expected).enumerate() {
+                if told != expected {
+                    let text = format!("seed {seed}, dialogue {index}: {name} {told:?}, simulated {expected:?}");
+                    return Err(text.into());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "mutants"))]
+mod mutants {
+    use libtest_mimic::{Failed, Trial};
+
+    pub fn trials() -> Vec<Trial> {
+        Vec::new()
+    }
+
+    pub fn shrinking_keeps_the_failure() -> Result<(), Failed> {
+        Err("needs the feature `mutants`".into())
+    }
+}
+
+#[cfg(feature = "mutants")]
+mod mutants {
+    use super::fuzz::Plan;
+    use libtest_mimic::{Failed, Trial};
+    use proactor::{Mutant, plant};
+
+    /// A planted bug must be found within so many seeds.
+    const SEEDS_MAX: u64 = 2_000;
+
+    fn found(mutant: Mutant) -> Option<(u64, String)> {
+        plant(Some(mutant));
+        let found = (0..SEEDS_MAX).find_map(|seed| Plan::of(seed).run(0).failure.map(|why| (seed, why)));
+        plant(None);
+        found
+    }
+
+    /// The bug is process-wide: one trial for all, which runs alone.
+    pub fn trials() -> Vec<Trial> {
+        vec![Trial::test("mutants_die", || {
+            let mut alive = Vec::new();
+            for mutant in Mutant::ALL {
+                match found(*mutant) {
+                    Some((seed, why)) => {
+                        let why: String = why.chars().take(100).collect();
+                        println!("mutant {:<16} dies of seed {seed}: {why}", mutant.name());
+                    }
+                    None => alive.push(mutant.name()),
+                }
+            }
+            if alive.is_empty() { Ok(()) } else { Err(format!("survived {SEEDS_MAX} seeds: {alive:?}").into()) }
+        })]
+    }
+
+    pub fn shrinking_keeps_the_failure() -> Result<(), Failed> {
+        plant(Some(Mutant::LeakyPause));
+        let plan = (0..).map(Plan::of).find(|plan| plan.run(0).failure.is_some()).expect("found above");
+        let smaller = plan.shrink(300);
+        let fails = smaller.run(0).failure.is_some();
+        plant(None);
+        match fails && smaller.kinds().len() <= plan.kinds().len() && smaller.actions <= plan.actions {
+            true => Ok(()),
+            false => Err(format!("{plan:?} was shrunk to {smaller:?}").into()),
+        }
+    }
+}
