@@ -258,9 +258,15 @@ impl World {
     }
 
     /// Lets the next event happen, or moves the clock to when an engine next wants to be polled (for a timer, or for what is staged).
-    /// False if nothing is coming. For those who poll their engines with a timeout of zero; programs do not run meanwhile.
+    /// False if nothing is coming. For those who poll their engines with a timeout of zero; programs do not run meanwhile. Stepping on
+    /// while [`World::has_ready`] makes for slow programs.
     pub fn step(&self) -> bool {
         self.shared().step()
+    }
+
+    /// True if an engine has something to take: polled with a timeout of zero, it would not come back with nothing.
+    pub fn has_ready(&self) -> bool {
+        self.shared().lock().net.engines.iter().any(|engine| !engine.ready.is_empty())
     }
 
     /// Waits, and lets the programs run.

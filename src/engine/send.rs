@@ -146,6 +146,13 @@ impl Core {
             self.tell_drained(key, out);
         }
         let conn = self.conns.get_mut(key).expect("still there");
+        if conn.has(flag::WRITE_DEAD) {
+            // Only data that came before the failure is still waited for; if that is not wanted, this is the end.
+            if conn.is_open() && conn.has(flag::PAUSED) && !conn.is_filling() {
+                self.end_phase(key);
+            }
+            return Ok(());
+        }
         if !conn.queue_is_empty() {
             let zero_copy = self.wants_zero_copy(backend, key);
             let conn = self.conns.get_mut(key).expect("still there");

@@ -34,7 +34,8 @@ pub struct Conn {
     pub paused: bool,
     /// Told something while paused: only the end may follow.
     last_words: bool,
-    pub filling: Option<usize>,
+    /// Buffers to fill that have not come back: the next one can be given before the last one is told.
+    pub filling: VecDeque<usize>,
     /// The fill came back short: only the end may follow.
     ended_fill: bool,
     pub tags: VecDeque<u64>,
@@ -94,7 +95,7 @@ impl Model {
             fin: false,
             paused: false,
             last_words: false,
-            filling: None,
+            filling: VecDeque::new(),
             ended_fill: false,
             tags: VecDeque::new(),
             refused: false,
@@ -194,7 +195,7 @@ impl Model {
     pub fn filled(&mut self, conn: usize, bytes: &[u8]) -> Result<(), String> {
         let end = &mut self.conns[conn];
         let id = end.id;
-        let wanted = end.filling.take().ok_or_else(|| format!("{id} filled a buffer that nobody gave it"))?;
+        let wanted = end.filling.pop_front().ok_or_else(|| format!("{id} filled a buffer that nobody gave it"))?;
         if bytes.len() > wanted {
             return Err(format!("{id} filled {} bytes into room for {wanted}", bytes.len()));
         }
@@ -276,7 +277,7 @@ impl Model {
         if !end.connected || std::mem::replace(&mut end.fin, true) {
             return Err(format!("{id}: the end of its stream before its beginning, or twice"));
         }
-        if end.filling.is_some() {
+        if !end.filling.is_empty() {
             return Err(format!("{id}: the end of its stream before the buffer to fill came back"));
         }
         // A buffer that came back short has told the end already.
@@ -311,8 +312,24 @@ impl Model {
     /// When all is quiet: a connection that is still open owes nothing.
     pub fn settled(&self, conn: usize) -> Result<(), String> {
         let end = &self.conns[conn];
-        match end.last_words {
-            true => Err(format!("{}: received while paused, and did not end", end.id)),
+        if end.last_words {
+            return Err(format!("{}: received while paused, and did not end", end.id));
+        }
+        let (Some(source), Some(peer)) = (end.source, end.peer) else { return Ok(()) };
+        let (stream, sender) = (&self.streams[source], &self.conns[peer]);
+        let open = |end: &Conn| {
+            end.connected && end.closed.is_none() && !end.lost && !end.close_called && !end.abort_called && !end.closes_with_peer
+        };
+        // A mirror that may not send waits for room in vain.
+        if !open(end) || !open(sender) || end.mirror && end.shut_called || end.paused || !end.filling.is_empty() {
+            return Ok(());
+        }
+        if stream.received < stream.written {
+            let what = format!("{}: received {} of {} bytes, and no more come", end.id, stream.received, stream.written);
+            return Err(format!("{what}; {end:?}"));
+        }
+        match sender.shut_called && !end.fin {
+            true => Err(format!("{}: the end of the stream never came; {end:?}", end.id)),
             false => Ok(()),
         }
     }
@@ -321,7 +338,7 @@ impl Model {
         let stream = self.conns[conn].stream;
         let (written, end) = (self.streams[stream].written, &mut self.conns[conn]);
         let id = end.id;
-        if end.filling.is_some() {
+        if !end.filling.is_empty() {
             return Err(format!("{id} ended, and a buffer to fill never came back"));
         }
         if reason.unsent_bytes > written {
@@ -341,6 +358,9 @@ impl Model {
         };
         if !possible {
             return Err(format!("{id} cannot have ended like this: {reason}; {end:?}"));
+        }
+        if end.last_words && matches!(reason.kind, CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown) {
+            return Err(format!("{id}: received while paused, and ended only when it was told to ({reason})"));
         }
         let in_order = matches!(reason.kind, CloseKind::Local | CloseKind::Shutdown | CloseKind::PeerClosed);
         if in_order && reason.unsent_bytes == 0 && !end.tags.is_empty() {

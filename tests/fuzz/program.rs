@@ -10,8 +10,12 @@ use proactor::*;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How often everything is polled at the end before it counts as stuck.
-const ROUNDS_MAX: u32 = 30_000;
+/// How often everything is polled at the end before it counts as stuck: in all, and without anything told.
+const ROUNDS_MAX: u32 = 1_000_000;
+const QUIET_ROUNDS_MAX: u32 = 20_000;
+/// When nothing was told for so long, nothing that is under way can be missing: longer than any delay or outage.
+const QUIET_SIMULATED: Duration = Duration::from_secs(2);
+const QUIET_KERNEL: Duration = Duration::from_millis(100);
 
 /// One engine, and what the program knows of it.
 struct Player {
@@ -221,7 +225,7 @@ impl<'a> Program<'a> {
             }
             (28 | 29, Some(conn)) => self.pause(index, conn),
             (30..33, Some(conn)) => self.resume(index, conn),
-            (33, Some(conn)) => self.fill(index, conn),
+            (33 | 38, Some(conn)) => self.fill(index, conn),
             (34, Some(conn)) => {
                 self.note(conn, "shutdown_write");
                 self.model.conns[conn].shut_called = true;
@@ -414,8 +418,14 @@ impl<'a> Program<'a> {
 
     fn pause(&mut self, index: usize, conn: usize) -> Result<(), String> {
         self.note(conn, "pause");
-        self.call(index, conn, |engine, id| engine.pause_reads(id))?;
-        self.model.conns[conn].paused = true;
+        let id = self.model.conns[conn].id;
+        let Some(engine) = self.players[index].engine.as_mut() else { return Ok(()) };
+        match engine.pause_reads(id) {
+            Ok(()) => self.model.conns[conn].paused = true,
+            // It has ended inside; what was told before is still to come.
+            Err(Error::Stale) => {}
+            Err(error) => return Err(format!("{id}: {error}")),
+        }
         Ok(())
     }
 
@@ -436,11 +446,12 @@ impl<'a> Program<'a> {
             return Ok(());
         }
         self.note(conn, "fill");
-        let len = 1 + self.rng.below(20_000);
+        let most = [100, 1_000, 20_000][self.rng.below(3)];
+        let len = 1 + self.rng.below(most);
         let id = self.model.conns[conn].id;
         let Some(engine) = self.players[index].engine.as_mut() else { return Ok(()) };
         match engine.recv_into(id, BytesMut::new(), len) {
-            Ok(()) => self.model.conns[conn].filling = Some(len),
+            Ok(()) => self.model.conns[conn].filling.push_back(len),
             Err(Error::State(_) | Error::Stale) => {}
             Err(error) => return Err(format!("{id} cannot fill a buffer: {error}")),
         }
@@ -602,7 +613,8 @@ impl<'a> Program<'a> {
                     return self.pause_for_room(index, conn);
                 }
                 // The rest has no way to go.
-                Err(_) => return Ok(()),
+                Err(_) if self.model.conns[conn].paused => return Ok(()),
+                Err(_) => return self.call(index, conn, |engine, id| engine.resume_reads(id)),
             }
         }
         Ok(())
@@ -644,12 +656,8 @@ impl<'a> Program<'a> {
         }
     }
 
-    fn poll_all(&mut self, events: usize) -> Result<(), String> {
-        for index in 0..self.players.len() {
-            self.poll(index)?;
-        }
-        self.stage.step(events);
-        Ok(())
+    fn poll_all(&mut self) -> Result<(), String> {
+        (0..self.players.len()).try_for_each(|index| self.poll(index))
     }
 
     /// Lets everything come to rest, reads on, and looks whether nothing that should have moved stands still.
@@ -659,19 +667,25 @@ impl<'a> Program<'a> {
                 self.resume(index, conn)?;
             }
         }
-        let (mut quiet, mut seen) = (0, self.told);
+        let quiet_for = if self.stage.is_simulated() { QUIET_SIMULATED } else { QUIET_KERNEL };
+        let (mut settled, mut rounds, mut since, mut seen) = (false, 0, self.stage.now(), self.told);
+        let mut more = true;
         for _ in 0..3_000 {
-            self.poll_all(10)?;
-            quiet = if self.told == seen { quiet + 1 } else { 0 };
-            seen = self.told;
-            if quiet > 15 {
+            self.poll_all()?;
+            if self.told != seen {
+                (rounds, since, seen) = (0, self.stage.now(), self.told);
+            }
+            rounds += 1;
+            settled = rounds > 15 && (!more || self.stage.now() - since > quiet_for);
+            if settled {
                 break;
             }
+            more = self.stage.step(10);
             for index in 0..self.players.len() {
                 self.let_go(index, 2)?;
             }
         }
-        for player in self.players.iter().filter(|_| quiet > 15) {
+        for player in self.players.iter().filter(|_| settled) {
             let Some(engine) = player.engine.as_ref() else { continue };
             for conn in &player.live {
                 self.model.settled(*conn)?;
@@ -692,8 +706,15 @@ impl<'a> Program<'a> {
         for index in 0..self.players.len() {
             self.begin_end(index)?;
         }
+        let (mut rounds_left, mut seen) = (QUIET_ROUNDS_MAX, self.told);
         for round in 0..ROUNDS_MAX {
-            self.poll_all(8)?;
+            self.poll_all()?;
+            self.stage.step(8);
+            rounds_left = if self.told == seen { rounds_left - 1 } else { QUIET_ROUNDS_MAX };
+            seen = self.told;
+            if rounds_left == 0 {
+                break;
+            }
             let mut left = 0;
             for index in 0..self.players.len() {
                 let player = &self.players[index];

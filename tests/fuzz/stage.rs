@@ -4,7 +4,8 @@ use super::{Plan, Rng};
 use proactor::sim::{Host, Link, World};
 use proactor::{Addr, Backend, Config, Engine, Error};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 pub enum Stage {
     Sim { world: World, hosts: Vec<Host>, traced: bool },
@@ -89,14 +90,28 @@ impl Stage {
         }
     }
 
-    /// Lets time pass: some events in a simulated world, a moment on a kernel.
-    pub fn step(&self, events: usize) {
+    /// Lets time pass: some events in a simulated world, a moment on a kernel. False if nothing is coming any more.
+    pub fn step(&self, events: usize) -> bool {
         match self {
-            Stage::Sim { world, .. } => (0..events).for_each(|_| {
-                world.step();
-            }),
-            Stage::Kernel(_) if events > 6 => std::thread::sleep(Duration::from_micros(50)),
-            Stage::Kernel(_) => {}
+            // Programs are quick to take what is there.
+            Stage::Sim { world, .. } => (0..events).fold(true, |_, _| world.has_ready() || world.step()),
+            Stage::Kernel(_) => {
+                if events > 6 {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+                true
+            }
+        }
+    }
+
+    /// Time since some moment in the past.
+    pub fn now(&self) -> Duration {
+        match self {
+            Stage::Sim { world, .. } => world.now(),
+            Stage::Kernel(_) => {
+                static START: OnceLock<Instant> = OnceLock::new();
+                START.get_or_init(Instant::now).elapsed()
+            }
         }
     }
 

@@ -296,6 +296,9 @@ impl Net {
 
     pub(crate) fn push_ready(&mut self, engine: u32, notice: Notice) {
         let state = &self.engines[engine as usize];
+        if state.dead {
+            return;
+        }
         let (host, waiting) = (state.host, state.ready.len());
         if waiting > 0 && self.chance(host, Fault::Reorder) {
             let place = self.rng.below(waiting as u64 + 1) as usize;

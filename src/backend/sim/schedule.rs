@@ -106,11 +106,9 @@ impl Shared {
     pub(crate) fn step(&self) -> bool {
         let mut inner = self.lock();
         let net = &mut inner.net;
-        // Who has something to take now is to be polled before time moves on by itself.
-        let now = net.engines.iter().any(|engine| !engine.ready.is_empty()).then_some(net.now);
-        let deadline = now.or_else(|| net.engines.iter().filter_map(|engine| engine.deadline).min());
+        let deadline = net.engines.iter().filter_map(|engine| engine.deadline).min().map(|at| at.max(net.now));
         let stepped = match deadline {
-            Some(deadline) if net.events.next_at().is_none_or(|event| event > deadline && now.is_none()) => {
+            Some(deadline) if net.events.next_at().is_none_or(|event| event > deadline) => {
                 net.advance(deadline);
                 true
             }
