@@ -84,7 +84,7 @@ fn backends(args: &Args) -> Result<Vec<BackendArgs>, Failure> {
     Ok(match first.info().backend {
         proactor::Backend::Uring => vec![BackendArgs { backend: "uring".into(), ..args.backend.clone() }, epoll],
         // Falls back: keep `auto`, so that the report says why.
-        proactor::Backend::Epoll => vec![args.backend.clone()],
+        _ => vec![args.backend.clone()],
     })
 }
 

@@ -96,7 +96,7 @@ fn plant(_name: &str) -> Result<(), String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    fuzz::quiet_panics();
+    fuzz::catch_panics(args.trace);
     if let Some(why) = args.mutant.as_deref().and_then(|mutant| plant(mutant).err()) {
         eprintln!("error: --mutant: {why}");
         return ExitCode::FAILURE;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 /// Which of the kernel's interfaces an engine stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Backend {
     /// io_uring: operations are submission queue entries.
     Uring,

@@ -475,7 +475,7 @@ impl<T> Program<T> {
     /// # Errors
     /// The payload of its panic; a text if the world ended first.
     pub fn join(self) -> thread::Result<T> {
-        let waited = self.world.wait(Until::Ended(self.actor), None);
+        let waited = if self.is_finished() { Ok(true) } else { self.world.wait(Until::Ended(self.actor), None) };
         let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.unwrap_or_else(|| Err(Box::new(waited.err().unwrap_or(Halt::Ended).to_string())))
     }

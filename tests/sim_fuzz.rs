@@ -17,7 +17,7 @@ fn seeds() -> u64 {
 
 fn main() {
     let arguments = Arguments::from_args();
-    fuzz::quiet_panics();
+    fuzz::catch_panics(false);
     let mut trials = vec![
         Trial::test("seeds", random_programs),
         Trial::test("same_seed_same_trace", same_seed_same_trace),
@@ -83,7 +83,7 @@ fn backends_agree() -> Result<(), Failed> {
     let kernels = [Backend::Uring, Backend::Epoll];
     let there = |backend: &Backend| Engine::new(Config::default().ignore_environment(true).backend(*backend)).is_ok();
     let kernels: Vec<Backend> = kernels.into_iter().filter(there).collect();
-    for seed in 0..(seeds() / 100).clamp(12, 40) {
+    for seed in 0..(seeds() / 100).clamp(12, 16) {
         let expected = simulated(seed, Faults::default())?;
         let mut others = vec![("simulated, with faults".to_owned(), simulated(seed, Faults::harmless(0.2))?)];
         for backend in &kernels {

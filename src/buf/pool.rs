@@ -158,6 +158,10 @@ impl Shared {
     fn end_claim(&self, id: u16) {
         let buffer = &self.buffers[id as usize];
         let claims = buffer.claims.get();
+        if claims == 0 && std::thread::panicking() {
+            // One panic is enough: a second one would hide it.
+            return;
+        }
         assert!(claims > 0, "buffer {id} is given back once per claim");
         buffer.claims.set(claims - 1);
         if claims == 1 {

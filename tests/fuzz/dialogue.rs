@@ -75,14 +75,16 @@ fn draw(rng: &mut Rng) -> Dialogue {
     use Ending::*;
     let endings = [ClientCloses, ServerCloses, HalfClose, ClientAborts, ServerAborts, ClientIdles, Refused];
     let size = |rng: &mut Rng| HEAD + if rng.one_in(4) { rng.below(300_000) } else { rng.below(2_000) };
+    let ending = endings[rng.below(endings.len())];
     Dialogue {
         unix: rng.one_in(3),
         question: size(rng),
         answer: size(rng),
         pieces: 1 + rng.below(30),
         fills: rng.one_in(3),
-        late: rng.one_in(4),
-        ending: endings[rng.below(endings.len())],
+        // Virtual time could pass the idle timeout meanwhile.
+        late: rng.one_in(4) && ending != ClientIdles,
+        ending,
     }
 }
 
@@ -128,7 +130,7 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
             _ => inet.clone(),
         };
         let mut options = ConnectOptions::default();
-        options.socket.idle_timeout = (dialogue.ending == Ending::ClientIdles).then(|| Duration::from_millis(1_500));
+        options.socket.idle_timeout = (dialogue.ending == Ending::ClientIdles).then(|| Duration::from_millis(700));
         // Small buffers in the kernel make for partial sends.
         options.socket.send_buffer_bytes = rng.one_in(2).then_some(4_096);
         let conn = client.engine.connect(addr, options).map_err(|error| error.to_string())?;
@@ -140,6 +142,7 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
     for round in 0u64.. {
         let mut quiet = true;
         for (is_server, speaker) in [(false, &mut client), (true, &mut server)] {
+            say(speaker, &dialogues, round)?;
             let wait = if stage.is_simulated() { Duration::ZERO } else { Duration::from_micros(300) };
             speaker.engine.poll(&mut speaker.out, Some(wait)).map_err(|error| error.to_string())?;
             let list: Vec<Completion> = speaker.out.drain().collect();
@@ -147,7 +150,6 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
             for completion in list {
                 heed(speaker, is_server, completion, &dialogues, &mut told)?;
             }
-            say(speaker, &dialogues, round)?;
         }
         stage.step(usize::from(quiet));
         let over = told.iter().zip(&dialogues).all(|(told, dialogue)| {

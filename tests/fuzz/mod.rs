@@ -163,9 +163,15 @@ fn caught(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     })
 }
 
-/// Keeps panics from being printed; they are part of the outcome.
-pub fn quiet_panics() {
-    std::panic::set_hook(Box::new(|info| PANIC.set(Some(info.to_string().replace('\n', ": ")))));
+/// Makes panics part of the outcome. They are printed, with a backtrace if the environment asks for one, only if wanted.
+pub fn catch_panics(print: bool) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANIC.set(Some(info.to_string().replace('\n', ": ")));
+        if print {
+            usual(info);
+        }
+    }));
 }
 
 /// Random numbers of the program, independent of those of the world.

@@ -327,9 +327,12 @@ impl Backend for Sim {
     }
 
     fn is_gone(&self) -> bool {
+        // A program that panics is in no state to end its connections one by one; the kernel closes them.
         let world = self.world.lock();
-        world.over || world.net.engines[self.engine as usize].dead
+        world.over || world.net.engines[self.engine as usize].dead || std::thread::panicking()
     }
 
-    fn abandon(&mut self) {}
+    fn abandon(&mut self) {
+        self.world.lock().net.exit(self.engine);
+    }
 }

@@ -122,6 +122,16 @@ impl Net {
         if self.chance(host, Fault::QueueFull) { Err(QueueFull) } else { Ok(()) }
     }
 
+    /// The program of an engine is gone: its kernel closes what it had open.
+    pub(crate) fn exit(&mut self, engine: u32) {
+        let state = &mut self.engines[engine as usize];
+        let conns: Vec<SockId> = state.conns.iter().filter_map(|place| place.what).collect();
+        let listeners: Vec<ListenId> = state.listeners.iter().filter_map(|place| place.what).collect();
+        state.die();
+        conns.into_iter().for_each(|sock| self.close(sock, false));
+        listeners.into_iter().for_each(|listener| self.close_listener(listener));
+    }
+
     /// An engine is about to wait. True if a fault ends the wait before it began.
     pub(crate) fn engine_waits(&mut self, engine: u32) -> bool {
         let host = self.host_of_engine(engine);

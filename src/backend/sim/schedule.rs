@@ -222,6 +222,7 @@ impl Shared {
                 inner = self.hand_over(inner, 0, actor);
             }
         }
+        inner.farewells = 0;
     }
 }
 
