@@ -7,9 +7,11 @@
 //! cargo run --release --features mutants --example sim_fuzz -- --seeds 0..2000 --mutant lost-cancel
 //! ```
 //!
-//! The last line is `seeds N failed F completions/s R trace HASH`; the hash stands for everything that happened. The exit status is 1 if a
+//! The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU time, the hash stands for everything that
+//! happened. The exit status is 1 if a
 //! seed failed.
 
+mod common;
 #[path = "../tests/fuzz/mod.rs"]
 mod fuzz;
 
@@ -21,7 +23,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Entries of the trace that are printed; earlier ones are left out.
 const TRACE_ENTRIES: usize = 20_000;
@@ -110,7 +112,7 @@ fn main() -> ExitCode {
     std::thread::scope(|scope| {
         for _ in 0..args.jobs {
             scope.spawn(|| {
-                let start = Instant::now();
+                let start = common::cpu_time(false);
                 let (mut completions, mut hashes) = (0, Vec::new());
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -130,7 +132,7 @@ fn main() -> ExitCode {
                 let mut totals = totals.lock().expect("no panic inside");
                 totals.0 += completions;
                 totals.1.extend(hashes);
-                totals.2 += start.elapsed();
+                totals.2 += common::cpu_time(false) - start;
             });
         }
     });

@@ -264,9 +264,11 @@ impl World {
         self.shared().step()
     }
 
-    /// True if an engine has something to take: polled with a timeout of zero, it would not come back with nothing.
+    /// True if an engine wants to be polled now: something is finished, a timer is due, or something waits to be started.
     pub fn has_ready(&self) -> bool {
-        self.shared().lock().net.engines.iter().any(|engine| !engine.ready.is_empty())
+        let net = &self.shared().lock().net;
+        let due = |deadline: Option<u64>| deadline.is_some_and(|deadline| deadline <= net.now);
+        net.engines.iter().any(|engine| engine.waiting() > 0 || due(engine.deadline))
     }
 
     /// Waits, and lets the programs run.

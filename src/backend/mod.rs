@@ -125,7 +125,7 @@ pub(crate) trait Backend {
     fn epoch(&self) -> Instant;
 
     /// Nanoseconds since the epoch.
-    fn now(&mut self) -> u64;
+    fn now(&self) -> u64;
 
     /// Binds and listens. Synchronous: the caller wants to know the port, or the error.
     fn listen(&mut self, key: Key, addr: &Addr, options: &ListenOptions) -> Result<(), Error>;

@@ -55,7 +55,8 @@ pub struct Engine {
     core: Core,
     backend: AnyBackend,
     info: Info,
-    fork: ForkMark,
+    /// A simulated engine has nothing that a forked child could harm.
+    fork: Option<ForkMark>,
     watch: Option<Watch>,
     epoch: Instant,
 }
@@ -71,8 +72,9 @@ impl Engine {
         let config = config.with_environment()?;
         config.validate()?;
         let inbox = Inbox::new().map_err(|error| Error::os("eventfd", &error))?;
+        let fork = ForkMark::new().map_err(|error| Error::os("mmap", &error))?;
         let (backend, info) = select::open(&config, &inbox)?;
-        Engine::on(config, inbox, backend, info)
+        Ok(Engine::on(config, inbox, backend, info, Some(fork)))
     }
 
     /// An engine in a simulated world. Neither the environment nor a backend that the configuration names plays a part.
@@ -82,13 +84,16 @@ impl Engine {
         let tuning = Tuning::new(&config, true);
         let info = select::simulated(&tuning);
         let sim = place(tuning, Arc::clone(&inbox))?;
-        Engine::on(config, inbox, AnyBackend::Sim(Box::new(sim)), info)
+        Ok(Engine::on(config, inbox, AnyBackend::Sim(Box::new(sim)), info, None))
     }
 
-    fn on(config: Config, inbox: Arc<Inbox>, mut backend: AnyBackend, info: Info) -> Result<Engine, Error> {
-        let fork = ForkMark::new().map_err(|error| Error::os("mmap", &error))?;
-        let epoch = with_backend!(&mut backend, backend => backend.epoch());
-        Ok(Engine { core: Core::new(config, inbox), backend, info, fork, watch: None, epoch })
+    fn on(config: Config, inbox: Arc<Inbox>, backend: AnyBackend, info: Info, fork: Option<ForkMark>) -> Engine {
+        let epoch = with_backend!(&backend, backend => backend.epoch());
+        Engine { core: Core::new(config, inbox), backend, info, fork, watch: None, epoch }
+    }
+
+    fn is_child(&self) -> bool {
+        self.fork.as_ref().is_some_and(ForkMark::is_child)
     }
 
     /// Hands what was staged to the kernel, waits until something happened or `timeout` has passed (`None`: for ever; zero: not at
@@ -101,7 +106,7 @@ impl Engine {
     /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine crashed, or nothing will ever
     /// happen in its world. [`Error::Os`] if the kernel refuses to go on; connections cannot cause that.
     pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
-        if self.fork.is_child() {
+        if self.is_child() {
             return Err(Error::Forked);
         }
         self.enter_foreign();
@@ -117,9 +122,17 @@ impl Engine {
 
     /// The time by the engine's clock: the monotonic clock of the system, or that of the simulated world. For
     /// [`Engine::timer_at`], and for programs that are to run in both.
-    pub fn now(&mut self) -> Instant {
-        self.refresh_clock();
-        self.epoch + Duration::from_nanos(self.core.now)
+    pub fn now(&self) -> Instant {
+        self.epoch + Duration::from_nanos(self.clock())
+    }
+
+    /// True if a poll has something to do that is known without asking the kernel: something is staged, finished and not yet handed
+    /// out, or a timer is due. For those who drive several engines from one loop; false does not mean that a poll finds nothing,
+    /// except on the simulated backend.
+    pub fn wants_poll(&self) -> bool {
+        let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
+        let expected = matches!(&self.backend, AnyBackend::Sim(sim) if sim.is_expected());
+        due || expected || with_backend!(&self.backend, backend => backend.has_next())
     }
 
     /// Receive buffers that are free now.
@@ -209,8 +222,12 @@ impl Engine {
         self.info.backend == Backend::Epoll
     }
 
+    fn clock(&self) -> u64 {
+        with_backend!(&self.backend, backend => backend.now())
+    }
+
     fn refresh_clock(&mut self) {
-        self.core.now = with_backend!(&mut self.backend, backend => backend.now());
+        self.core.now = self.clock();
     }
 
     fn nanoseconds_of(&self, when: Instant) -> u64 {
@@ -220,7 +237,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if self.fork.is_child() || with_backend!(&self.backend, backend => backend.is_gone()) {
+        if self.is_child() || with_backend!(&self.backend, backend => backend.is_gone()) {
             with_backend!(&mut self.backend, backend => backend.abandon());
             return;
         }

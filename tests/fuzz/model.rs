@@ -3,7 +3,7 @@
 
 use super::Rng;
 use proactor::{CloseKind, CloseReason, ConnId};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::OnceLock;
 
 /// The bytes that one end of a connection sends: its number, then a pattern that depends on number and place. A mirror sends what it
@@ -58,7 +58,8 @@ pub struct Conn {
 pub struct Model {
     pub streams: Vec<Stream>,
     pub conns: Vec<Conn>,
-    ids: HashMap<(usize, ConnId), usize>,
+    /// By engine, slot and generation.
+    ids: Vec<Vec<Vec<Option<usize>>>>,
 }
 
 const HEAD: u64 = 4;
@@ -109,7 +110,13 @@ impl Model {
             lost: false,
             closed: None,
         });
-        match self.ids.insert((engine, id), conn) {
+        let grown = |length: usize, index: usize| length.max(index + 1);
+        self.ids.resize(grown(self.ids.len(), engine), Vec::new());
+        let slots = &mut self.ids[engine];
+        slots.resize(grown(slots.len(), id.slot()), Vec::new());
+        let generations = &mut slots[id.slot()];
+        generations.resize(grown(generations.len(), id.generation() as usize), None);
+        match generations[id.generation() as usize].replace(conn) {
             None => Ok(conn),
             Some(_) => Err(format!("{id} was handed out twice")),
         }
@@ -117,7 +124,9 @@ impl Model {
 
     /// The connection that an event is about.
     pub fn find(&self, engine: usize, id: ConnId) -> Result<usize, String> {
-        let conn = *self.ids.get(&(engine, id)).ok_or_else(|| format!("an event of {id}, which was never handed out"))?;
+        let generations = self.ids.get(engine).and_then(|slots| slots.get(id.slot()));
+        let conn = generations.and_then(|generations| *generations.get(id.generation() as usize)?);
+        let conn = conn.ok_or_else(|| format!("an event of {id}, which was never handed out"))?;
         match self.conns[conn].closed {
             None => Ok(conn),
             Some(reason) => Err(format!("an event of {id} after its end ({reason})")),

@@ -94,7 +94,7 @@ impl Stage {
     pub fn step(&self, events: usize) -> bool {
         match self {
             // Programs are quick to take what is there.
-            Stage::Sim { world, .. } => (0..events).fold(true, |_, _| world.has_ready() || world.step()),
+            Stage::Sim { world, .. } => (0..events).take_while(|_| !world.has_ready()).fold(true, |_, _| world.step()),
             Stage::Kernel(_) => {
                 if events > 6 {
                     std::thread::sleep(Duration::from_micros(50));

@@ -225,7 +225,7 @@ impl Backend for EpollBackend {
         self.epoch
     }
 
-    fn now(&mut self) -> u64 {
+    fn now(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
     }
 

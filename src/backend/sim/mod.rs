@@ -28,7 +28,7 @@ use crate::options::ListenOptions;
 use crate::waker::Inbox;
 pub use faults::{Fault, Faults};
 pub use net::Link;
-use ops::{Landing, Told};
+use ops::{Landing, Status, Told};
 pub use peer::{Peer, PeerListener};
 pub(crate) use schedule::{Shared, Until};
 pub(crate) use script::Script;
@@ -65,11 +65,14 @@ impl Drop for Accepted {
 pub(crate) struct Sim {
     world: Arc<Shared>,
     engine: u32,
+    status: Arc<Status>,
     inbox: Arc<Inbox>,
     epoch: Instant,
     buffers: Buffers,
     tuning: Tuning,
     stats: BackendStats,
+    /// What the world knows of [`Sim::note_deadline`].
+    deadline: Option<u64>,
 }
 
 /// The receive pool, and where the bytes of the receive at hand have landed.
@@ -117,15 +120,16 @@ impl Sim {
     ) -> Result<Sim, Error> {
         let (count, size) = tuning.buffers;
         let pool = Pool::new(count, size, tuning.low_watermark).map_err(|error| Error::os("mmap", &error))?;
-        let engine = {
-            let mut world = world.lock();
-            if !world.net.hosts[host as usize].up {
+        let (engine, status) = {
+            let net = &mut world.lock().net;
+            if !net.hosts[host as usize].up {
                 return Err(Error::Simulation(Halt::Crashed));
             }
-            world.net.add_engine(host, Arc::clone(&inbox))
+            let engine = net.add_engine(host, Arc::clone(&inbox));
+            (engine, Arc::clone(&net.engines[engine as usize].status))
         };
         let buffers = Buffers { pool, open: None, landed: 0, to_heap: false, heap: Vec::new() };
-        Ok(Sim { world, engine, inbox, epoch, buffers, tuning, stats: BackendStats::default() })
+        Ok(Sim { world, engine, status, inbox, epoch, buffers, tuning, stats: BackendStats::default(), deadline: None })
     }
 
     fn not_here<T>(what: &str) -> Result<T, Error> {
@@ -134,16 +138,24 @@ impl Sim {
 
     /// When the engine wants to be polled although nothing happened.
     pub(crate) fn note_deadline(&mut self, deadline: Option<u64>) {
-        let state = &mut self.world.lock().net.engines[self.engine as usize];
-        state.deadline = deadline.filter(|_| !state.dead);
+        if deadline != self.deadline {
+            self.deadline = deadline;
+            let state = &mut self.world.lock().net.engines[self.engine as usize];
+            state.deadline = deadline.filter(|_| !state.is_dead());
+        }
+    }
+
+    /// Whether the world waits for this engine to be polled.
+    pub(crate) fn is_expected(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= self.world.now())
     }
 
     /// Starts an operation, unless the fault plan says that there is no room.
     fn start(&mut self, start: impl FnOnce(&mut net::Net, u32)) -> Result<(), QueueFull> {
-        let mut world = self.world.lock();
-        if world.net.engines[self.engine as usize].dead {
+        if self.status.is_dead() {
             return Ok(());
         }
+        let mut world = self.world.lock();
         world.net.queue_full(self.engine)?;
         self.stats.sqes += 1;
         start(&mut world.net, self.engine);
@@ -178,7 +190,7 @@ impl Backend for Sim {
         self.epoch
     }
 
-    fn now(&mut self) -> u64 {
+    fn now(&self) -> u64 {
         self.world.now()
     }
 
@@ -253,21 +265,22 @@ impl Backend for Sim {
     }
 
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error> {
-        {
-            let mut world = self.world.lock();
-            if world.net.engine_waits(self.engine) {
-                return Ok(());
-            }
+        let early = self.world.lock().net.engine_waits(self.engine);
+        if early || self.status.has_ready() && !self.inbox.is_rung() {
+            return Ok(());
         }
         let waited = self.world.wait(Until::Engine(self.engine), until);
         self.inbox.reset();
-        if self.world.lock().net.engines[self.engine as usize].dead {
+        if self.status.is_dead() {
             return Err(Error::Simulation(Halt::Crashed));
         }
         waited.map(drop).map_err(Error::Simulation)
     }
 
     fn next(&mut self) -> Option<Done<Accepted>> {
+        if !self.status.has_ready() {
+            return None;
+        }
         let told = self.world.lock().net.next(self.engine, &mut self.buffers)?;
         self.stats.cqes += 1;
         Some(match told {
@@ -284,7 +297,7 @@ impl Backend for Sim {
     }
 
     fn has_next(&self) -> bool {
-        !self.world.lock().net.engines[self.engine as usize].ready.is_empty()
+        self.status.has_ready() || self.status.is_dead() || self.inbox.is_rung()
     }
 
     fn free_buffers(&self) -> usize {
@@ -329,7 +342,7 @@ impl Backend for Sim {
     fn is_gone(&self) -> bool {
         // A program that panics is in no state to end its connections one by one; the kernel closes them.
         let world = self.world.lock();
-        world.over || world.net.engines[self.engine as usize].dead || std::thread::panicking()
+        world.over || self.status.is_dead() || std::thread::panicking()
     }
 
     fn abandon(&mut self) {

@@ -296,16 +296,15 @@ impl Net {
 
     pub(crate) fn push_ready(&mut self, engine: u32, notice: Notice) {
         let state = &self.engines[engine as usize];
-        if state.dead {
+        if state.is_dead() {
             return;
         }
-        let (host, waiting) = (state.host, state.ready.len());
-        if waiting > 0 && self.chance(host, Fault::Reorder) {
-            let place = self.rng.below(waiting as u64 + 1) as usize;
-            self.engines[engine as usize].ready.insert(place, notice);
-        } else {
-            self.engines[engine as usize].ready.push_back(notice);
-        }
+        let (host, waiting) = (state.host, state.waiting());
+        let place = match waiting > 0 && self.chance(host, Fault::Reorder) {
+            true => self.rng.below(waiting as u64 + 1) as usize,
+            false => waiting,
+        };
+        self.engines[engine as usize].put_ready(place, notice);
     }
 
     /// What is left in the world, for tests that look for leaks.

@@ -12,6 +12,7 @@ use crate::id::Key;
 use crate::waker::Inbox;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What waits to be told to an engine. Data stays with its socket until the engine takes it.
 #[derive(Debug)]
@@ -44,12 +45,29 @@ pub(crate) trait Landing {
     fn put(&mut self, bytes: &[u8]);
 }
 
+/// What an engine looks at without the world's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Status {
+    ready: AtomicUsize,
+    dead: AtomicBool,
+}
+
+impl Status {
+    pub(crate) fn has_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) > 0
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct EngineState {
     pub(crate) host: u32,
     pub(crate) inbox: Arc<Inbox>,
-    pub(crate) ready: VecDeque<Notice>,
-    pub(crate) dead: bool,
+    ready: VecDeque<Notice>,
+    pub(crate) status: Arc<Status>,
     /// When it wants to be polled although nothing happened.
     pub(crate) deadline: Option<u64>,
     conns: Vec<Place<SockId>>,
@@ -65,15 +83,48 @@ struct Place<T> {
 
 impl EngineState {
     pub(crate) fn new(host: u32, inbox: Arc<Inbox>) -> EngineState {
-        EngineState { host, inbox, ready: VecDeque::new(), dead: false, deadline: None, conns: Vec::new(), listeners: Vec::new() }
+        EngineState {
+            host,
+            inbox,
+            ready: VecDeque::new(),
+            status: Arc::default(),
+            deadline: None,
+            conns: Vec::new(),
+            listeners: Vec::new(),
+        }
     }
 
     pub(crate) fn die(&mut self) {
-        self.dead = true;
+        self.status.dead.store(true, Ordering::Relaxed);
         self.ready.clear();
+        self.count_ready();
         self.deadline = None;
         self.conns.clear();
         self.listeners.clear();
+    }
+
+    fn count_ready(&self) {
+        self.status.ready.store(self.ready.len(), Ordering::Relaxed);
+    }
+
+    /// How much is ready.
+    pub(crate) fn waiting(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.status.is_dead()
+    }
+
+    pub(crate) fn put_ready(&mut self, place: usize, notice: Notice) {
+        self.ready.insert(place, notice);
+        self.count_ready();
+    }
+
+    fn take_ready(&mut self) -> Option<Notice> {
+        let notice = self.ready.pop_front();
+        self.count_ready();
+        notice
     }
 
     pub(crate) fn conn(&self, key: Key) -> Option<SockId> {
@@ -135,7 +186,7 @@ impl Net {
     /// An engine is about to wait. True if a fault ends the wait before it began.
     pub(crate) fn engine_waits(&mut self, engine: u32) -> bool {
         let host = self.host_of_engine(engine);
-        if !self.engines[engine as usize].dead && self.chance(host, Fault::Crash) {
+        if !self.engines[engine as usize].is_dead() && self.chance(host, Fault::Crash) {
             self.crash(host);
             let at = self.now + self.some_outage();
             self.events.push(at, Event::Restart(host));
@@ -389,7 +440,7 @@ impl Net {
     /// Tells an engine the next thing.
     pub(crate) fn next(&mut self, engine: u32, landing: &mut impl Landing) -> Option<Told> {
         loop {
-            let told = match self.engines[engine as usize].ready.pop_front()? {
+            let told = match self.engines[engine as usize].take_ready()? {
                 Notice::Done(key, op, result) => {
                     if op == Op::Send && result.is_err() {
                         self.failure_told(engine, key);

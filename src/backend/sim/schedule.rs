@@ -126,7 +126,10 @@ impl Shared {
     fn me(&self) -> usize {
         match ME.get() {
             (me, world) if world == std::ptr::from_ref(self).addr() => me,
-            _ if thread::current().id() == self.main => 0,
+            _ if thread::current().id() == self.main => {
+                ME.set((0, std::ptr::from_ref(self).addr()));
+                0
+            }
             _ => panic!("only programs that the world spawned can wait in it"),
         }
     }
@@ -231,7 +234,7 @@ impl Inner {
         match what {
             Until::Engine(engine) => {
                 let state = &self.net.engines[engine as usize];
-                !state.ready.is_empty() || state.dead || state.inbox.is_rung()
+                state.waiting() > 0 || state.is_dead() || state.inbox.is_rung()
             }
             Until::Connected(sock) => self.net.sock(sock).is_none_or(|sock| !sock.connecting || sock.error.is_some()),
             Until::Readable(sock) => self.net.sock(sock).is_none_or(|sock| sock.is_readable()),

@@ -208,7 +208,7 @@ impl Backend for Uring {
         self.epoch
     }
 
-    fn now(&mut self) -> u64 {
+    fn now(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
     }
 
