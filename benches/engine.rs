@@ -12,6 +12,7 @@ use bytes::Bytes;
 use common::echo::Echo;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group};
+use proactor::sim::World;
 use proactor::*;
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -269,7 +270,40 @@ fn timers(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, round_trip, connect, stream, timers);
+/// The simulator by itself: client and server in one simulated world, on one thread. An element is a completion.
+fn simulated(c: &mut Criterion) {
+    const CONNECTIONS: usize = 64;
+    let mut group = group(c, "simulated");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("64x64B", |b| {
+        b.iter_custom(timed(|count| {
+            let world = World::new(1);
+            let host = world.host("both");
+            let engine = || host.engine(Config::default()).expect("an engine");
+            let (mut server, mut client, mut echo) = (engine(), engine(), Echo::default());
+            let listener = server.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
+            let addr = server.listener_addr(listener).expect("bound");
+            for _ in 0..CONNECTIONS {
+                let conn = client.connect(addr.clone(), ConnectOptions::default()).expect("connect");
+                client.send(conn, vec![1; 64]).expect("room");
+            }
+            let mut completions = Completions::with_capacity(256);
+            while world.completions() < count {
+                server.poll(&mut completions, Some(Duration::ZERO)).expect("poll");
+                completions.drain().for_each(|completion| echo.handle(&mut server, completion));
+                client.poll(&mut completions, Some(Duration::ZERO)).expect("poll");
+                for completion in completions.drain() {
+                    if let Event::Received(data) = completion.event {
+                        client.send(completion.conn, data).expect("room");
+                    }
+                }
+                world.step();
+            }
+        }));
+    });
+}
+
+criterion_group!(benches, round_trip, connect, stream, timers, simulated);
 /// `cargo test` passes options that libtest knows and criterion does not, such as `--test-threads`: of those, only a filter and
 /// `--exact` mean anything here.
 fn main() {

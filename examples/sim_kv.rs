@@ -89,7 +89,10 @@ impl Frames {
         self.0.extend_from_slice(bytes);
         let whole = self.0.len() / FRAME * FRAME;
         let frames: Vec<u8> = self.0.drain(..whole).collect();
-        frames.chunks_exact(FRAME).filter_map(|frame| Message::decode(frame.try_into().expect("whole frames"))).collect()
+        frames
+            .chunks_exact(FRAME)
+            .filter_map(|frame| Message::decode(frame.try_into().expect("whole frames")))
+            .collect()
     }
 }
 
@@ -238,7 +241,9 @@ impl Counters {
         let (primary, backup) = (self.primary.load(Ordering::Relaxed), self.backup.load(Ordering::Relaxed));
         match (primary, backup) == (INCREMENTS, INCREMENTS) {
             true => Ok(()),
-            false => Err(format!("{INCREMENTS} increments were answered; the primary is at {primary}, the backup at {backup}")),
+            false => Err(format!(
+                "{INCREMENTS} increments were answered; the primary is at {primary}, the backup at {backup}"
+            )),
         }
     }
 }

@@ -10,6 +10,9 @@
 //! seccomp profile or sysctl forbids io_uring. Which one is in use, which capabilities, and why not the others is
 //! never a guess: see [`Engine::info`].
 //!
+//! For tests there is a third: [`sim`] runs engines, and the programs on them, on a network in memory, in virtual time, with faults
+//! drawn from a seed.
+//!
 //! ```no_run
 #![doc = include_str!("../examples/ping.rs")]
 //! ```
@@ -30,7 +33,7 @@
 //! # Where the backends differ
 //!
 //! A cancelled operation is exact on epoll and a race on io_uring (it may still succeed; the engine copes with
-//! both). Sizes of partial receives, pacing, the order between different connections, batch sizes, and the moment at
+//! both, and the simulated backend plays both). Sizes of partial receives, pacing, the order between different connections, batch sizes, and the moment at
 //! which descriptor exhaustion is noticed are unspecified everywhere.
 #![deny(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
@@ -66,9 +69,9 @@ pub use engine::{AdoptedId, Engine, leaked_engines};
 pub use error::{Errno, Error, Halt, SendError, WriteError};
 pub use id::{ConnId, ListenerId, TimerId};
 pub use info::{Fallback, Info, Limits};
-pub use net::Addr;
 #[cfg(feature = "mutants")]
 pub use mutant::{Mutant, plant};
+pub use net::Addr;
 pub use options::{ConnectOptions, ListenOptions, ReadMode, SocketOptions};
 pub use stats::Stats;
 pub use waker::Waker;

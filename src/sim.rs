@@ -59,6 +59,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The [`guide`] takes a protocol with a bug from "works on my machine" to a seed that breaks it, and to its fix.
+//!
 //! # Time
 //! A poll that has to wait lets the others run, and when nobody can, the clock moves to the next event. An hour of timeouts takes
 //! milliseconds. A poll that does not wait takes a microsecond of virtual time, so that a loop of such polls is no standstill. If
@@ -97,6 +99,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub use crate::backend::sim::{Fault, Faults, Link, Peer, PeerListener};
+
+#[doc = include_str!("../docs/testing-your-protocol.md")]
+pub mod guide {}
 
 /// A simulated world. It belongs to the thread that made it; programs get [`Host`]s. Dropping it ends all programs that still run: their
 /// polls answer [`Error::Simulation`].

@@ -54,7 +54,9 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
         match self.generations.get(key.slot as usize) {
-            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => self.entries.get(key.slot as usize)?.as_ref(),
+            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => {
+                self.entries.get(key.slot as usize)?.as_ref()
+            }
             _ => None,
         }
     }
@@ -62,7 +64,9 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         match self.generations.get(key.slot as usize) {
-            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => self.entries.get_mut(key.slot as usize)?.as_mut(),
+            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => {
+                self.entries.get_mut(key.slot as usize)?.as_mut()
+            }
             _ => None,
         }
     }

@@ -174,14 +174,18 @@ fn a_wait_for_nothing_is_an_error() {
 fn programs_end_with_their_world() {
     let (world, server, _) = world_with_echo(1);
     let host = server.clone();
-    let program = world.spawn("sleeper", move || loop {
-        let mut node = Node::new(&host);
-        if let Err(error) = node.engine.poll(&mut node.out, Some(Duration::from_secs(1))) {
-            return error.to_string();
+    let program = world.spawn("sleeper", move || {
+        loop {
+            let mut node = Node::new(&host);
+            if let Err(error) = node.engine.poll(&mut node.out, Some(Duration::from_secs(1))) {
+                return error.to_string();
+            }
         }
     });
-    let stubborn = world.spawn("does not listen", move || loop {
-        let _ = server.connect((server.ip(), 1));
+    let stubborn = world.spawn("does not listen", move || {
+        loop {
+            let _ = server.connect((server.ip(), 1));
+        }
     });
     world.sleep(Duration::from_secs(5));
     assert!(!program.is_finished() && !stubborn.is_finished());
@@ -220,7 +224,10 @@ fn connects_end_in_every_way() {
     };
     let brief = Some(Duration::from_millis(300));
     assert_eq!(ends((server.ip(), 9).into(), brief).0.errno, Some(Errno(libc::ECONNREFUSED)));
-    assert_eq!(ends(("192.0.2.8".parse::<std::net::IpAddr>().unwrap(), 9).into(), brief).0.kind, CloseKind::Unreachable);
+    assert_eq!(
+        ends(("192.0.2.8".parse::<std::net::IpAddr>().unwrap(), 9).into(), brief).0.kind,
+        CloseKind::Unreachable
+    );
     let (hangs, took) = ends((silent, 9).into(), brief);
     assert!(hangs.kind == CloseKind::ConnectTimedOut && took >= Duration::from_millis(300) && hangs.errno.is_none());
     // Without a timeout of its own, the kernel's.
@@ -378,7 +385,9 @@ fn hosts_crash_by_chance_and_come_back() {
         let mut out = Completions::with_capacity(8);
         while engine.is_live(conn) {
             match engine.poll(&mut out, Some(Duration::from_millis(50))) {
-                Ok(_) => exchanges += out.drain().filter(|completion| matches!(completion.event, Event::Connected)).count(),
+                Ok(_) => {
+                    exchanges += out.drain().filter(|completion| matches!(completion.event, Event::Connected)).count()
+                }
                 Err(Error::Simulation(Halt::Crashed)) => break,
                 Err(error) => panic!("{error}"),
             }

@@ -78,7 +78,10 @@ impl Engine {
     }
 
     /// An engine in a simulated world. Neither the environment nor a backend that the configuration names plays a part.
-    pub(crate) fn simulated(config: Config, place: impl FnOnce(Tuning, Arc<Inbox>) -> Result<Sim, Error>) -> Result<Engine, Error> {
+    pub(crate) fn simulated(
+        config: Config,
+        place: impl FnOnce(Tuning, Arc<Inbox>) -> Result<Sim, Error>,
+    ) -> Result<Engine, Error> {
         config.validate()?;
         let inbox = Inbox::simulated();
         let tuning = Tuning::new(&config, true);

@@ -187,7 +187,10 @@ pub fn ipv6_listener(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let listener = rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), ListenOptions::default()).unwrap();
     let port = rig.engine.listener_addr(listener).unwrap().as_inet().unwrap().port();
-    let clients = [connect(([127, 0, 0, 1], port).into()).unwrap(), connect((std::net::Ipv6Addr::LOCALHOST, port).into()).unwrap()];
+    let clients = [
+        connect(([127, 0, 0, 1], port).into()).unwrap(),
+        connect((std::net::Ipv6Addr::LOCALHOST, port).into()).unwrap(),
+    ];
     for client in &clients {
         let conn = rig.until("accept", |_, completion| Some(completion.conn));
         let Addr::Inet(peer) = rig.engine.peer_addr(conn).unwrap() else { panic!("inet") };

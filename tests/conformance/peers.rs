@@ -208,7 +208,9 @@ impl Listener {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr(),
-            Listener::Sim(listener) => listener.local_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into()),
+            Listener::Sim(listener) => {
+                listener.local_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into())
+            }
             Listener::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }

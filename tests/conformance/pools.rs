@@ -144,10 +144,8 @@ pub fn floods_stay_bounded(variant: &Variant) {
     rig.out = Completions::with_capacity(8);
     let total = 4 << 20;
     let pairs: Vec<_> = (0..3).map(|_| rig.pair()).collect();
-    let writers: Vec<_> = pairs
-        .into_iter()
-        .map(|(_, mut peer)| spawn(move || peer.write_all(&pattern(total)).unwrap()))
-        .collect();
+    let writers: Vec<_> =
+        pairs.into_iter().map(|(_, mut peer)| spawn(move || peer.write_all(&pattern(total)).unwrap())).collect();
     let (mut seen, mut told) = (std::collections::HashMap::<ConnId, usize>::new(), 0);
     let expected = pattern(total);
     rig.run("the floods", |engine, completion| {

@@ -76,12 +76,7 @@ impl Rig {
     pub fn run(&mut self, what: &str, mut done: impl FnMut(&mut Engine, Option<Completion>) -> bool) {
         let deadline = now() + patience();
         while !done(&mut self.engine, None) {
-            assert!(
-                now() < deadline,
-                "waited too long for {what}; ended: {:?}; {:?}",
-                self.ended,
-                self.engine.stats()
-            );
+            assert!(now() < deadline, "waited too long for {what}; ended: {:?}; {:?}", self.ended, self.engine.stats());
             let mut batch = self.poll(Duration::from_millis(20)).into_iter();
             while let Some(completion) = batch.next() {
                 if done(&mut self.engine, Some(completion)) {

@@ -159,7 +159,11 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
             return Ok(told);
         }
         if round > 3_000_000 || Instant::now() > deadline {
-            let stuck: Vec<_> = told.iter().zip(&dialogues).filter(|(told, _)| told.client.reason.is_none() || told.server.reason.is_none()).collect();
+            let stuck: Vec<_> = told
+                .iter()
+                .zip(&dialogues)
+                .filter(|(told, _)| told.client.reason.is_none() || told.server.reason.is_none())
+                .collect();
             return Err(format!("stuck: {stuck:?}"));
         }
     }
@@ -176,7 +180,9 @@ fn heed(
 ) -> Result<(), String> {
     let conn = completion.conn;
     if let Event::Accepted { .. } = completion.event {
-        speaker.ends.insert(conn, End { dialogue: usize::MAX, server: true, sent: 0, got: 0, filling: false, fin: false });
+        speaker
+            .ends
+            .insert(conn, End { dialogue: usize::MAX, server: true, sent: 0, got: 0, filling: false, fin: false });
         return Ok(());
     }
     let end = speaker.ends.get_mut(&conn).ok_or_else(|| format!("{conn} is nobody's"))?;

@@ -158,9 +158,8 @@ thread_local! {
 
 /// Makes a panic a failure like any other, with its place.
 fn caught(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        Err(format!("panic: {}", PANIC.take().unwrap_or_else(|| "see above".to_owned())))
-    })
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(format!("panic: {}", PANIC.take().unwrap_or_else(|| "see above".to_owned()))))
 }
 
 /// Makes panics part of the outcome. They are printed, with a backtrace if the environment asks for one, only if wanted.

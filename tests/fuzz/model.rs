@@ -327,14 +327,20 @@ impl Model {
         let (Some(source), Some(peer)) = (end.source, end.peer) else { return Ok(()) };
         let (stream, sender) = (&self.streams[source], &self.conns[peer]);
         let open = |end: &Conn| {
-            end.connected && end.closed.is_none() && !end.lost && !end.close_called && !end.abort_called && !end.closes_with_peer
+            end.connected
+                && end.closed.is_none()
+                && !end.lost
+                && !end.close_called
+                && !end.abort_called
+                && !end.closes_with_peer
         };
         // A mirror that may not send waits for room in vain.
         if !open(end) || !open(sender) || end.mirror && end.shut_called || end.paused || !end.filling.is_empty() {
             return Ok(());
         }
         if stream.received < stream.written {
-            let what = format!("{}: received {} of {} bytes, and no more come", end.id, stream.received, stream.written);
+            let what =
+                format!("{}: received {} of {} bytes, and no more come", end.id, stream.received, stream.written);
             return Err(format!("{what}; {end:?}"));
         }
         match sender.shut_called && !end.fin {
@@ -355,7 +361,9 @@ impl Model {
         }
         let opening = !end.connected;
         let possible = match reason.kind {
-            CloseKind::Refused | CloseKind::Unreachable | CloseKind::ConnectTimedOut | CloseKind::ConnectFailed => opening,
+            CloseKind::Refused | CloseKind::Unreachable | CloseKind::ConnectTimedOut | CloseKind::ConnectFailed => {
+                opening
+            }
             CloseKind::PeerClosed => end.fin || end.paused || end.shut_called || end.close_called || end.drain_called,
             CloseKind::Reset => !opening,
             CloseKind::Local => end.close_called,
@@ -384,9 +392,7 @@ impl Model {
         self.conns
             .iter()
             .filter(|conn| conn.engine == engine)
-            .map(|conn| {
-                self.streams[conn.stream].written - conn.closed.map_or(0, |reason| reason.unsent_bytes)
-            })
+            .map(|conn| self.streams[conn.stream].written - conn.closed.map_or(0, |reason| reason.unsent_bytes))
             .sum()
     }
 }

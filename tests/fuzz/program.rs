@@ -10,7 +10,7 @@ use proactor::*;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How often everything is polled at the end before it counts as stuck: in all, and without anything told.
+/// How often everything is polled at the end before it counts as stuck: in all, and without any completion.
 const ROUNDS_MAX: u32 = 1_000_000;
 const QUIET_ROUNDS_MAX: u32 = 20_000;
 /// When nothing was told for so long, nothing that is under way can be missing: longer than any delay or outage.
@@ -183,11 +183,14 @@ impl<'a> Program<'a> {
         let Some(engine) = player.engine.as_mut() else { return Ok(()) };
         match engine.listen(addr, options) {
             Ok(id) => {
-                let addr = engine.listener_addr(id).map_err(|error| format!("a listener without an address: {error}"))?;
+                let addr =
+                    engine.listener_addr(id).map_err(|error| format!("a listener without an address: {error}"))?;
                 player.listeners.push(Listening { id, addr, socket, closing: false });
                 Ok(())
             }
-            Err(Error::Os { errno: Errno(libc::EMFILE), .. } | Error::Simulation(Halt::Crashed) | Error::Draining) => Ok(()),
+            Err(Error::Os { errno: Errno(libc::EMFILE), .. } | Error::Simulation(Halt::Crashed) | Error::Draining) => {
+                Ok(())
+            }
             Err(error) => Err(format!("cannot listen: {error}")),
         }
     }
@@ -281,8 +284,7 @@ impl<'a> Program<'a> {
 
     fn connect(&mut self, index: usize) -> Result<(), String> {
         let target = self.rng.below(self.players.len());
-        let addrs: Vec<Addr> =
-            self.players[target].listeners.iter().map(|listening| listening.addr.clone()).collect();
+        let addrs: Vec<Addr> = self.players[target].listeners.iter().map(|listening| listening.addr.clone()).collect();
         let addr = match self.rng.pick(&addrs).cloned() {
             Some(addr) if !self.rng.one_in(12) => addr,
             _ => self.stage.dead_end(&mut self.rng),
@@ -416,7 +418,11 @@ impl<'a> Program<'a> {
                     self.model.conns[conn].refused = true;
                 }
                 let back = error.into_payload();
-                if back.as_slice() == self.model.next_bytes(conn, len) { Ok(()) } else { Err(format!("{id}: a refused payload came back changed")) }
+                if back.as_slice() == self.model.next_bytes(conn, len) {
+                    Ok(())
+                } else {
+                    Err(format!("{id}: a refused payload came back changed"))
+                }
             }
         }
     }
@@ -658,7 +664,9 @@ impl<'a> Program<'a> {
         let now = player.engine.as_mut().ok_or("no engine")?.now();
         match player.timers.remove(&id) {
             Some((due, expected)) if due <= now && expected == tag => Ok(()),
-            Some((due, _)) => Err(format!("a timer fired {:?} early, or with another tag", due.saturating_duration_since(now))),
+            Some((due, _)) => {
+                Err(format!("a timer fired {:?} early, or with another tag", due.saturating_duration_since(now)))
+            }
             None => Err(format!("{id} fired twice, or after it was cancelled")),
         }
     }
@@ -669,8 +677,7 @@ impl<'a> Program<'a> {
         // Those that have nothing to do tell the world of new timers.
         let everybody = self.rounds.is_multiple_of(8) || !self.stage.is_simulated();
         for index in 0..self.players.len() {
-            let idle = !everybody
-                && self.players[index].engine.as_ref().is_some_and(|engine| !engine.wants_poll());
+            let idle = !everybody && self.players[index].engine.as_ref().is_some_and(|engine| !engine.wants_poll());
             if !idle {
                 self.poll(index)?;
             }
@@ -724,12 +731,14 @@ impl<'a> Program<'a> {
         for index in 0..self.players.len() {
             self.begin_end(index)?;
         }
-        let (mut rounds_left, mut seen) = (QUIET_ROUNDS_MAX, self.told);
+        let (mut rounds_left, mut seen) = (QUIET_ROUNDS_MAX, 0);
         for round in 0..ROUNDS_MAX {
             self.poll_all()?;
             self.stage.step(100);
-            rounds_left = if self.told == seen { rounds_left - 1 } else { QUIET_ROUNDS_MAX };
-            seen = self.told;
+            // Input that is discarded is progress too.
+            let progress = self.told + self.stage.completions();
+            rounds_left = if progress == seen { rounds_left - 1 } else { QUIET_ROUNDS_MAX };
+            seen = progress;
             if rounds_left == 0 {
                 break;
             }
@@ -750,7 +759,8 @@ impl<'a> Program<'a> {
                 return Ok(());
             }
         }
-        let stuck: Vec<_> = self.players.iter().flat_map(|player| player.live.iter()).map(|conn| &self.model.conns[*conn]).collect();
+        let stuck: Vec<_> =
+            self.players.iter().flat_map(|player| player.live.iter()).map(|conn| &self.model.conns[*conn]).collect();
         let timers: usize = self.players.iter().map(|player| player.timers.len()).sum();
         Err(format!("stuck: {} connections ({:?}), {timers} timers", stuck.len(), stuck.first()))
     }
@@ -771,7 +781,11 @@ impl<'a> Program<'a> {
         for conn in self.players[index].live.clone() {
             let abort = self.rng.one_in(4);
             let end = &mut self.model.conns[conn];
-            if abort { end.abort_called = true } else { end.close_called = true }
+            if abort {
+                end.abort_called = true
+            } else {
+                end.close_called = true
+            }
             self.call(index, conn, |engine, id| if abort { engine.abort(id) } else { engine.close(id) })?;
         }
         let player = &mut self.players[index];

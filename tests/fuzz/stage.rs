@@ -115,6 +115,14 @@ impl Stage {
         }
     }
 
+    /// Completions that engines got of a simulated world.
+    pub fn completions(&self) -> u64 {
+        match self {
+            Stage::Sim { world, .. } => world.completions(),
+            Stage::Kernel(_) => 0,
+        }
+    }
+
     /// A note in the trace, if there is one.
     pub fn note(&self, text: impl FnOnce() -> String) {
         if let Stage::Sim { world, traced: true, .. } = self {

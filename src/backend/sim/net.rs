@@ -250,7 +250,12 @@ impl Net {
     }
 
     /// The local address of a connection to `remote`.
-    pub(crate) fn local_for(&mut self, host: u32, local: Option<SocketAddr>, remote: IpAddr) -> Result<SocketAddr, Errno> {
+    pub(crate) fn local_for(
+        &mut self,
+        host: u32,
+        local: Option<SocketAddr>,
+        remote: IpAddr,
+    ) -> Result<SocketAddr, Errno> {
         let target = remote.to_canonical();
         if let Some(local) = local {
             if self.host_of(host, local.ip()) != Some(host) {
@@ -275,7 +280,8 @@ impl Net {
             let state = &mut self.hosts[host as usize];
             let port = state.next_port;
             state.next_port = if port == PORT_LAST { PORT_FIRST } else { port + 1 };
-            let taken = |listen: &Listen| listen.host == host && listen.addr.as_inet().is_some_and(|a| a.port() == port);
+            let taken =
+                |listen: &Listen| listen.host == host && listen.addr.as_inet().is_some_and(|a| a.port() == port);
             if !self.listeners.iter().any(|(_, listen)| taken(listen)) {
                 return port;
             }

@@ -296,12 +296,7 @@ impl Net {
         self.touched(id);
     }
 
-    pub(crate) fn start_send<'a>(
-        &mut self,
-        engine: u32,
-        key: Key,
-        parts: impl ExactSizeIterator<Item = &'a [u8]>,
-    ) {
+    pub(crate) fn start_send<'a>(&mut self, engine: u32, key: Key, parts: impl ExactSizeIterator<Item = &'a [u8]>) {
         let Some(id) = self.engines[engine as usize].conn(key) else {
             return self.notify(engine, Notice::Done(key, Op::Send, Err(Errno(libc::ECANCELED))));
         };
@@ -418,7 +413,10 @@ impl Net {
     pub(crate) fn start_close_listener(&mut self, engine: u32, key: Key) {
         self.trace.add(self.now, Kind::CloseListener, engine, u64::from(key.slot), 0);
         if let Some(id) = take(&mut self.engines[engine as usize].listeners, key) {
-            assert!(!self.listener(id).is_some_and(|listen| listen.armed), "no accept is in flight when a close starts");
+            assert!(
+                !self.listener(id).is_some_and(|listen| listen.armed),
+                "no accept is in flight when a close starts"
+            );
             self.close_listener(id);
         }
         self.notify(engine, Notice::Done(key, Op::CloseListener, Ok(0)));

@@ -55,7 +55,12 @@ fn gone() -> io::Error {
 }
 
 impl PeerListener {
-    pub(crate) fn bind(world: &Arc<Shared>, host: u32, addr: &Addr, options: &ListenOptions) -> io::Result<PeerListener> {
+    pub(crate) fn bind(
+        world: &Arc<Shared>,
+        host: u32,
+        addr: &Addr,
+        options: &ListenOptions,
+    ) -> io::Result<PeerListener> {
         let listener = world.lock().net.listen(host, Owner::Peer, addr, options).map_err(os)?;
         Ok(PeerListener { world: Arc::clone(world), listener })
     }

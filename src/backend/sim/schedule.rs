@@ -77,14 +77,8 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(seed: u64) -> Arc<Shared> {
         let main = Actor { turn: Arc::default(), state: State::Running };
-        let inner = Inner {
-            net: Net::new(seed),
-            actors: vec![main],
-            current: 0,
-            progress: 0,
-            over: false,
-            farewells: 0,
-        };
+        let inner =
+            Inner { net: Net::new(seed), actors: vec![main], current: 0, progress: 0, over: false, farewells: 0 };
         Arc::new(Shared { inner: Mutex::new(inner), now: AtomicU64::new(0), main: thread::current().id() })
     }
 

@@ -155,7 +155,9 @@ impl Net {
                 let at = self.arrival(host, target, 0);
                 self.events.push(at, Event::Syn { client: id, attempt: 0 });
             }
-            None if remote.as_inet().is_some_and(|inet| self.black_holes.contains(&inet.ip())) => self.give_up_later(id),
+            None if remote.as_inet().is_some_and(|inet| self.black_holes.contains(&inet.ip())) => {
+                self.give_up_later(id)
+            }
             None => {
                 let at = self.now + 2 * self.way(host, host).latency_ns;
                 self.events.push(at, Event::ConnectEnd { client: id, errno: libc::EHOSTUNREACH });
@@ -344,17 +346,42 @@ impl Net {
         if room > 0 && self.chance(host, Fault::ShortWrite) {
             room = 1 + self.rng.below(room.min(4096) as u64) as usize;
         }
-        let mut cut_short = false;
-        if room > 0 && self.chance(host, Fault::Reset) {
-            (room, cut_short) = (self.rng.below(room.min(4096) as u64) as usize, true);
-        } else if let Some(left) = reset_after.filter(|left| *left <= room as u64) {
-            (room, cut_short) = (left as usize, true);
+        let reset = room > 0 && self.chance(host, Fault::Reset);
+        if !reset && reset_after.is_none() {
+            let taken = self.load(peer, parts, room);
+            if taken > 0 {
+                self.depart(peer, Cargo::Data(taken));
+            }
+            return Ok(taken);
         }
+        // The rare way: a reset after so many bytes, if that many are there to be sent.
+        let parts: Vec<&[u8]> = parts.collect();
+        let given = parts.iter().map(|part| part.len()).sum::<usize>().min(room);
+        let scripted = reset_after.filter(|left| *left < given as u64).map(|left| left as usize);
+        let cut = scripted.or_else(|| (reset && given > 0).then(|| self.rng.below(given as u64) as usize));
+        let taken = self.load(peer, parts.into_iter(), cut.unwrap_or(given));
+        if taken > 0 {
+            self.depart(peer, Cargo::Data(taken));
+        }
+        self.way_mut(host, peer_host).reset_after = match scripted {
+            Some(_) => None,
+            None => reset_after.map(|left| left - taken as u64),
+        };
+        if cut.is_none() {
+            return Ok(taken);
+        }
+        self.break_both(id, peer);
+        if let Some(sock) = self.sock_mut(id) {
+            (sock.error, sock.dead) = (None, true);
+        }
+        Err(Errno(libc::ECONNRESET))
+    }
+
+    /// Puts up to `room` bytes on their way to a socket; how many.
+    fn load<'a>(&mut self, to: SockId, parts: impl Iterator<Item = &'a [u8]>, room: usize) -> usize {
+        let rx = &mut self.sock_mut(to).expect("looked up by the caller").rx;
         let mut taken = 0;
-        let mut given = 0;
-        let rx = &mut self.sock_mut(peer).expect("just seen").rx;
         for part in parts {
-            given += part.len();
             let piece = part.len().min(room - taken);
             rx.load(&part[..piece]);
             taken += piece;
@@ -362,24 +389,7 @@ impl Net {
                 break;
             }
         }
-        if cut_short && (given > taken || room == 0 && given > 0) {
-            self.way_mut(host, peer_host).reset_after = None;
-            if taken > 0 {
-                self.depart(peer, Cargo::Data(taken));
-            }
-            self.break_both(id, peer);
-            if let Some(sock) = self.sock_mut(id) {
-                (sock.error, sock.dead) = (None, true);
-            }
-            return Err(Errno(libc::ECONNRESET));
-        }
-        if let Some(left) = reset_after {
-            self.way_mut(host, peer_host).reset_after = Some(left - taken as u64);
-        }
-        if taken > 0 {
-            self.depart(peer, Cargo::Data(taken));
-        }
-        Ok(taken)
+        taken
     }
 
     /// Resets a connection in the middle of the network: both ends learn of it.
@@ -579,7 +589,8 @@ impl Net {
 
     /// The host of these sockets is gone without a word.
     pub(crate) fn vanish(&mut self, host: u32) {
-        let socks: Vec<usize> = self.socks.iter().filter(|(_, sock)| sock.host == host).map(|(index, _)| index).collect();
+        let socks: Vec<usize> =
+            self.socks.iter().filter(|(_, sock)| sock.host == host).map(|(index, _)| index).collect();
         for index in socks {
             let sock = self.socks.remove(index);
             if let Some(peer) = sock.peer
