@@ -12,7 +12,7 @@ use proactor::{Backend, Config, Engine};
 /// How many seeds: all in release builds, a part in slow ones.
 fn seeds() -> u64 {
     let asked = std::env::var("PROACTOR_FUZZ_SEEDS").ok().and_then(|text| text.parse().ok());
-    asked.unwrap_or(if cfg!(debug_assertions) { 500 } else { 10_000 })
+    asked.unwrap_or(if cfg!(debug_assertions) { 150 } else { 10_000 })
 }
 
 fn main() {

@@ -18,8 +18,6 @@ enum Ending {
     HalfClose,
     ClientAborts,
     ServerAborts,
-    /// Nobody says anything any more.
-    ClientIdles,
     /// Nobody listens.
     Refused,
 }
@@ -73,7 +71,7 @@ fn byte(dialogue: usize, at: usize) -> u8 {
 
 fn draw(rng: &mut Rng) -> Dialogue {
     use Ending::*;
-    let endings = [ClientCloses, ServerCloses, HalfClose, ClientAborts, ServerAborts, ClientIdles, Refused];
+    let endings = [ClientCloses, ServerCloses, HalfClose, ClientAborts, ServerAborts, Refused];
     let size = |rng: &mut Rng| HEAD + if rng.one_in(4) { rng.below(300_000) } else { rng.below(2_000) };
     let ending = endings[rng.below(endings.len())];
     Dialogue {
@@ -82,8 +80,7 @@ fn draw(rng: &mut Rng) -> Dialogue {
         answer: size(rng),
         pieces: 1 + rng.below(30),
         fills: rng.one_in(3),
-        // Virtual time could pass the idle timeout meanwhile.
-        late: rng.one_in(4) && ending != ClientIdles,
+        late: rng.one_in(4),
         ending,
     }
 }
@@ -130,7 +127,6 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
             _ => inet.clone(),
         };
         let mut options = ConnectOptions::default();
-        options.socket.idle_timeout = (dialogue.ending == Ending::ClientIdles).then(|| Duration::from_millis(700));
         // Small buffers in the kernel make for partial sends.
         options.socket.send_buffer_bytes = rng.one_in(2).then_some(4_096);
         let conn = client.engine.connect(addr, options).map_err(|error| error.to_string())?;
