@@ -49,7 +49,7 @@ struct Args {
     /// This many random actions instead of the seed's own number
     #[arg(long, value_name = "N")]
     actions: Option<u32>,
-    /// A planted bug that must be found (needs the feature `mutants`); `list` names them
+    /// A planted bug that must be found, by name or number (needs the feature `mutants`); `list` names them
     #[arg(long, value_name = "NAME")]
     mutant: Option<String>,
     /// Threads
@@ -84,9 +84,14 @@ impl Args {
 #[cfg(feature = "mutants")]
 fn plant(name: &str) -> Result<(), String> {
     use proactor::Mutant;
+    let numbered = || Mutant::ALL.iter().enumerate();
+    if name == "list" {
+        numbered().for_each(|(number, mutant)| println!("{number:>2} {}", mutant.name()));
+        std::process::exit(0);
+    }
+    let found = numbered().find(|(number, mutant)| mutant.name() == name || number.to_string() == name);
     let names = || Mutant::ALL.iter().map(|mutant| mutant.name()).collect::<Vec<_>>().join(", ");
-    let mutant = Mutant::ALL.iter().find(|mutant| mutant.name() == name);
-    let mutant = mutant.ok_or_else(|| format!("{name:?} is none of: {}", names()))?;
+    let (_, mutant) = found.ok_or_else(|| format!("{name:?} is none of: {}", names()))?;
     proactor::plant(Some(*mutant));
     Ok(())
 }

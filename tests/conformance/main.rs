@@ -1,4 +1,5 @@
-//! The conformance suite: each scenario is written once and runs on every backend and tier that the machine has.
+//! The conformance suite: each scenario is written once and runs on every backend and tier that the machine has, and in simulated
+//! worlds, without faults (`sim`) and with many that a program must not notice (`sim/faulty`; `PROACTOR_SIM_SEED` is their seed).
 //!
 //! `cargo test --test conformance` runs all of it; a name or part of one (`uring/polled`, `connect_refused`) runs some. A variant
 //! that the machine lacks is skipped with the reason; `PROACTOR_REQUIRE=uring` makes that a failure. Scenarios run one after the

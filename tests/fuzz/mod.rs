@@ -5,7 +5,9 @@
 //! complains about everything else, `stage.rs` is where the engines live: in a simulated world, or on this machine's kernel.
 #![allow(dead_code)]
 
+mod acts;
 pub mod dialogue;
+mod heard;
 mod model;
 mod program;
 pub mod stage;

@@ -4,8 +4,6 @@
 use super::model::Model;
 use super::stage::Stage;
 use super::{Plan, Rng};
-use bytes::{Bytes, BytesMut};
-use proactor::sim::Fault;
 use proactor::*;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -18,54 +16,56 @@ const QUIET_SIMULATED: Duration = Duration::from_secs(2);
 const QUIET_KERNEL: Duration = Duration::from_millis(100);
 
 /// One engine, and what the program knows of it.
-struct Player {
-    engine: Option<Engine>,
+pub(super) struct Player {
+    pub(super) engine: Option<Engine>,
     /// Which engine this is, counting those that crashed.
-    number: usize,
-    config: Config,
-    buffers: usize,
-    out: Completions,
-    live: Vec<usize>,
-    ended: Vec<ConnId>,
-    listeners: Vec<Listening>,
-    timers: HashMap<TimerId, (Instant, u64)>,
-    timer_list: Vec<TimerId>,
+    pub(super) number: usize,
+    pub(super) config: Config,
+    pub(super) buffers: usize,
+    /// The high watermark of its send queues.
+    pub(super) high: usize,
+    pub(super) out: Completions,
+    pub(super) live: Vec<usize>,
+    pub(super) ended: Vec<ConnId>,
+    pub(super) listeners: Vec<Listening>,
+    pub(super) timers: HashMap<TimerId, (Instant, u64)>,
+    pub(super) timer_list: Vec<TimerId>,
     /// Leases kept for a while, with what they must hold.
-    held: VecDeque<(Lease, Vec<u8>)>,
+    pub(super) held: VecDeque<(Lease, Vec<u8>)>,
     /// What a mirror could not send on yet.
-    waiting: HashMap<usize, VecDeque<Payload>>,
+    pub(super) waiting: HashMap<usize, VecDeque<Payload>>,
     /// The waker was called since the last poll; how often that was so, and was not told yet.
-    called: bool,
-    wakes_owed: usize,
-    draining: bool,
+    pub(super) called: bool,
+    pub(super) wakes_owed: usize,
+    pub(super) draining: bool,
     /// The poll before the last told everything there was; the last one did.
-    was_complete: bool,
-    is_complete: bool,
+    pub(super) was_complete: bool,
+    pub(super) is_complete: bool,
 }
 
-struct Listening {
-    id: ListenerId,
-    addr: Addr,
+pub(super) struct Listening {
+    pub(super) id: ListenerId,
+    pub(super) addr: Addr,
     /// What accepted connections inherit.
-    socket: SocketOptions,
-    closing: bool,
+    pub(super) socket: SocketOptions,
+    pub(super) closing: bool,
 }
 
-struct Program<'a> {
-    plan: &'a Plan,
-    stage: &'a Stage,
-    rng: Rng,
-    model: Model,
-    players: Vec<Player>,
-    engines: usize,
-    names: usize,
+pub(super) struct Program<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) stage: &'a Stage,
+    pub(super) rng: Rng,
+    pub(super) model: Model,
+    pub(super) players: Vec<Player>,
+    pub(super) engines: usize,
+    pub(super) names: usize,
     /// Completions so far.
-    told: u64,
-    rounds: u64,
+    pub(super) told: u64,
+    pub(super) rounds: u64,
     /// What a poll told, while it is looked at.
-    list: Vec<Completion>,
+    pub(super) list: Vec<Completion>,
     /// Nothing new is begun any more.
-    ending: bool,
+    pub(super) ending: bool,
 }
 
 /// Runs the program of a plan.
@@ -136,6 +136,7 @@ impl<'a> Program<'a> {
             number: 0,
             config,
             buffers: buffers as usize,
+            high,
             out: Completions::with_capacity(capacity),
             live: Vec::new(),
             ended: Vec::new(),
@@ -156,7 +157,7 @@ impl<'a> Program<'a> {
     }
 
     /// Makes the engine of a player, if its host is up.
-    fn start(&mut self, index: usize) -> Result<(), String> {
+    pub(super) fn start(&mut self, index: usize) -> Result<(), String> {
         match self.stage.engine(index, self.players[index].config.clone()) {
             Ok(engine) => {
                 self.players[index].engine = Some(engine);
@@ -169,7 +170,7 @@ impl<'a> Program<'a> {
         }
     }
 
-    fn listen(&mut self, index: usize) -> Result<(), String> {
+    pub(super) fn listen(&mut self, index: usize) -> Result<(), String> {
         let unix = self.rng.one_in(3);
         self.names += 1;
         let addr = self.stage.address(index, unix, self.names);
@@ -195,479 +196,13 @@ impl<'a> Program<'a> {
         }
     }
 
-    fn socket_options(&mut self) -> SocketOptions {
+    pub(super) fn socket_options(&mut self) -> SocketOptions {
         let rng = &mut self.rng;
         SocketOptions {
             read_mode: if rng.one_in(6) { ReadMode::Paused } else { ReadMode::Streaming },
             half_open: !rng.one_in(6),
             idle_timeout: rng.one_in(8).then(|| Duration::from_millis(1 + rng.below(500) as u64)),
             ..SocketOptions::default()
-        }
-    }
-
-    /// One random action of a player.
-    fn act(&mut self, index: usize) -> Result<(), String> {
-        if self.players[index].engine.is_none() {
-            return Ok(());
-        }
-        let conn = self.rng.pick(&self.players[index].live).copied();
-        match (self.rng.below(40), conn) {
-            (0..5, _) => self.connect(index),
-            (5, _) if self.players[index].listeners.len() < 4 => self.listen(index),
-            (6, _) => self.close_listener(index),
-            (7..10, _) => self.set_timer(index),
-            (10, _) => self.move_timer(index),
-            (11, _) => {
-                self.players[index].engine.as_ref().expect("checked above").waker().wake();
-                self.players[index].called = true;
-                Ok(())
-            }
-            (12, _) => self.try_stale(index),
-            (13, _) => self.let_go(index, 3),
-            (14..28, Some(conn)) => {
-                for _ in 0..1 + self.rng.below(6) {
-                    let len = self.some_len();
-                    self.send(index, conn, len)?;
-                }
-                Ok(())
-            }
-            (28 | 29, Some(conn)) => self.pause(index, conn),
-            (30..33, Some(conn)) => self.resume(index, conn),
-            (33 | 38, Some(conn)) => self.fill(index, conn),
-            (34, Some(conn)) => {
-                self.note(conn, "shutdown_write");
-                self.model.conns[conn].shut_called = true;
-                self.call(index, conn, |engine, id| engine.shutdown_write(id))
-            }
-            (35 | 36, Some(conn)) => {
-                self.note(conn, "close");
-                self.model.conns[conn].close_called = true;
-                self.call(index, conn, |engine, id| engine.close(id))
-            }
-            (37, Some(conn)) => {
-                self.note(conn, "abort");
-                self.model.conns[conn].abort_called = true;
-                self.call(index, conn, |engine, id| engine.abort(id))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// What is called, for those who read the trace.
-    fn note(&self, conn: usize, call: &str) {
-        let end = &self.model.conns[conn];
-        self.stage.note(|| format!("engine {} conn {} is called: {call}", end.engine, end.id));
-    }
-
-    fn some_len(&mut self) -> usize {
-        match self.rng.below(8) {
-            0 => 0,
-            1..6 => 1 + self.rng.below(300),
-            6 => 1 + self.rng.below(5_000),
-            _ => 1 + self.rng.below(60_000),
-        }
-    }
-
-    /// A call that may find the id stale: the end is known inside, and will be told.
-    fn call(
-        &mut self,
-        index: usize,
-        conn: usize,
-        call: impl FnOnce(&mut Engine, ConnId) -> Result<(), Error>,
-    ) -> Result<(), String> {
-        let Some(engine) = self.players[index].engine.as_mut() else { return Ok(()) };
-        match call(engine, self.model.conns[conn].id) {
-            Ok(()) | Err(Error::Stale) => Ok(()),
-            Err(error) => Err(format!("{}: {error}", self.model.conns[conn].id)),
-        }
-    }
-
-    fn connect(&mut self, index: usize) -> Result<(), String> {
-        let target = self.rng.below(self.players.len());
-        let addrs: Vec<Addr> = self.players[target].listeners.iter().map(|listening| listening.addr.clone()).collect();
-        let addr = match self.rng.pick(&addrs).cloned() {
-            Some(addr) if !self.rng.one_in(12) => addr,
-            _ => self.stage.dead_end(&mut self.rng),
-        };
-        let unix = addr.as_inet().is_none();
-        if unix && !self.stage.same_host(index, target) {
-            return Ok(());
-        }
-        let options = ConnectOptions { socket: self.socket_options(), ..ConnectOptions::default() };
-        let (paused, half_open) = (options.socket.read_mode == ReadMode::Paused, options.socket.half_open);
-        let idle = options.socket.idle_timeout.is_some();
-        let player = &mut self.players[index];
-        let engine = player.engine.as_mut().expect("checked by the caller");
-        match engine.connect(addr, options) {
-            Ok(id) => {
-                let conn = self.model.add(player.number, id, false)?;
-                let end = &mut self.model.conns[conn];
-                (end.unix, end.paused, end.closes_with_peer, end.has_idle_timeout) = (unix, paused, !half_open, idle);
-                player.live.push(conn);
-                // The head at least, often.
-                if self.rng.one_in(2) {
-                    self.send(index, conn, 4)?;
-                }
-                Ok(())
-            }
-            Err(Error::Limit { limit: "connections_max", .. } | Error::Draining) => Ok(()),
-            Err(error) => Err(format!("cannot connect: {error}")),
-        }
-    }
-
-    fn close_listener(&mut self, index: usize) -> Result<(), String> {
-        let count = self.players[index].listeners.len();
-        let choice = self.rng.below(count);
-        let player = &mut self.players[index];
-        if let (Some(listening), Some(engine)) = (player.listeners.get_mut(choice), player.engine.as_mut()) {
-            // Closed before, it may be gone already.
-            let before = std::mem::replace(&mut listening.closing, true);
-            match engine.close_listener(listening.id) {
-                Err(error) if !before => return Err(format!("a live listener: {error}")),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn set_timer(&mut self, index: usize) -> Result<(), String> {
-        let delay = Duration::from_micros(self.rng.below(300_000) as u64);
-        let tag = self.rng.next();
-        let player = &mut self.players[index];
-        let engine = player.engine.as_mut().expect("checked by the caller");
-        let due = engine.now() + delay;
-        let id = engine.timer_after(delay, tag).map_err(|error| format!("no timer: {error}"))?;
-        player.timers.insert(id, (due, tag));
-        player.timer_list.push(id);
-        Ok(())
-    }
-
-    fn move_timer(&mut self, index: usize) -> Result<(), String> {
-        let (delay, cancel) = (Duration::from_micros(self.rng.below(300_000) as u64), self.rng.one_in(2));
-        let Some(id) = self.rng.pick(&self.players[index].timer_list).copied() else { return Ok(()) };
-        let player = &mut self.players[index];
-        let engine = player.engine.as_mut().expect("checked by the caller");
-        let now = engine.now();
-        match cancel {
-            true if engine.timer_cancel(id) => {
-                player.timers.remove(&id).ok_or("a timer was cancelled that had fired")?;
-            }
-            false if engine.timer_reset(id, delay) => {
-                player.timers.get_mut(&id).ok_or("a timer was moved that had fired")?.0 = now + delay;
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Ids of the past must reach nobody.
-    fn try_stale(&mut self, index: usize) -> Result<(), String> {
-        let Some(id) = self.rng.pick(&self.players[index].ended).copied() else { return Ok(()) };
-        let choice = self.rng.below(4);
-        let engine = self.players[index].engine.as_mut().expect("checked by the caller");
-        let refused = match choice {
-            0 => matches!(engine.abort(id), Err(Error::Stale)),
-            1 => matches!(engine.send(id, "stale"), Err(SendError::Stale(_))),
-            2 => matches!(engine.pause_reads(id), Err(Error::Stale)),
-            _ => !engine.is_live(id),
-        };
-        if refused { Ok(()) } else { Err(format!("{id} is stale, and was accepted")) }
-    }
-
-    /// Drops leases that were kept, after a look at them.
-    fn let_go(&mut self, index: usize, count: usize) -> Result<(), String> {
-        for _ in 0..count {
-            let Some((lease, copy)) = self.players[index].held.pop_front() else { return Ok(()) };
-            if lease[..] != copy[..] {
-                return Err("a lease changed while it was kept".to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends the next bytes of a connection. Returns whether the queue took them.
-    fn send(&mut self, index: usize, conn: usize, len: usize) -> Result<(), String> {
-        if self.model.conns[conn].mirror {
-            return Ok(());
-        }
-        self.note(conn, "send");
-        let bytes = self.model.next_bytes(conn, len);
-        let (kind, tag) = (self.rng.below(5), self.rng.next());
-        let id = self.model.conns[conn].id;
-        let engine = self.players[index].engine.as_mut().ok_or("no engine")?;
-        let result = match kind {
-            0 => engine.write(id, &bytes).map_err(|error| match error {
-                WriteError::Full => SendError::Full(bytes.clone().into()),
-                WriteError::Closed => SendError::Closed(bytes.clone().into()),
-                WriteError::Stale => SendError::Stale(bytes.clone().into()),
-            }),
-            1 => engine.send_tagged(id, bytes, tag),
-            2 => engine.send(id, Bytes::from(bytes)),
-            _ => engine.send(id, bytes),
-        };
-        match result {
-            Ok(()) => {
-                self.model.sent(conn, len);
-                if kind == 1 {
-                    self.model.conns[conn].tags.push_back(tag);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                if error.is_full() {
-                    self.model.conns[conn].refused = true;
-                }
-                let back = error.into_payload();
-                if back.as_slice() == self.model.next_bytes(conn, len) {
-                    Ok(())
-                } else {
-                    Err(format!("{id}: a refused payload came back changed"))
-                }
-            }
-        }
-    }
-
-    fn pause(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        self.note(conn, "pause");
-        let id = self.model.conns[conn].id;
-        let Some(engine) = self.players[index].engine.as_mut() else { return Ok(()) };
-        match engine.pause_reads(id) {
-            Ok(()) => self.model.conns[conn].paused = true,
-            // It has ended inside; what was told before is still to come.
-            Err(Error::Stale) => {}
-            Err(error) => return Err(format!("{id}: {error}")),
-        }
-        Ok(())
-    }
-
-    fn resume(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        let id = self.model.conns[conn].id;
-        let live = self.players[index].engine.as_ref().is_some_and(|engine| engine.is_live(id));
-        if !live || self.players[index].waiting.contains_key(&conn) {
-            return Ok(());
-        }
-        self.note(conn, "resume");
-        self.call(index, conn, |engine, id| engine.resume_reads(id))?;
-        self.model.resumed(conn);
-        Ok(())
-    }
-
-    fn fill(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        if self.model.conns[conn].mirror {
-            return Ok(());
-        }
-        self.note(conn, "fill");
-        let most = [100, 1_000, 20_000][self.rng.below(3)];
-        let len = 1 + self.rng.below(most);
-        let id = self.model.conns[conn].id;
-        let Some(engine) = self.players[index].engine.as_mut() else { return Ok(()) };
-        match engine.recv_into(id, BytesMut::new(), len) {
-            Ok(()) => self.model.conns[conn].filling.push_back(len),
-            Err(Error::State(_) | Error::Stale) => {}
-            Err(error) => return Err(format!("{id} cannot fill a buffer: {error}")),
-        }
-        Ok(())
-    }
-
-    /// One poll of a player, and what came of it.
-    fn poll(&mut self, index: usize) -> Result<(), String> {
-        let timeout = match self.stage.is_simulated() {
-            true => Duration::ZERO,
-            false => Duration::from_micros(if self.ending { 500 } else { 0 }),
-        };
-        let player = &mut self.players[index];
-        let Some(engine) = player.engine.as_mut() else { return self.start(index) };
-        match engine.poll(&mut player.out, Some(timeout)) {
-            Ok(_) => {}
-            Err(Error::Simulation(Halt::Crashed)) => {
-                self.crashed(index);
-                return Ok(());
-            }
-            Err(error) => return Err(format!("poll: {error}")),
-        }
-        for conn in &player.live {
-            self.model.conns[*conn].sent_since = false;
-        }
-        let had_room = player.out.len() < player.out.capacity();
-        player.was_complete = std::mem::replace(&mut player.is_complete, had_room);
-        let mut list = std::mem::take(&mut self.list);
-        list.extend(player.out.drain());
-        let woken = list.iter().filter(|completion| matches!(completion.event, Event::Woken)).count();
-        // Calls between two polls are one event, which may have to wait for room.
-        player.wakes_owed += usize::from(std::mem::take(&mut player.called));
-        if woken > player.wakes_owed {
-            return Err("woken, but nobody called".to_owned());
-        }
-        player.wakes_owed -= woken;
-        if player.wakes_owed > 0 && had_room {
-            return Err("a wake-up was missed".to_owned());
-        }
-        self.told += list.len() as u64;
-        for completion in list.drain(..) {
-            self.handle(index, completion)?;
-        }
-        self.list = list;
-        Ok(())
-    }
-
-    fn crashed(&mut self, index: usize) {
-        let player = &mut self.players[index];
-        player.engine = None;
-        for conn in player.live.drain(..) {
-            self.model.conns[conn].lost = true;
-        }
-        player.ended.clear();
-        player.listeners.clear();
-        player.timers.clear();
-        player.timer_list.clear();
-        player.waiting.clear();
-        player.out.drain();
-        (player.called, player.wakes_owed, player.draining) = (false, 0, false);
-    }
-
-    fn handle(&mut self, index: usize, completion: Completion) -> Result<(), String> {
-        let Completion { conn: id, tag, event } = completion;
-        let number = self.players[index].number;
-        self.stage.note(|| format!("engine {number} conn {id} tells {event:?}"));
-        match event {
-            Event::Accepted { listener } => return self.accepted(index, id, listener),
-            Event::Timer { id } => return self.timer_fired(index, id, tag),
-            Event::Woken | Event::ListenerResumed { .. } => return Ok(()),
-            Event::ListenerPaused { errno, .. } => {
-                let expected = self.plan.faults.probability(Fault::Descriptors) > 0.0 && self.stage.is_simulated();
-                return match errno {
-                    Some(errno) if !expected => Err(format!("a listener paused: {errno:?}")),
-                    _ => Ok(()),
-                };
-            }
-            Event::ListenerClosed { listener, errno } => {
-                let listeners = &mut self.players[index].listeners;
-                let place = listeners.iter().position(|listening| listening.id == listener && listening.closing);
-                listeners.remove(place.ok_or("a listener closed that nobody closed")?);
-                return if errno.is_none() { Ok(()) } else { Err(format!("a listener failed: {errno:?}")) };
-            }
-            _ => {}
-        }
-        let conn = self.model.find(number, id)?;
-        match event {
-            Event::Connected => self.model.connected(conn),
-            Event::Received(lease) => self.received(index, conn, lease),
-            Event::Filled(buffer) => self.model.filled(conn, &buffer),
-            Event::ReadClosed => {
-                self.model.read_closed(conn)?;
-                if self.rng.one_in(2) {
-                    self.model.conns[conn].close_called = true;
-                    self.call(index, conn, |engine, id| engine.close(id))?;
-                }
-                Ok(())
-            }
-            Event::Sent { tag } => self.model.sent_tag(conn, tag),
-            Event::Drained => self.drained(index, conn),
-            Event::Closed(reason) => {
-                let player = &mut self.players[index];
-                player.live.retain(|live| *live != conn);
-                player.waiting.remove(&conn);
-                player.ended.push(id);
-                self.model.closed(conn, reason)
-            }
-            other => Err(format!("an event that nobody expects: {other:?}")),
-        }
-    }
-
-    fn accepted(&mut self, index: usize, id: ConnId, listener: ListenerId) -> Result<(), String> {
-        let mirror = self.rng.one_in(3);
-        let player = &mut self.players[index];
-        let conn = self.model.add(player.number, id, true)?;
-        player.live.push(conn);
-        let end = &mut self.model.conns[conn];
-        let listening = player.listeners.iter().find(|listening| listening.id == listener);
-        let Listening { addr, socket, .. } = listening.ok_or("accepted by no listener")?;
-        end.unix = addr.as_inet().is_none();
-        (end.closes_with_peer, end.has_idle_timeout) = (!socket.half_open, socket.idle_timeout.is_some());
-        end.paused = socket.read_mode == ReadMode::Paused;
-        end.drain_called = player.draining;
-        if mirror {
-            self.model.make_mirror(conn);
-        }
-        Ok(())
-    }
-
-    fn received(&mut self, index: usize, conn: usize, lease: Lease) -> Result<(), String> {
-        self.model.received(conn, &lease)?;
-        if self.model.conns[conn].mirror {
-            let player = &mut self.players[index];
-            player.waiting.entry(conn).or_default().push_back(lease.into());
-            return self.send_on(index, conn);
-        }
-        if self.rng.one_in(6) {
-            let copy = lease.to_vec();
-            self.players[index].held.push_back((lease, copy));
-            if self.players[index].held.len() > 40 {
-                self.let_go(index, 5)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A mirror sends what it has received.
-    fn send_on(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        let id = self.model.conns[conn].id;
-        let player = &mut self.players[index];
-        let Some(mut queue) = player.waiting.remove(&conn) else { return Ok(()) };
-        let engine = player.engine.as_mut().ok_or("no engine")?;
-        while let Some(payload) = queue.pop_front() {
-            let len = payload.len();
-            match engine.send(id, payload) {
-                Ok(()) => self.model.sent(conn, len),
-                Err(SendError::Full(payload)) => {
-                    queue.push_front(payload);
-                    player.waiting.insert(conn, queue);
-                    self.model.conns[conn].refused = true;
-                    return self.pause_for_room(index, conn);
-                }
-                // The rest has no way to go.
-                Err(_) if self.model.conns[conn].paused => return Ok(()),
-                Err(_) => return self.call(index, conn, |engine, id| engine.resume_reads(id)),
-            }
-        }
-        Ok(())
-    }
-
-    fn pause_for_room(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        self.call(index, conn, |engine, id| engine.pause_reads(id))
-    }
-
-    fn drained(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        // Told in this poll for sure only if the one before had told everything.
-        let untouched = !self.model.conns[conn].sent_since && self.players[index].was_complete;
-        self.model.conns[conn].refused = false;
-        match self.model.conns[conn].mirror {
-            true => {
-                self.send_on(index, conn)?;
-                if self.players[index].waiting.contains_key(&conn) || self.model.conns[conn].paused {
-                    return Ok(());
-                }
-                self.call(index, conn, |engine, id| engine.resume_reads(id))
-            }
-            false => {
-                self.send(index, conn, 1)?;
-                match untouched && self.model.conns[conn].refused {
-                    true => Err(format!("{}: drained, and full", self.model.conns[conn].id)),
-                    false => Ok(()),
-                }
-            }
-        }
-    }
-
-    fn timer_fired(&mut self, index: usize, id: TimerId, tag: u64) -> Result<(), String> {
-        let player = &mut self.players[index];
-        let now = player.engine.as_mut().ok_or("no engine")?.now();
-        match player.timers.remove(&id) {
-            Some((due, expected)) if due <= now && expected == tag => Ok(()),
-            Some((due, _)) => {
-                Err(format!("a timer fired {:?} early, or with another tag", due.saturating_duration_since(now)))
-            }
-            None => Err(format!("{id} fired twice, or after it was cancelled")),
         }
     }
 

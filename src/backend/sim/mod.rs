@@ -1,7 +1,8 @@
 //! The simulated backend: the same operations on a network that exists only in memory, in virtual time, with faults drawn from a seed.
 //!
-//! Owns: one engine's view of the world, and its receive pool. The world itself is in the files beside this one: `net.rs` and `sock.rs`
-//! are the kernels and the wires, `events.rs` is the future, `ops.rs` what engines want, `schedule.rs` who runs when.
+//! Owns: one engine's view of the world, and its receive pool. The world itself is in the files beside this one: `net.rs`, `sock.rs`
+//! and `stream.rs` are the kernels and the wires, `events.rs` is the future, `ops.rs` what engines want and `view.rs` what the world knows
+//! of each, `schedule.rs` who runs when.
 //!
 //! No descriptor, no system call, no wall clock; no hash seed and no address decides anything. Data stays with its simulated socket
 //! until the engine takes it from [`Backend::next`], as on epoll; that a completion comes late, early, in pieces or out of order
@@ -17,7 +18,9 @@ mod rng;
 mod schedule;
 mod script;
 mod sock;
+mod stream;
 mod trace;
+mod view;
 
 use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
 use crate::buf::{Fill, Lease, Pool, SendQueue};
@@ -28,7 +31,7 @@ use crate::options::ListenOptions;
 use crate::waker::Inbox;
 pub use faults::{Fault, Faults};
 pub use net::Link;
-use ops::{Landing, Status, Told};
+use ops::{Landing, Told};
 pub use peer::{Peer, PeerListener};
 pub(crate) use schedule::{Shared, Until};
 pub(crate) use script::Script;
@@ -37,6 +40,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use view::Status;
 
 /// Piecewise filling opens the next buffer when less than this is left.
 const LEAST_ROOM: u32 = 2048;

@@ -3,11 +3,12 @@
 
 use super::events::Events;
 use super::faults::{Fault, Faults};
-use super::ops::{EngineState, Notice};
+use super::ops::Notice;
 use super::rng::Rng;
 use super::script::Script;
 use super::sock::{Listen, Sock, SockId};
 use super::trace::{Kind, Trace};
+use super::view::View;
 use crate::error::Errno;
 use slab::Slab;
 use std::collections::BTreeSet;
@@ -94,7 +95,7 @@ pub(crate) struct Net {
     pub(crate) socks: Slab<Sock>,
     pub(crate) serial: u32,
     pub(crate) listeners: Slab<Listen>,
-    pub(crate) engines: Vec<EngineState>,
+    pub(crate) engines: Vec<View>,
     pub(crate) events: Events,
     pub(crate) scripts: Slab<Script>,
     pub(crate) trace: Trace,

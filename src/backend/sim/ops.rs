@@ -1,18 +1,17 @@
-//! What engines want of the world. Owns: each engine's view of it (its keys, what is ready for it), how an operation is started, tried
-//! again when its socket moves, cancelled, and finished. Checks the engine's side of the contract as it goes.
+//! What engines want of the world. Owns: how an operation is started, tried again when its socket moves, cancelled, and finished. Checks the
+//! engine's side of the contract as it goes.
 
 use super::events::Event;
 use super::faults::Fault;
 use super::net::Net;
 use super::sock::{ListenId, Owner, Read, Recv, SockId};
 use super::trace::Kind;
+use super::view::{View, put, take};
 use crate::backend::{CloseHow, ConnectRequest, Op, QueueFull};
 use crate::error::Errno;
 use crate::id::Key;
 use crate::waker::Inbox;
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What waits to be told to an engine. Data stays with its socket until the engine takes it.
 #[derive(Debug)]
@@ -45,120 +44,10 @@ pub(crate) trait Landing {
     fn put(&mut self, bytes: &[u8]);
 }
 
-/// What an engine looks at without the world's lock.
-#[derive(Debug, Default)]
-pub(crate) struct Status {
-    ready: AtomicUsize,
-    dead: AtomicBool,
-}
-
-impl Status {
-    pub(crate) fn has_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed) > 0
-    }
-
-    pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Relaxed)
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct EngineState {
-    pub(crate) host: u32,
-    pub(crate) inbox: Arc<Inbox>,
-    ready: VecDeque<Notice>,
-    pub(crate) status: Arc<Status>,
-    /// When it wants to be polled although nothing happened.
-    pub(crate) deadline: Option<u64>,
-    conns: Vec<Place<SockId>>,
-    listeners: Vec<Place<ListenId>>,
-}
-
-/// What a key of the engine names.
-#[derive(Clone, Copy, Debug)]
-struct Place<T> {
-    generation: u32,
-    what: Option<T>,
-}
-
-impl EngineState {
-    pub(crate) fn new(host: u32, inbox: Arc<Inbox>) -> EngineState {
-        EngineState {
-            host,
-            inbox,
-            ready: VecDeque::new(),
-            status: Arc::default(),
-            deadline: None,
-            conns: Vec::new(),
-            listeners: Vec::new(),
-        }
-    }
-
-    pub(crate) fn die(&mut self) {
-        self.status.dead.store(true, Ordering::Relaxed);
-        self.ready.clear();
-        self.count_ready();
-        self.deadline = None;
-        self.conns.clear();
-        self.listeners.clear();
-    }
-
-    fn count_ready(&self) {
-        self.status.ready.store(self.ready.len(), Ordering::Relaxed);
-    }
-
-    /// How much is ready.
-    pub(crate) fn waiting(&self) -> usize {
-        self.ready.len()
-    }
-
-    pub(crate) fn is_dead(&self) -> bool {
-        self.status.is_dead()
-    }
-
-    pub(crate) fn put_ready(&mut self, place: usize, notice: Notice) {
-        self.ready.insert(place, notice);
-        self.count_ready();
-    }
-
-    fn take_ready(&mut self) -> Option<Notice> {
-        let notice = self.ready.pop_front();
-        self.count_ready();
-        notice
-    }
-
-    pub(crate) fn conn(&self, key: Key) -> Option<SockId> {
-        look(&self.conns, key)
-    }
-
-    pub(crate) fn listener(&self, key: Key) -> Option<ListenId> {
-        look(&self.listeners, key)
-    }
-}
-
-fn look<T: Copy>(places: &[Place<T>], key: Key) -> Option<T> {
-    places.get(key.slot as usize).filter(|place| place.generation == key.generation.get())?.what
-}
-
-fn put<T: Copy>(places: &mut Vec<Place<T>>, key: Key, what: Option<T>) {
-    let index = key.slot as usize;
-    while places.len() <= index {
-        places.push(Place { generation: 0, what: None });
-    }
-    assert!(places[index].what.is_none(), "a slot is used again only after its close");
-    places[index] = Place { generation: key.generation.get(), what };
-}
-
-fn take<T: Copy>(places: &mut [Place<T>], key: Key) -> Option<T> {
-    let place = places.get_mut(key.slot as usize).filter(|place| place.generation == key.generation.get())?;
-    place.generation = 0;
-    place.what.take()
-}
-
 impl Net {
     pub(crate) fn add_engine(&mut self, host: u32, inbox: Arc<Inbox>) -> u32 {
         let id = self.engines.len() as u32;
-        self.engines.push(EngineState::new(host, inbox));
+        self.engines.push(View::new(host, inbox));
         self.trace.add(self.now, Kind::Engine, id, u64::from(host), 0);
         id
     }
@@ -176,8 +65,7 @@ impl Net {
     /// The program of an engine is gone: its kernel closes what it had open.
     pub(crate) fn exit(&mut self, engine: u32) {
         let state = &mut self.engines[engine as usize];
-        let conns: Vec<SockId> = state.conns.iter().filter_map(|place| place.what).collect();
-        let listeners: Vec<ListenId> = state.listeners.iter().filter_map(|place| place.what).collect();
+        let (conns, listeners) = state.all();
         state.die();
         conns.into_iter().for_each(|sock| self.close(sock, false));
         listeners.into_iter().for_each(|listener| self.close_listener(listener));
