@@ -72,7 +72,8 @@
 //! # Several programs
 //! [`World::spawn`] runs a program on a thread of its own, so that it can block in its polls; but only one thread of a world ever runs at
 //! a time, handed on at the points where one waits, in an order that the seed decides. Or make several engines on one thread, poll
-//! them with a timeout of zero, and move time on with [`World::step`].
+//! them with a timeout of zero, and move time on with [`World::step`]. A [`Waker`](crate::Waker) works between the programs of a world; a
+//! thread outside of it comes at no moment that a seed could repeat.
 //!
 //! # Seeds
 //! A run is the same on every machine, in debug and release builds: compare [`World::trace_hash`]. What must not creep in is the program's
@@ -247,14 +248,20 @@ impl World {
     }
 
     /// Does something now.
+    ///
+    /// # Panics
+    /// If it names a host of another world.
     pub fn act(&self, action: Action) {
-        self.shared().lock().net.apply(action.script());
+        self.shared().lock().net.apply(action.script(&self.inner.world));
     }
 
     /// Does something at an exact moment, `when` after the start of the world; at once if that has passed.
+    ///
+    /// # Panics
+    /// If it names a host of another world.
     pub fn at(&self, when: Duration, action: Action) {
         let when = u64::try_from(when.as_nanos()).unwrap_or(u64::MAX);
-        self.shared().lock().net.schedule(when, action.script());
+        self.shared().lock().net.schedule(when, action.script(&self.inner.world));
     }
 
     /// Time since the start of the world.
@@ -461,17 +468,21 @@ impl fmt::Debug for Host {
 }
 
 impl Action {
-    fn script(self) -> Script {
+    fn script(self, world: &Arc<Shared>) -> Script {
+        let own = |host: &Host| {
+            assert!(Arc::ptr_eq(&host.world, world), "a host of another world");
+            host.index
+        };
         match self {
-            Action::Partition(a, b) => Script::Cut(a.index, b.index),
-            Action::Heal(a, b) => Script::Heal(a.index, b.index),
-            Action::Crash(host) => Script::Crash(host.index),
-            Action::Restart(host) => Script::Restart(host.index),
+            Action::Partition(a, b) => Script::Cut(own(&a), own(&b)),
+            Action::Heal(a, b) => Script::Heal(own(&a), own(&b)),
+            Action::Crash(host) => Script::Crash(own(&host)),
+            Action::Restart(host) => Script::Restart(own(&host)),
             Action::Faults(faults) => Script::Faults(faults),
-            Action::Link(a, b, link) => Script::Link(a.index, b.index, link),
-            Action::Force { host, fault, times } => Script::Force(host.index, fault, times),
-            Action::ResetAfter { from, to, bytes } => Script::ResetAfter(from.index, to.index, bytes),
-            Action::Descriptors { host, max } => Script::Descriptors(host.index, max),
+            Action::Link(a, b, link) => Script::Link(own(&a), own(&b), link),
+            Action::Force { host, fault, times } => Script::Force(own(&host), fault, times),
+            Action::ResetAfter { from, to, bytes } => Script::ResetAfter(own(&from), own(&to), bytes),
+            Action::Descriptors { host, max } => Script::Descriptors(own(&host), max),
         }
     }
 }

@@ -401,6 +401,30 @@ fn hosts_crash_by_chance_and_come_back() {
 }
 
 #[test]
+fn extreme_values_are_only_slow() {
+    let (world, server, client) = world_with_echo(1);
+    let faults = Faults::harmless(0.5).delay_max(Duration::MAX).partition_max(Duration::MAX);
+    world.set_faults(faults);
+    let link = Link { latency: Duration::MAX, jitter: Duration::MAX, bandwidth: Some(0), buffer_bytes: 0 };
+    world.set_link(&server, &client, link);
+    let mut node = Node::new(&client);
+    let conn = node.engine.connect((server.ip(), PORT), ConnectOptions::default()).unwrap();
+    node.engine.send(conn, vec![1; 1000]).unwrap();
+    // Completions may come decades late.
+    let mut kind = None;
+    while kind.is_none() {
+        let list = node.poll(Duration::from_secs(1 << 33));
+        kind = list.iter().find_map(|completion| match completion.event {
+            Event::Closed(reason) => Some(reason.kind),
+            _ => None,
+        });
+    }
+    assert_eq!(kind, Some(CloseKind::ConnectTimedOut));
+    world.at(Duration::MAX, Action::Crash(server.clone()));
+    assert!(std::panic::catch_unwind(|| World::new(2).act(Action::Crash(server))).is_err(), "a host of another world");
+}
+
+#[test]
 fn faults_are_plans_in_text() {
     assert_eq!(Faults::default().to_string(), "none");
     let plan = Faults::default().with(Fault::Hang, 0.25).with(Fault::ShortRead, 1.0);

@@ -45,8 +45,9 @@ use view::Status;
 /// Piecewise filling opens the next buffer when less than this is left.
 const LEAST_ROOM: u32 = 2048;
 
+/// At most some 36 years, so that sums of a few never overflow.
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(1 << 60)
 }
 
 /// A connection that an engine accepted and has not given a key. Dropping it closes it.

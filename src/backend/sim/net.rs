@@ -277,7 +277,8 @@ impl Net {
     }
 
     pub(crate) fn next_port(&mut self, host: u32) -> u16 {
-        loop {
+        // With a listener on each of them, the last one is as good as any.
+        for _ in PORT_FIRST..PORT_LAST {
             let state = &mut self.hosts[host as usize];
             let port = state.next_port;
             state.next_port = if port == PORT_LAST { PORT_FIRST } else { port + 1 };
@@ -287,6 +288,7 @@ impl Net {
                 return port;
             }
         }
+        PORT_LAST
     }
 
     /// Tells an engine something, unless a fault delays it.
