@@ -63,3 +63,15 @@ fn the_readme_names_every_example_and_the_test_command() {
     }
     assert!(readme.contains("cargo run --release --example quickstart") && readme.contains("\ncargo test\n"));
 }
+
+#[test]
+fn the_table_of_planted_bugs_is_the_code_s_own() {
+    let source = read("src/mutant.rs");
+    let list = &source[source.find("mutants! {").expect("the list")..];
+    let mut names: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix("\";")?.split('"').nth(1)).collect();
+    let rows = table(&read("docs/fuzzing.md"), "| planted |");
+    let mut shown: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    names.sort_unstable();
+    shown.sort_unstable();
+    assert!(names.len() >= 10 && names == shown, "{names:?}, documented {shown:?}");
+}
