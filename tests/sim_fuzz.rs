@@ -5,6 +5,7 @@ mod fuzz;
 
 use fuzz::Plan;
 use fuzz::dialogue::{self, Told};
+use fuzz::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
 use proactor::sim::Faults;
 use proactor::{Backend, Config, Engine};
@@ -75,7 +76,7 @@ fn programs_on(backend: Backend) -> Result<(), Failed> {
 /// The outcome of the dialogues of a seed, in a simulated world with these faults.
 fn simulated(seed: u64, faults: Faults) -> Result<Vec<Told>, Failed> {
     let plan = Plan { seed, actions: 0, faults };
-    let stage = fuzz::stage_of(&plan);
+    let stage = Stage::simulated(&plan, 0);
     Ok(dialogue::run(seed, &stage).map_err(|why| format!("seed {seed}, simulated: {why}"))?)
 }
 
@@ -87,7 +88,7 @@ fn backends_agree() -> Result<(), Failed> {
         let expected = simulated(seed, Faults::default())?;
         let mut others = vec![("simulated, with faults".to_owned(), simulated(seed, Faults::harmless(0.2))?)];
         for backend in &kernels {
-            let told = dialogue::run(seed, &fuzz::stage_on(*backend));
+            let told = dialogue::run(seed, &Stage::Kernel(*backend));
             others.push((backend.to_string(), told.map_err(|why| format!("seed {seed} on {backend}: {why}"))?));
         }
         for (name, told) in others {

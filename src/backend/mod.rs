@@ -181,7 +181,7 @@ pub(crate) trait Backend {
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>>;
 
     /// A descriptor that is readable when there is something to reap. Called at most once.
-    fn watch_fd(&mut self) -> io::Result<OwnedFd>;
+    fn watch_fd(&mut self) -> Result<OwnedFd, Error>;
 
     /// Makes `watch_fd`'s descriptor unreadable until the next thing happens. What happened before is seen by `has_next`.
     fn watch_reset(&mut self);

@@ -2,7 +2,7 @@
 //! finished, a timer is due, somebody called, or something was staged.
 
 use super::Engine;
-use crate::backend::{AnyBackend, Backend as _, with_backend};
+use crate::backend::{Backend as _, with_backend};
 use crate::error::Error;
 use crate::sys::{self, Epoll};
 use crate::waker::Bell;
@@ -42,17 +42,11 @@ impl Engine {
     /// # Errors
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer; [`Error::Unsupported`] on the simulated backend.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
-        if let AnyBackend::Sim(_) = self.backend {
-            let why = "the simulated backend has no descriptors".to_owned();
-            return Err(Error::Unsupported { what: "waiting in a foreign loop".to_owned(), why });
-        }
         if self.watch.is_none() {
-            let inner = with_backend!(&mut self.backend, backend => backend.watch_fd());
+            let inner = with_backend!(&mut self.backend, backend => backend.watch_fd())?;
             // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write
             // has to signal may be signalled late, or not at all.
-            let watch = inner
-                .and_then(|inner| Watch::new(inner, self.core.inbox.fd()))
-                .map_err(|error| Error::os("as_fd", &error))?;
+            let watch = Watch::new(inner, self.core.inbox.fd()).map_err(|error| Error::os("as_fd", &error))?;
             self.core.foreign = Some(Arc::clone(&watch.bell));
             self.watch = Some(watch);
             // From here on calls of the waker write the descriptor, whether the engine sleeps or not.

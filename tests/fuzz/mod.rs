@@ -101,7 +101,7 @@ impl Plan {
     /// # Errors
     /// What was wrong.
     pub fn run_on(&self, backend: Backend) -> Result<(), String> {
-        let stage = stage::Stage::kernel(backend);
+        let stage = stage::Stage::Kernel(backend);
         caught(|| program::run(self, &stage))
     }
 
@@ -142,16 +142,6 @@ impl Plan {
         }
         best
     }
-}
-
-/// The simulated world of a plan.
-pub fn stage_of(plan: &Plan) -> stage::Stage {
-    stage::Stage::simulated(plan, 0)
-}
-
-/// This machine's kernel.
-pub fn stage_on(backend: Backend) -> stage::Stage {
-    stage::Stage::kernel(backend)
 }
 
 thread_local! {

@@ -37,10 +37,6 @@ impl Stage {
         Stage::Sim { world, hosts, traced: trace > 0 }
     }
 
-    pub fn kernel(backend: Backend) -> Stage {
-        Stage::Kernel(backend)
-    }
-
     pub fn look(&self, look: impl FnOnce(&World)) {
         if let Stage::Sim { world, .. } = self {
             look(world);

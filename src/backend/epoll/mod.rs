@@ -368,8 +368,8 @@ impl Backend for EpollBackend {
         slot.fd.as_ref().map(AsFd::as_fd)
     }
 
-    fn watch_fd(&mut self) -> std::io::Result<OwnedFd> {
-        self.epoll.fd().try_clone()
+    fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
+        self.epoll.fd().try_clone().map_err(|error| Error::os("as_fd", &error))
     }
 
     fn watch_reset(&mut self) {

@@ -328,8 +328,8 @@ impl Backend for Sim {
         None
     }
 
-    fn watch_fd(&mut self) -> io::Result<OwnedFd> {
-        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
+        Sim::not_here("waiting in a foreign loop")
     }
 
     fn watch_reset(&mut self) {}

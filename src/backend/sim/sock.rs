@@ -97,15 +97,24 @@ pub(crate) enum Read {
 }
 
 impl Sock {
+    pub(crate) fn is_unix(&self) -> bool {
+        self.remote.is_unix() || self.local.is_unix()
+    }
+
     pub(crate) fn is_readable(&self) -> bool {
         self.rx.arrived() > 0 || !self.failure_untold && (self.rx_fin || self.error.is_some() || self.dead)
     }
 }
 
 impl Net {
-    pub(crate) fn add_sock(&mut self, host: u32, owner: Owner, local: Addr, remote: Addr) -> SockId {
+    /// Tells the next socket or listener in a place from those before it.
+    fn next_serial(&mut self) -> u32 {
         self.serial = self.serial.wrapping_add(1);
-        let serial = self.serial;
+        self.serial
+    }
+
+    pub(crate) fn add_sock(&mut self, host: u32, owner: Owner, local: Addr, remote: Addr) -> SockId {
+        let serial = self.next_serial();
         let index = self.socks.insert(Sock {
             serial,
             host,
@@ -206,8 +215,7 @@ impl Net {
         if let Addr::Unix(path) = &addr {
             self.hosts[host as usize].files.insert(path.clone());
         }
-        self.serial = self.serial.wrapping_add(1);
-        let serial = self.serial;
+        let serial = self.next_serial();
         let index = self.listeners.insert(Listen {
             serial,
             host,

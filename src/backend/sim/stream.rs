@@ -26,7 +26,7 @@ impl Net {
             }
             (sock.host, sock.peer_host, sock.peer)
         };
-        let is_unix = self.sock(id).is_some_and(|sock| sock.remote.is_unix() || sock.local.is_unix());
+        let is_unix = self.sock(id).is_some_and(Sock::is_unix);
         let Some(peer) = peer.filter(|peer| self.sock(*peer).is_some()) else {
             if is_unix {
                 return Err(Errno(libc::EPIPE));
@@ -243,8 +243,8 @@ impl Net {
         if self.sock(id).is_none() {
             return;
         }
-        let is_unix = self.sock(id).is_some_and(|sock| sock.remote.is_unix() || sock.local.is_unix());
         let sock = self.socks.remove(id.index as usize);
+        let is_unix = sock.is_unix();
         if matches!(sock.owner, Owner::Engine(..) | Owner::Fresh(_)) {
             self.hosts[sock.host as usize].descriptors -= 1;
         }

@@ -199,6 +199,21 @@ impl Uring {
         // SAFETY: names no memory. The caller made room.
         unsafe { self.ring.push(entry) };
     }
+
+    fn make_watch_fd(&mut self) -> io::Result<OwnedFd> {
+        if !self.style.deferred {
+            // The ring's own descriptor will do; and before 5.19 registering anything waits for all operations in flight, which
+            // is for ever.
+            // SAFETY: the ring is open as long as this value lives.
+            return unsafe { BorrowedFd::borrow_raw(self.ring.uring.as_raw_fd()) }.try_clone_to_owned();
+        }
+        // With DEFER_TASKRUN that does not wake a foreign epoll; a registered eventfd does.
+        let event = crate::sys::eventfd()?;
+        self.ring.uring.submitter().register_eventfd(event.as_raw_fd())?;
+        let copy = event.try_clone()?;
+        self.watch = Some(event);
+        Ok(copy)
+    }
 }
 
 impl Backend for Uring {
@@ -375,19 +390,8 @@ impl Backend for Uring {
         slot.fd.as_ref().map(AsFd::as_fd)
     }
 
-    fn watch_fd(&mut self) -> io::Result<OwnedFd> {
-        if !self.style.deferred {
-            // The ring's own descriptor will do; and before 5.19 registering anything waits for all operations in flight, which
-            // is for ever.
-            // SAFETY: the ring is open as long as this value lives.
-            return unsafe { BorrowedFd::borrow_raw(self.ring.uring.as_raw_fd()) }.try_clone_to_owned();
-        }
-        // With DEFER_TASKRUN that does not wake a foreign epoll; a registered eventfd does.
-        let event = crate::sys::eventfd()?;
-        self.ring.uring.submitter().register_eventfd(event.as_raw_fd())?;
-        let copy = event.try_clone()?;
-        self.watch = Some(event);
-        Ok(copy)
+    fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
+        self.make_watch_fd().map_err(|error| Error::os("as_fd", &error))
     }
 
     fn watch_reset(&mut self) {
