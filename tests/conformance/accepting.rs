@@ -114,7 +114,7 @@ pub fn adopt_a_socketpair(variant: &Variant) {
     assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
     assert_eq!(reader.join().unwrap(), b"and back");
     // What is no stream socket is refused, and closed.
-    let file = std::fs::File::open("/proc/self/stat").unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
     assert!(rig.engine.adopt(file.into(), SocketOptions::default()).is_err());
     let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     assert!(rig.engine.adopt(OwnedFd::from(unconnected), SocketOptions::default()).is_err());
@@ -205,10 +205,7 @@ pub fn ipv6_listener(variant: &Variant) {
 pub fn descriptors_run_out(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, addr) = rig.listen();
-    let Some(mut crowd) = Crowd::arrive(addr) else {
-        println!("skipped: no python3 for the clients");
-        return;
-    };
+    let mut crowd = Crowd::arrive(addr);
     // Before the first poll: an armed multishot accept keeps the limit of its arming.
     let _fillers = leave_descriptors(5);
     crowd.is_there();

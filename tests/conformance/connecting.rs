@@ -2,6 +2,7 @@
 
 use crate::Variant;
 use crate::peers::*;
+use crate::report::skip;
 use crate::rig::*;
 use proactor::*;
 use std::io::{Read, Write};
@@ -63,6 +64,11 @@ pub fn connect_ipv6(variant: &Variant) {
 pub fn connect_unix_path(variant: &Variant) {
     let path = std::env::temp_dir().join(format!("proactor-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
+    if variant.simulated().is_none()
+        && let Err(error) = std::os::unix::net::UnixListener::bind(&path)
+    {
+        return skip(format_args!("no socket can be made in {}: {error}", std::env::temp_dir().display()));
+    }
     listen_and_round_trip(variant, Addr::Unix(path.clone()));
     // The file of a listener that is gone is stale: it is replaced. One that is alive is not.
     listen_and_round_trip(variant, Addr::Unix(path.clone()));

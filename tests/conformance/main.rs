@@ -10,26 +10,34 @@ mod accepting;
 mod closing;
 mod connecting;
 mod crowds;
+mod environments;
+mod filters;
 mod hostile;
+mod lossy;
 mod peers;
 mod pools;
+mod profile;
+mod report;
 mod rig;
+mod sandbox;
 mod streams;
 mod teardown;
 mod timing;
 
 use libtest_mimic::{Arguments, Trial};
 use proactor::{Backend, Capability, Config, Tier, sim};
-use std::process::Command;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// One way to run the engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     pub name: &'static str,
-    backend: Backend,
+    /// `None`: whatever the engine chooses.
+    backend: Option<Backend>,
     tier: Option<Tier>,
     without: &'static [Capability],
+    hardened: bool,
     /// In a simulated world: how often each harmless fault happens.
     faults: f64,
 }
@@ -52,15 +60,15 @@ const AFTER_5_10: &[Capability] = &[
 ];
 
 const fn uring(name: &'static str, tier: Tier, without: &'static [Capability]) -> Variant {
-    Variant { name, backend: Backend::Uring, tier: Some(tier), without, faults: 0.0 }
+    Variant { name, backend: Some(Backend::Uring), tier: Some(tier), without, hardened: false, faults: 0.0 }
 }
 
 const fn epoll(name: &'static str, without: &'static [Capability]) -> Variant {
-    Variant { name, backend: Backend::Epoll, tier: None, without, faults: 0.0 }
+    Variant { name, backend: Some(Backend::Epoll), tier: None, without, hardened: false, faults: 0.0 }
 }
 
 const fn sim(name: &'static str, faults: f64) -> Variant {
-    Variant { name, backend: Backend::Sim, tier: None, without: &[], faults }
+    Variant { name, backend: Some(Backend::Sim), tier: None, without: &[], hardened: false, faults }
 }
 
 pub const VARIANTS: &[Variant] = &[
@@ -78,7 +86,10 @@ pub const VARIANTS: &[Variant] = &[
 
 impl Variant {
     pub fn config(&self) -> Config {
-        let mut config = Config::default().ignore_environment(true).backend(self.backend);
+        let mut config = Config::default().ignore_environment(true).hardened(self.hardened);
+        if let Some(backend) = self.backend {
+            config = config.backend(backend);
+        }
         if let Some(tier) = self.tier {
             config = config.tier(tier);
         }
@@ -87,7 +98,7 @@ impl Variant {
 
     /// The fault plan, of a simulated variant.
     pub fn simulated(&self) -> Option<sim::Faults> {
-        (self.backend == Backend::Sim).then(|| sim::Faults::harmless(self.faults))
+        (self.backend == Some(Backend::Sim)).then(|| sim::Faults::harmless(self.faults))
     }
 
     /// True if operations may be cut short or come late at any time.
@@ -95,8 +106,13 @@ impl Variant {
         self.faults > 0.0
     }
 
+    /// True if the engine chooses for itself.
+    pub fn is_free(&self) -> bool {
+        self.backend.is_none()
+    }
+
     pub fn is_epoll(&self) -> bool {
-        self.backend == Backend::Epoll
+        self.backend == Some(Backend::Epoll)
     }
 }
 
@@ -114,11 +130,11 @@ enum Mark {
     Once,
 }
 
-type Group = (Mark, &'static [(&'static str, fn(&Variant))]);
+type Group = (Mark, &'static str, &'static [(&'static str, fn(&Variant))]);
 
 macro_rules! scenarios {
     ($($mark:ident $module:ident: $($name:ident)*;)*) => {
-        const SCENARIOS: &[Group] = &[$((Mark::$mark, &[$((stringify!($name), $module::$name),)*]),)*];
+        const SCENARIOS: &[Group] = &[$((Mark::$mark, stringify!($module), &[$((stringify!($name), $module::$name),)*]),)*];
     };
 }
 
@@ -153,81 +169,124 @@ scenarios! {
     IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
     Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides
         capabilities_are_reported refused_tiers_say_why no_descriptors_is_an_error;
+    IsolatedKernel environments: five_thousand_clients;
+    Once profile: is_well_formed;
+    Kernel lossy: a_hundred_mib_out a_hundred_mib_in;
 }
 
 /// Set in the process that runs one isolated scenario.
 const ISOLATED: &str = "PROACTOR_TEST_ISOLATED";
 
-fn main() {
+fn main() -> ExitCode {
+    if let Some(status) = sandbox::take_part() {
+        return status;
+    }
+    lossy::prepare();
     let mut arguments = Arguments::from_args();
     // Counting descriptors around a scenario wants it alone.
     arguments.test_threads = Some(1);
+    let isolated = std::env::var_os(ISOLATED).is_some();
     let mut trials = Vec::new();
-    for variant in VARIANTS {
-        let simulated = variant.simulated().is_some();
-        let mut lacking = None;
-        peers::within(variant, || lacking = peers::engine(variant.config()).err().map(|error| error.to_string()));
-        let required = std::env::var("PROACTOR_REQUIRE").unwrap_or_default();
-        let required = required.split(',').any(|name| !name.is_empty() && variant.name.starts_with(name));
-        if let Some(why) = lacking.as_ref().filter(|_| !required && !arguments.list) {
-            println!("skipping {}: {why}", variant.name);
+    if let Some(variants) = environments::variants_here() {
+        if !isolated {
+            environments::introduce();
         }
-        let groups = SCENARIOS.iter().filter(|(mark, _)| match mark {
-            Mark::Ordinary | Mark::Isolated => true,
-            Mark::Kernel | Mark::IsolatedKernel => !simulated,
-            Mark::Once => variant.name == "epoll",
-        });
-        for (mark, (scenario, run)) in groups.flat_map(|(mark, group)| group.iter().map(move |entry| (*mark, *entry))) {
-            let name = format!("{}/{scenario}", variant.name);
-            let (why, inner) = (lacking.clone(), name.clone());
-            let trial = Trial::test(name, move || {
-                if let Some(why) = why {
-                    return Err(why.into());
-                }
-                let isolated = !matches!(mark, Mark::Ordinary | Mark::Kernel) && !simulated;
-                if isolated && std::env::var_os(ISOLATED).is_none() {
-                    return run_isolated(&inner);
-                }
-                counted(|| peers::within(variant, || run(variant)));
-                Ok(())
-            });
-            trials.push(trial.with_ignored_flag(lacking.is_some() && !required));
-        }
+        variants.iter().for_each(|variant| trials.extend(trials_of(variant, arguments.list)));
+    } else {
+        VARIANTS.iter().for_each(|variant| trials.extend(trials_of(variant, arguments.list)));
+        trials.extend(environments::trials());
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        report::summary(&conclusion);
+    }
+    conclusion.exit_code()
+}
+
+/// The scenarios of one variant; ignored, with the reason, if the machine lacks it.
+fn trials_of(variant: &'static Variant, only_list: bool) -> Vec<Trial> {
+    let simulated = variant.simulated().is_some();
+    let mut lacking = None;
+    peers::within(variant, || lacking = peers::engine(variant.config()).err().map(|error| error.to_string()));
+    let required = std::env::var("PROACTOR_REQUIRE").unwrap_or_default();
+    let required = required.split(',').any(|name| !name.is_empty() && variant.name.starts_with(name));
+    if let Some(why) = lacking.as_ref().filter(|_| !required && !only_list && std::env::var_os(ISOLATED).is_none()) {
+        println!("skipping {}: {why}", variant.name);
+    }
+    let groups = SCENARIOS.iter().filter(|(mark, ..)| match mark {
+        Mark::Ordinary | Mark::Isolated => true,
+        Mark::Kernel | Mark::IsolatedKernel => !simulated,
+        Mark::Once => variant.name == "epoll",
+    });
+    let scenarios = groups.flat_map(|(mark, module, group)| {
+        let here = group.iter().filter(|(name, _)| environments::has_scenario(module, name));
+        here.map(move |entry| (*mark, *entry))
+    });
+    let trial = |(mark, (scenario, run)): (Mark, (&'static str, fn(&Variant)))| {
+        let name = format!("{}/{scenario}", variant.name);
+        let (why, inner) = (lacking.clone(), name.clone());
+        let trial = Trial::test(name, move || {
+            if let Some(why) = why {
+                return Err(why.into());
+            }
+            report::enter(&inner);
+            if !simulated && !environments::has_descriptors(scenario) {
+                return Ok(());
+            }
+            let isolated = !matches!(mark, Mark::Ordinary | Mark::Kernel) && !simulated;
+            if isolated && std::env::var_os(ISOLATED).is_none() {
+                return run_isolated(&inner);
+            }
+            counted(|| peers::within(variant, || run(variant)));
+            Ok(())
+        });
+        trial.with_ignored_flag(lacking.is_some() && !required)
+    };
+    scenarios.map(trial).collect()
 }
 
 fn run_isolated(name: &str) -> Result<(), libtest_mimic::Failed> {
-    let binary = std::env::current_exe().map_err(|error| error.to_string())?;
-    let output =
-        Command::new(binary).args(["--exact", name]).env(ISOLATED, "1").output().map_err(|error| error.to_string())?;
+    let mut child = sandbox::this_binary();
+    let output = child.args(["--exact", name]).env(ISOLATED, "1").output().map_err(|error| error.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match output.status.success() {
-        true => Ok(()),
-        false => {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)).into())
+        true => {
+            report::adopt(&text(&output.stdout));
+            Ok(())
         }
+        false => Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)).into()),
     }
 }
 
 /// Runs a scenario and checks that it left no descriptor, no thread and no engine's memory behind.
 fn counted(run: impl FnOnce()) {
-    let entries = |path| std::fs::read_dir(path).into_iter().flatten().flatten();
-    // An idle kernel worker may stay with the thread that once used io_uring, on some kernels for good.
-    let is_worker = |task: &std::fs::DirEntry| {
-        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("iou-wrk"))
-    };
-    let count = || {
-        let threads = entries("/proc/self/task").filter(|task| !is_worker(task)).count();
-        (entries("/proc/self/fd").count(), threads)
-    };
-    let (before, leaked) = (count(), proactor::leaked_engines());
+    let (before, leaked) = (descriptors_and_threads(), proactor::leaked_engines());
     run();
     assert_eq!(proactor::leaked_engines(), leaked, "an engine's memory was leaked");
     // The kernel ends a ring's workers, and threads their bookkeeping, a moment later.
     let deadline = Instant::now() + rig::patience();
-    while count().0 > before.0 || count().1 > before.1 {
-        assert!(Instant::now() < deadline, "descriptors and threads: {before:?} before, {:?} after", count());
+    let grew = |now: (usize, usize)| now.0 > before.0 || now.1 > before.1;
+    while grew(descriptors_and_threads()) {
+        assert!(
+            Instant::now() < deadline,
+            "descriptors and threads: {before:?} before, {:?} after",
+            descriptors_and_threads()
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// How many this process has. Without /proc descriptors are tried one by one, and threads are not counted.
+fn descriptors_and_threads() -> (usize, usize) {
+    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else {
+        // SAFETY: asks for flags of a number, whatever it stands for.
+        let is_open = |fd: &i32| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
+        return ((0..sandbox::descriptors_max() as i32).filter(is_open).count(), 0);
+    };
+    // An idle kernel worker may stay with the thread that once used io_uring, on some kernels for good.
+    let is_worker = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("iou-wrk"))
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    (descriptors.count(), tasks.filter(|task| !is_worker(task)).count())
 }

@@ -2,7 +2,9 @@
 //! of what is here.
 
 use crate::Variant;
+use crate::lossy::{abroad, addresses};
 use crate::rig::patience;
+use crate::sandbox::{self, CrowdProcess};
 use proactor::sim::{self, Host, World};
 use proactor::*;
 use std::cell::RefCell;
@@ -111,7 +113,7 @@ pub enum Peer {
 pub fn connect(addr: SocketAddr) -> io::Result<Peer> {
     match host() {
         Some(host) => host.connect(addr).map(Peer::Sim),
-        None => TcpStream::connect(addr).map(Peer::tcp),
+        None => abroad(|| TcpStream::connect(addr)).map(Peer::tcp),
     }
 }
 
@@ -196,11 +198,11 @@ pub enum Listener {
     Sim(sim::PeerListener),
 }
 
-/// Listens on loopback, at a port of the kernel's choice.
+/// Listens where peers live (on loopback, unless the network is made to lose), at a port of the kernel's choice.
 pub fn listen_local() -> io::Result<Listener> {
     match host() {
         Some(host) => host.listen((Ipv4Addr::LOCALHOST, 0)).map(Listener::Sim),
-        None => TcpListener::bind("127.0.0.1:0").map(Listener::Tcp),
+        None => abroad(|| TcpListener::bind((addresses().1, 0))).map(Listener::Tcp),
     }
 }
 
@@ -265,53 +267,42 @@ pub fn listen_abstract(name: &str) -> Listener {
     Listener::Unix(socket.into())
 }
 
-/// Twelve clients that connect, send a letter each (`A` to `L`), and stay until they are dropped. On a kernel they are a process of
-/// their own, so that only the engine runs out of descriptors. `None` if there is no python3 for that.
+/// Twelve clients that connect, send a letter each (`A` to `L`), and stay until they leave. On a kernel they are a process of their
+/// own, so that only the engine runs out of descriptors.
 pub enum Crowd {
-    Process(std::process::Child),
+    Process(CrowdProcess),
     Program { stop: std::sync::Arc<std::sync::atomic::AtomicBool>, clients: Task<()> },
 }
 
 impl Crowd {
-    pub fn arrive(addr: SocketAddr) -> Option<Crowd> {
-        if host().is_some() {
-            let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-            let seen = std::sync::Arc::clone(&stop);
-            let clients = spawn(move || {
-                let mut clients: Vec<Peer> = (0..12).map(|_| connect(addr).unwrap()).collect();
-                for (client, letter) in clients.iter_mut().zip(b'A'..) {
-                    client.write_all(&[letter]).unwrap();
-                }
-                while !seen.load(std::sync::atomic::Ordering::Relaxed) {
-                    sleep(Duration::from_millis(10));
-                }
-            });
-            return Some(Crowd::Program { stop, clients });
+    pub fn arrive(addr: SocketAddr) -> Crowd {
+        if host().is_none() {
+            return Crowd::Process(CrowdProcess::arrive(addr, 12, 1));
         }
-        let port = addr.port().to_string();
-        let script = "import socket,sys,time\ns=[socket.create_connection(('127.0.0.1',int(sys.argv[1]))) for _ in range(12)]\nfor i,c in enumerate(s): c.sendall(bytes([65+i]))\nsys.stdout.write('up\\n');sys.stdout.flush();sys.stdin.read()\n";
-        let child = std::process::Command::new("python3")
-            .args(["-c", script, &port])
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn();
-        child.ok().map(Crowd::Process)
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let seen = std::sync::Arc::clone(&stop);
+        let clients = spawn(move || {
+            let mut clients: Vec<Peer> = (0..12).map(|_| connect(addr).unwrap()).collect();
+            for (client, letter) in clients.iter_mut().zip(b'A'..) {
+                client.write_all(&[letter]).unwrap();
+            }
+            while !seen.load(std::sync::atomic::Ordering::Relaxed) {
+                sleep(Duration::from_millis(10));
+            }
+        });
+        Crowd::Program { stop, clients }
     }
 
     /// Waits until all have connected.
     pub fn is_there(&mut self) {
-        if let Crowd::Process(child) = self {
-            let mut line = [0; 3];
-            child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        if let Crowd::Process(process) = self {
+            process.is_there();
         }
     }
 
     pub fn leave(self) {
         match self {
-            Crowd::Process(mut child) => {
-                drop(child.stdin.take());
-                child.wait().unwrap();
-            }
+            Crowd::Process(process) => process.leave(),
             Crowd::Program { stop, clients } => {
                 stop.store(true, std::sync::atomic::Ordering::Relaxed);
                 clients.join().unwrap();
@@ -344,9 +335,7 @@ pub fn leave_descriptors(spare: usize) -> Scarcity {
         limit_descriptors(&host, host.descriptors() + spare);
         return Scarcity(Vec::new());
     }
-    let limit = libc::rlimit { rlim_cur: 100, rlim_max: 100 };
-    // SAFETY: a plain value.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    sandbox::limit(libc::RLIMIT_NOFILE, 100.min(sandbox::descriptors_max())).unwrap();
     let mut fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
     fillers.truncate(fillers.len() - spare);
     Scarcity(fillers)

@@ -2,11 +2,13 @@
 //! and plain blocking peers.
 
 use crate::Variant;
+use crate::lossy::addresses;
 use crate::peers::*;
+use crate::report::skip;
 use proactor::*;
 use std::collections::HashMap;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 /// How long anything may take before a scenario fails. Generous: the suite also runs on emulated machines, fifty times slower.
@@ -112,7 +114,7 @@ impl Rig {
     }
 
     pub fn listen_with(&mut self, options: ListenOptions) -> (ListenerId, SocketAddr) {
-        let listener = self.engine.listen((Ipv4Addr::LOCALHOST, 0), options).expect("listen");
+        let listener = self.engine.listen((addresses().0, 0), options).expect("listen");
         (listener, self.engine.listener_addr(listener).expect("bound").as_inet().expect("inet"))
     }
 
@@ -186,7 +188,7 @@ pub fn pattern(len: usize) -> Vec<u8> {
 pub fn has_ipv6() -> bool {
     let bound = TcpListener::bind("[::1]:0");
     if let Err(error) = &bound {
-        println!("skipped: no IPv6 on loopback: {error}");
+        skip(format_args!("no IPv6 on loopback: {error}"));
     }
     bound.is_ok()
 }

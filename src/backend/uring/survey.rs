@@ -82,8 +82,12 @@ fn richest_ring(offer: &mut CapSet) -> Result<IoUring, Errno> {
         Ok(_) | Err(Errno(libc::EINVAL)) => {}
         Err(errno) => return Err(errno),
     }
+    // A filter may let rings be made and forbid registrations: then one that starts disabled stays so.
+    let is_usable = |ring: &IoUring, flags: &[Capability]| {
+        !flags.contains(&Restrictions) || ring.submitter().register_enable_rings().is_ok()
+    };
     for flags in [&[SubmitAll][..], &[CoopTaskrun], &[SingleIssuer], &[SingleIssuer, DeferTaskrun], &[Restrictions]] {
-        if ring(flags).is_ok() {
+        if ring(flags).is_ok_and(|ring| is_usable(&ring, flags)) {
             flags.iter().for_each(|capability| offer.insert(*capability));
         }
     }

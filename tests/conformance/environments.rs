@@ -1,0 +1,465 @@
+//! Hostile environments, and the suite in each: filters of container runtimes, sysctls, limits, a small memory cgroup, a read-only
+//! file system, no /proc, a lossy network. `conformance environments/` runs them; each is a process that gives something up for
+//! good and then runs the suite on whatever the engine chooses there (`auto`). Checked for each: the backend, the printed reason,
+//! and that the suite passes. One line of a table says so.
+//!
+//! What needs privileges or a kernel that this machine lacks is skipped, with the reason. Sysctls of the whole machine are changed
+//! only in a virtual one of the project's own (`PROACTOR_TEST_VM=1`, which `tests/kernels/run` sets). `PROACTOR_TEST_SCENARIOS=name,name` runs only some scenarios in each.
+
+use crate::filters::{Filter, numbers};
+use crate::peers;
+use crate::report::{self, skip};
+use crate::rig::{Rig, serve_echo};
+use crate::sandbox::{self, CrowdProcess, MemoryCgroup};
+use crate::{Variant, lossy, profile};
+use libtest_mimic::{Failed, Trial};
+use proactor::{Backend, Capability, Config, Engine, Event, Tier};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+/// Set in a process that is in an environment: its name.
+pub const WITHIN: &str = "PROACTOR_TEST_WITHIN";
+/// In a process in a memory cgroup: where it, and where its crowd belongs.
+const CGROUP: &str = "PROACTOR_TEST_CGROUP";
+const CGROUP_BEFORE: &str = "PROACTOR_TEST_CGROUP_BEFORE";
+const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+const MIB: u64 = 1 << 20;
+
+/// What the engine chooses by itself.
+pub static AUTO: Variant =
+    Variant { name: "auto", backend: None, tier: None, without: &[], hardened: false, faults: 0.0 };
+
+/// Tier `polled` with all switched off that came after 5.6, on a ring whose restrictions let no other operation pass. (The
+/// restrictions themselves are of 5.10: they are the mask, not what it hides.)
+static AS_5_6: Variant = Variant {
+    name: "uring/polled-as-5.6",
+    backend: Some(Backend::Uring),
+    tier: Some(Tier::Polled),
+    without: AFTER_5_6,
+    hardened: true,
+    faults: 0.0,
+};
+
+static EPOLL: Variant = Variant { name: "epoll", backend: Some(Backend::Epoll), ..AUTO };
+
+/// Everything but `Restrictions`.
+const AFTER_5_6: &[Capability] = &[
+    Capability::DeferTaskrun,
+    Capability::SingleIssuer,
+    Capability::CoopTaskrun,
+    Capability::SubmitAll,
+    Capability::MultishotAccept,
+    Capability::MultishotRecv,
+    Capability::BufRing,
+    Capability::Incremental,
+    Capability::Bundle,
+    Capability::DirectFd,
+    Capability::RegisteredRingFd,
+    Capability::ExtArg,
+    Capability::FastPoll,
+    Capability::SendZc,
+    Capability::NoIowait,
+    Capability::CancelFd,
+    Capability::WorkerLimit,
+    Capability::EpollPwait2,
+];
+
+/// What the engine must make of an environment.
+enum Expected {
+    Uring,
+    /// With this in the reason.
+    Epoll(&'static str),
+    /// With this in the reason, if it is epoll.
+    EitherWith(&'static str),
+}
+
+struct Environment {
+    name: &'static str,
+    variants: &'static [&'static Variant],
+    /// Scenarios of which modules; all if empty.
+    modules: &'static [&'static str],
+    /// Scenarios that cannot be run there, by name.
+    without: &'static [&'static str],
+    expected: Expected,
+    /// In the process that is to live there, before it becomes the suite.
+    enter: fn() -> Result<(), String>,
+}
+
+const ORDINARY: Environment = Environment {
+    name: "",
+    variants: &[&AUTO],
+    modules: &[],
+    without: &[],
+    expected: Expected::Uring,
+    enter: || Ok(()),
+};
+
+const ENVIRONMENTS: &[Environment] = &[
+    Environment {
+        name: "seccomp_like_docker",
+        expected: Expected::Epoll("EPERM: seccomp: a filter forbids io_uring_setup"),
+        enter: || forbid(&IO_URING, libc::EPERM),
+        ..ORDINARY
+    },
+    Environment {
+        name: "seccomp_like_podman",
+        expected: Expected::Epoll("ENOSYS: "),
+        enter: || forbid(&IO_URING, libc::ENOSYS),
+        ..ORDINARY
+    },
+    Environment {
+        name: "seccomp_without_enter",
+        expected: Expected::Epoll("EPERM: seccomp: io_uring_setup is allowed, io_uring_enter is not"),
+        enter: || forbid(&["io_uring_enter"], libc::EPERM),
+        ..ORDINARY
+    },
+    Environment { name: "seccomp_without_register", enter: || forbid(&["io_uring_register"], libc::EPERM), ..ORDINARY },
+    Environment { name: "seccomp_proactor_profile", variants: &[&AUTO, &EPOLL], enter: profile::enter, ..ORDINARY },
+    Environment {
+        name: "sysctl_2",
+        expected: Expected::Epoll("EPERM: io_uring_disabled=2"),
+        enter: || sysctl("2", None),
+        ..ORDINARY
+    },
+    Environment {
+        name: "sysctl_1_without_the_group",
+        expected: Expected::Epoll("EPERM: io_uring_disabled=1"),
+        enter: || sysctl("1", None).and_then(|()| sandbox::drop_privileges(None)),
+        ..ORDINARY
+    },
+    Environment {
+        name: "sysctl_1_in_the_group",
+        enter: || sysctl("1", Some(4_242)).and_then(|()| sandbox::drop_privileges(Some(4_242))),
+        ..ORDINARY
+    },
+    Environment {
+        name: "memlock_0",
+        expected: Expected::EitherWith("RLIMIT_MEMLOCK is 0 bytes"),
+        enter: || locked_memory(0),
+        ..ORDINARY
+    },
+    Environment {
+        name: "memlock_64_kib",
+        expected: Expected::EitherWith("RLIMIT_MEMLOCK is 65536 bytes"),
+        enter: || locked_memory(64 << 10),
+        ..ORDINARY
+    },
+    Environment {
+        name: "nofile_32",
+        enter: || sandbox::limit(libc::RLIMIT_NOFILE, 32).map_err(|error| format!("RLIMIT_NOFILE: {error}")),
+        ..ORDINARY
+    },
+    Environment {
+        name: "memory_cgroup_64_mib",
+        // Not those that make payloads or engines of more than 64 MiB in sum, as a matter of their own.
+        modules: &["environments", "connecting", "accepting", "crowds", "timing"],
+        enter: || sandbox::join_cgroup(Path::new(&std::env::var(CGROUP).map_err(|error| error.to_string())?)),
+        ..ORDINARY
+    },
+    Environment { name: "read_only_file_system", enter: sandbox::make_read_only, ..ORDINARY },
+    Environment { name: "no_proc", enter: sandbox::unmount_proc, ..ORDINARY },
+    Environment {
+        name: "masked_as_5_6",
+        variants: &[&AS_5_6],
+        // About what the engine chooses when it is free: that would see through the mask.
+        without: &["little_memlock_unprivileged"],
+        enter: mask_as_5_6,
+        ..ORDINARY
+    },
+    Environment {
+        name: "lossy_network",
+        variants: &[&AUTO, &EPOLL],
+        modules: &["streams", "lossy"],
+        enter: lossy::enter,
+        ..ORDINARY
+    },
+];
+
+pub const IO_URING: [&str; 3] = ["io_uring_setup", "io_uring_enter", "io_uring_register"];
+
+/// What else Docker's and Podman's default profiles refuse to an unprivileged container, as far as a program like this might ask.
+pub const CONTAINED: [&str; 11] = [
+    "add_key",
+    "bpf",
+    "keyctl",
+    "mount",
+    "perf_event_open",
+    "ptrace",
+    "request_key",
+    "setns",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+];
+
+fn forbid(calls: &[&str], errno: i32) -> Result<(), String> {
+    // clone3 is refused with ENOSYS, since a filter cannot look at its flags; C libraries use clone then.
+    let filter =
+        Filter::open().refusing(&numbers(&["clone3"]), libc::ENOSYS).refusing(&numbers(&CONTAINED), libc::EPERM);
+    filter.refusing(&numbers(calls), errno).install()
+}
+
+fn sysctl(value: &str, group: Option<u32>) -> Result<(), String> {
+    if !is_virtual_machine() {
+        return Err("a sysctl of the whole machine: only in a virtual one (tests/kernels/run)".to_owned());
+    }
+    sandbox::put(Path::new(SYSCTL), value).map_err(|error| format!("{SYSCTL}: {error} (6.6 has it)"))?;
+    let group = group.map_or(String::from("-1"), |group| group.to_string());
+    sandbox::put(Path::new("/proc/sys/kernel/io_uring_group"), &group)
+        .map_err(|error| format!("io_uring_group: {error}"))
+}
+
+fn locked_memory(bytes: u64) -> Result<(), String> {
+    sandbox::limit(libc::RLIMIT_MEMLOCK, bytes).map_err(|error| format!("RLIMIT_MEMLOCK: {error}"))?;
+    sandbox::drop_privileges(None)
+}
+
+fn mask_as_5_6() -> Result<(), String> {
+    let all = Engine::new(Config::default().ignore_environment(true).tier(Tier::Polled).hardened(true));
+    drop(all.map_err(|error| error.to_string())?);
+    // Registrations up to IORING_UNREGISTER_PERSONALITY, and the two that the mask itself takes; enter with GETEVENTS and SQ_WAKEUP.
+    let (enter, register) = (numbers(&["io_uring_enter"])[0], numbers(&["io_uring_register"])[0]);
+    Filter::open()
+        .refusing_bits(enter, 3, !3, libc::EINVAL)
+        .refusing_from(register, 1, 13, libc::EINVAL)
+        .refusing(&numbers(&["epoll_pwait2", "close_range", "faccessat2", "openat2", "clone3"]), libc::ENOSYS)
+        .install()
+}
+
+/// Brings this process into an environment.
+pub fn enter(name: &str) -> Result<(), String> {
+    (by_name(name).ok_or_else(|| format!("no environment {name}"))?.enter)()
+}
+
+fn by_name(name: &str) -> Option<&'static Environment> {
+    ENVIRONMENTS.iter().find(|environment| environment.name == name)
+}
+
+/// The environment that this process is in.
+fn here() -> Option<&'static Environment> {
+    std::env::var(WITHIN).ok().and_then(|name| by_name(&name))
+}
+
+/// How many descriptors a scenario needs, of those that need more than a few.
+const DESCRIPTORS: &[(&str, u64)] = &[
+    ("accept_many", 440),
+    ("completions_of_one", 70),
+    ("drain_closes_everything", 70),
+    ("drop_while_accepting", 130),
+    ("drop_with_receives_armed", 70),
+    ("fifty_connections_on_one_buffer", 180),
+    ("fifty_connections_on_two_buffers", 180),
+    ("five_thousand_clients", 5_040),
+    ("leases_kept_for_long", 180),
+    ("many_engines_on_one_thread", 200),
+    ("nine_thousand_connections", 1_300),
+    ("tiny_queues", 110),
+    ("worker_threads_stay_few", 240),
+];
+
+/// Whether this process may have the descriptors that a scenario needs; if not, it is skipped.
+pub fn has_descriptors(scenario: &str) -> bool {
+    let needed = DESCRIPTORS.iter().find(|(name, _)| *name == scenario).map_or(0, |(_, needed)| *needed);
+    let max = sandbox::descriptors_max();
+    if max < needed {
+        skip(format_args!("needs {needed} descriptors; the limit is {max}"));
+    }
+    max >= needed
+}
+
+/// The variants that run in this process's environment; `None` outside of any.
+pub fn variants_here() -> Option<&'static [&'static Variant]> {
+    here().map(|environment| environment.variants)
+}
+
+/// Whether a scenario runs where this process is.
+pub fn has_scenario(module: &str, name: &str) -> bool {
+    let Some(environment) = here() else { return !["environments", "lossy"].contains(&module) };
+    let has_module = match environment.modules {
+        [] => module != "lossy",
+        modules => modules.contains(&module),
+    };
+    has_module && !environment.without.contains(&name)
+}
+
+/// Prints what the engine makes of this process's environment, for the process that started it.
+pub fn introduce() {
+    let variant = variants_here().map_or(&AUTO, |variants| variants[0]);
+    match Engine::new(variant.config()) {
+        Ok(engine) => {
+            let info = engine.info();
+            let reason = info.fallback.as_ref().map_or(String::new(), |fallback| fallback.to_string());
+            let reason = [vec![reason], info.notes.clone()].concat().join("; ");
+            println!("stands on {}/{}: {}", info.backend, info.tier_name(), reason.trim_start_matches("; "));
+        }
+        Err(error) => println!("stands on nothing: {error}"),
+    }
+}
+
+/// One trial for each environment.
+pub fn trials() -> Vec<Trial> {
+    let trial = |environment: &'static Environment| {
+        Trial::test(format!("environments/{}", environment.name), move || {
+            report::enter(&format!("environments/{}", environment.name));
+            environment.run()
+        })
+    };
+    ENVIRONMENTS.iter().map(trial).collect()
+}
+
+/// Puts the sysctls back.
+struct Sysctls(Option<String>);
+
+impl Drop for Sysctls {
+    fn drop(&mut self) {
+        if let Some(value) = self.0.take().filter(|_| is_virtual_machine()) {
+            let _ = sandbox::put(Path::new(SYSCTL), value.trim());
+        }
+    }
+}
+
+impl Environment {
+    fn run(&self) -> Result<(), Failed> {
+        let mut command = sandbox::this_binary();
+        command.args(["--color", "never"]).env(sandbox::ENTER, self.name);
+        if let Ok(scenarios) = std::env::var("PROACTOR_TEST_SCENARIOS") {
+            command.args(scenarios.split(','));
+        }
+        let _sysctls = Sysctls(std::fs::read_to_string(SYSCTL).ok());
+        let _cgroup = if self.name.starts_with("memory_cgroup") {
+            match MemoryCgroup::new(64 * MIB) {
+                Ok(cgroup) => {
+                    command
+                        .env(CGROUP, cgroup.path())
+                        .env(CGROUP_BEFORE, cgroup.path().parent().expect("not the root"));
+                    Some(cgroup)
+                }
+                Err(why) => {
+                    skip(why);
+                    return Ok(());
+                }
+            }
+        } else {
+            None
+        };
+        let (status, text) = follow(command).map_err(|error| error.to_string())?;
+        if let Some(why) = text.lines().find_map(|line| line.strip_prefix("cannot enter: ")) {
+            skip(why);
+            return Ok(());
+        }
+        self.judge(&text).map_err(|why| format!("{why}\n{status}: {text}").into())
+    }
+
+    /// Holds what the suite printed in the environment against what is expected, and prints the row of the table.
+    fn judge(&self, text: &str) -> Result<(), String> {
+        let line =
+            |start: &str| text.lines().find_map(|line| line.strip_prefix(start)).ok_or(format!("no line {start:?}"));
+        let (backend, reason) = line("stands on ")?.split_once(": ").ok_or("no reason")?;
+        let counts = line("conformance: ")?;
+        report::note(format!("environment | {} | {backend} | {reason} | {counts}", self.name));
+        for line in text.lines().filter(|line| line.starts_with("measured ")) {
+            report::note(format!("{line} ({})", self.name));
+        }
+        let on_epoll = backend.starts_with("epoll");
+        let as_expected = match self.expected {
+            Expected::Uring => !on_epoll || !io_uring_is_here(),
+            Expected::Epoll(cause) => on_epoll && reason.contains(cause),
+            Expected::EitherWith(cause) => !on_epoll || reason.contains(cause) || !io_uring_is_here(),
+        };
+        if !as_expected {
+            return Err(format!("not what is expected: {backend}, {reason:?}"));
+        }
+        let mut numbers = counts.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u32>().ok());
+        match (numbers.next(), numbers.next()) {
+            (Some(passed), Some(0)) if passed > 0 => Ok(()),
+            _ => Err("the suite did not pass".to_owned()),
+        }
+    }
+}
+
+/// Runs a suite to its end; returns what it printed. In a virtual machine, where it may take long, it is also shown as it comes.
+fn follow(mut command: Command) -> std::io::Result<(ExitStatus, String)> {
+    let (reader, writer) = std::io::pipe()?;
+    let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn()?;
+    // It holds the pipe's other end too.
+    drop(command);
+    let (shown, mut text) = (is_virtual_machine(), String::new());
+    for line in BufReader::new(reader).lines() {
+        let line = line?;
+        if shown {
+            println!("  {line}");
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok((child.wait()?, text))
+}
+
+fn is_virtual_machine() -> bool {
+    std::env::var_os("PROACTOR_TEST_VM").is_some()
+}
+
+/// Whether this process, outside of any environment, gets io_uring.
+fn io_uring_is_here() -> bool {
+    Engine::new(AUTO.config()).is_ok_and(|engine| engine.info().backend == Backend::Uring)
+}
+
+/// In a process of a crowd: memory of clients is not the server's.
+pub fn leave_memory_limit() {
+    if let Ok(before) = std::env::var(CGROUP_BEFORE) {
+        sandbox::join_cgroup(Path::new(&before)).expect("a cgroup that was left is still there");
+    }
+}
+
+/// Five thousand connections with an echo each way, three times, and then all of them idle at once. In a small memory cgroup this
+/// is what it is for; elsewhere it runs as well.
+pub fn five_thousand_clients(variant: &Variant) {
+    const CLIENTS: usize = 5_000;
+    let mut rig = Rig::new(variant);
+    let (_, addr) = rig.listen();
+    let mut crowd = CrowdProcess::arrive(addr, CLIENTS, 3);
+    let mut bytes = 0;
+    rig.run("the crowd", |engine, completion| {
+        if let Some(completion) = completion {
+            if let Event::Received(data) = &completion.event {
+                bytes += data.len();
+            }
+            serve_echo(engine, completion);
+        }
+        assert!(bytes > 0 || !crowd.is_gone(), "the crowd died");
+        bytes == CLIENTS * 3 * 1024
+    });
+    // The echoes of the last round are on their way.
+    let there = peers::spawn(move || {
+        crowd.is_there();
+        crowd
+    });
+    rig.run("the last echoes", |_, _| there.is_finished());
+    assert_eq!(rig.engine.connections(), CLIENTS);
+    report::note(format!("measured {}: {} in use with {CLIENTS} connections", variant.name, memory_in_use()));
+    let crowd = there.join().expect("up");
+    let leaving = peers::spawn(move || crowd.leave());
+    rig.run("the end", |engine, completion| {
+        if let Some(completion) = completion {
+            serve_echo(engine, completion);
+        }
+        engine.connections() == 0 && leaving.is_finished()
+    });
+    leaving.join().expect("the crowd leaves in peace");
+    assert!(rig.ended.len() == CLIENTS && rig.engine.stats().accepted == CLIENTS as u64);
+}
+
+/// Of the memory cgroup, or of the process.
+fn memory_in_use() -> String {
+    let read = |path: &Path| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if let Some(cgroup) = std::env::var_os(CGROUP) {
+        let files = ["memory.current", "memory.usage_in_bytes"].map(|file| Path::new(&cgroup).join(file));
+        if let Some(bytes) = files.iter().find_map(|file| read(file)) {
+            return format!("{} MiB of the cgroup", bytes / MIB);
+        }
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    resident.map_or("an unknown amount".to_owned(), |text| format!("{} resident", text.trim()))
+}
