@@ -1,0 +1,117 @@
+//! A soak: random load and a hostile client against an echo server in a process of its own, in rounds; after each round every client has
+//! left, and the server must be as it was: no connection, the same descriptors and threads, all buffers back, no memory more.
+//!
+//! ```text
+//! cargo test --release --test soak                              # some seconds
+//! PROACTOR_SOAK_MINUTES=30 PROACTOR_SOAK_CONNECTIONS=2000 cargo test --release --test soak -- --nocapture
+//! ```
+//!
+//! `PROACTOR_SOAK_MINUTES` is for each of the two backends (`soak/uring`, `soak/epoll`); the clients run on the other one, so that both
+//! are soaked on both sides. `PROACTOR_SOAK_SEED` chooses the load.
+
+mod actor;
+mod client;
+#[path = "../../examples/common/echo.rs"]
+mod echo;
+mod server;
+
+use client::Crowd;
+use libtest_mimic::{Arguments, Failed, Trial};
+use proactor::{Backend, Config, Engine};
+use server::{Sample, Server};
+use std::time::{Duration, Instant};
+
+fn main() {
+    if let Ok(backend) = std::env::var(server::ROLE) {
+        return server::serve(Backend::from_name(&backend).expect("uring or epoll"));
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = [Backend::Uring, Backend::Epoll].map(|backend| {
+        let lacking = Engine::new(config(backend)).err();
+        if let Some(why) = lacking.as_ref().filter(|_| !arguments.list) {
+            println!("skipping soak/{backend}: {why}");
+        }
+        Trial::test(format!("soak/{backend}"), move || soak(backend)).with_ignored_flag(lacking.is_some())
+    });
+    libtest_mimic::run(&arguments, trials.into()).exit();
+}
+
+fn config(backend: Backend) -> Config {
+    Config::default().ignore_environment(true).backend(backend)
+}
+
+fn number(name: &str, default: f64) -> f64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}: {text:?} is no number")),
+        Err(_) => default,
+    }
+}
+
+/// How long one backend is soaked, and how it is divided.
+struct Plan {
+    rounds: u32,
+    round: Duration,
+    connections: usize,
+    seed: u64,
+}
+
+impl Plan {
+    fn from_environment() -> Plan {
+        let minutes = number("PROACTOR_SOAK_MINUTES", 0.1).clamp(0.01, 10_000.0);
+        let connections = number("PROACTOR_SOAK_CONNECTIONS", 200.0).clamp(1.0, 9_000.0) as usize;
+        let seed = number("PROACTOR_SOAK_SEED", 1.0) as u64;
+        // Enough rounds to tell a trend, none so short that nothing happens in it.
+        let rounds = (minutes * 2.0).clamp(8.0, 60.0) as u32;
+        Plan { rounds, round: Duration::from_secs_f64(minutes * 60.0 / f64::from(rounds)), connections, seed }
+    }
+}
+
+fn soak(backend: Backend) -> Result<(), Failed> {
+    let plan = Plan::from_environment();
+    let mut server = Server::start(backend);
+    let fresh = server.sample();
+    let other = if backend == Backend::Uring { Backend::Epoll } else { Backend::Uring };
+    let engine = Engine::new(config(other)).or_else(|_| Engine::new(config(Backend::Epoll)))?;
+    let mut crowd = Crowd::new(engine, server.addr(), plan.seed);
+    let (start, mut samples) = (Instant::now(), Vec::new());
+    for round in 1..=plan.rounds {
+        let busy = crowd.run(plan.round, plan.connections, || server.sample())?;
+        if busy.descriptors > busy.connections + fresh.descriptors + 16 {
+            return Err(format!("{} descriptors for {} connections", busy.descriptors, busy.connections).into());
+        }
+        let rest = server.rest(&fresh)?;
+        eprintln!(
+            "soak/{backend} round {round} of {}, {:.0} s: {}; server {} connections and {} KiB, then {} KiB, {} descriptors",
+            plan.rounds,
+            start.elapsed().as_secs_f64(),
+            crowd.report(),
+            busy.connections,
+            busy.resident_kib,
+            rest.trimmed_kib,
+            rest.descriptors,
+        );
+        samples.push(rest);
+    }
+    crowd.check_variety()?;
+    server.stop();
+    flat(&samples)
+}
+
+/// Memory in the last quarter of the rounds is what it was in the second: strictly what is in use, and within what one larger crowd
+/// explains what the C library keeps.
+fn flat(samples: &[Sample]) -> Result<(), Failed> {
+    let quarter = samples.len() / 4;
+    let most = |part: &[Sample], kib: fn(&Sample) -> usize| part.iter().map(kib).max().expect("rounds in each quarter");
+    let check = |what, kib: fn(&Sample) -> usize, part, more| {
+        let (before, after) =
+            (most(&samples[quarter..2 * quarter], kib), most(&samples[samples.len() - quarter..], kib));
+        match after <= before + before / part + more {
+            true => Ok(()),
+            false => Err(format!("the server grew: {before} KiB {what} in the second quarter, {after} in the last")),
+        }
+    };
+    check("in use", |sample| sample.trimmed_kib, 20, 1 << 10)?;
+    check("resident", |sample| sample.resident_kib, 2, 16 << 10)?;
+    Ok(())
+}
