@@ -66,6 +66,27 @@ impl Tier {
         }
     }
 
+    /// The capabilities that the tier cannot do without, beside what every tier needs: io_uring as of 5.6.
+    pub fn needs(self) -> &'static [Capability] {
+        use Capability::*;
+        match self {
+            Tier::Deferred => &[SingleIssuer, DeferTaskrun, MultishotRecv, BufRing, FastPoll],
+            Tier::Multishot => &[CoopTaskrun, MultishotRecv, BufRing, FastPoll],
+            Tier::Oneshot => &[FastPoll],
+            Tier::Polled => &[],
+        }
+    }
+
+    /// The first mainline kernel that has all of it. Distributions backport: an engine tries, it never compares versions.
+    pub fn kernel(self) -> &'static str {
+        match self {
+            Tier::Deferred => "6.1",
+            Tier::Multishot => "6.0",
+            Tier::Oneshot => "5.7",
+            Tier::Polled => "5.6",
+        }
+    }
+
     /// The tier of that name.
     pub fn from_name(name: &str) -> Option<Tier> {
         Tier::ALL.into_iter().find(|tier| tier.name() == name)

@@ -13,6 +13,7 @@
 //! so that no buffer is bound to an idle connection; for everything in tier `polled`, so that no kernel worker is.
 #![allow(unsafe_code)]
 
+mod alarm;
 mod arena;
 mod bufring;
 mod ops;
@@ -191,6 +192,22 @@ impl Uring {
         // SAFETY: names no memory.
         unsafe { self.ring.push(entry) };
         self.wake_armed = true;
+    }
+
+    /// Ends the last operation of a ring that is otherwise at rest: the one that bounds waits. It ends at once when it is told.
+    fn silence_alarm(&mut self) {
+        if self.ring.operations() > 0 {
+            return;
+        }
+        self.ring.silence();
+        for _ in 0..8 {
+            if self.ring.in_flight == 0 || self.ring.enter(1, None).is_err() {
+                return;
+            }
+            while let Some(entry) = self.ring.next() {
+                drop(self.translate(&entry));
+            }
+        }
     }
 
     /// Hands a descriptor to the kernel to close, when no operation is in flight on it.
@@ -422,10 +439,10 @@ impl Backend for Uring {
             // SAFETY: names no memory.
             unsafe { self.ring.push(entry.user_data(pack(Kind::Cancel, Key::NONE))) };
         }
-        while self.ring.in_flight > 0 {
-            let before = self.ring.in_flight;
+        while self.ring.operations() > 0 {
+            let before = self.ring.operations();
             let until = Instant::now() + patience;
-            while self.ring.in_flight == before && Instant::now() < until {
+            while self.ring.operations() == before && Instant::now() < until {
                 // An interrupted wait is no reason to give up.
                 if self.ring.enter(1, Some(until.saturating_duration_since(Instant::now()))).is_err() {
                     break;
@@ -435,10 +452,11 @@ impl Backend for Uring {
                 }
                 self.done.clear();
             }
-            if self.ring.in_flight == before {
+            if self.ring.operations() == before {
                 break;
             }
         }
+        self.silence_alarm();
         let clean = self.ring.in_flight == 0;
         if clean && self.buf_ring.is_some() {
             let _ = self.ring.uring.submitter().unregister_buf_ring(bufring::GROUP);

@@ -29,7 +29,11 @@ impl Uring {
                 self.inbox.reset();
                 return Some(Done { key: Key::NONE, op: Op::Wake, more: false, outcome: Outcome::Notified });
             }
-            Kind::Timeout | Kind::Cancel => return None,
+            Kind::Timeout => {
+                self.ring.alarm.ended(token.slot);
+                return None;
+            }
+            Kind::Cancel => return None,
             _ => {}
         }
         let Some(key) = self.key_of(token) else {

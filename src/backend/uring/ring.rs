@@ -1,14 +1,15 @@
 //! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the count of what is in flight. Invariant: each entry
 //! pushed is in flight until a completion without F_MORE. Knows nothing of connections.
 
+use super::alarm::Alarm;
 use super::arena::Arena;
 use super::sys;
 use crate::backend::{BackendStats, QueueFull};
 use crate::error::{Errno, Error};
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, squeue};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const BATCH: usize = 256;
 
@@ -18,7 +19,7 @@ pub(super) struct EnterMode {
     /// The descriptor, or with `ENTER_REGISTERED_RING` its index.
     pub(super) fd: RawFd,
     pub(super) flags: u32,
-    /// Deadlines go with the wait; else a TIMEOUT entry does the same.
+    /// Deadlines go with the wait; else an entry of its own does the same.
     pub(super) ext_arg: bool,
     pub(super) no_iowait: bool,
 }
@@ -31,7 +32,7 @@ pub(super) struct Ring {
     batch_next: usize,
     batch_len: usize,
     pub(super) in_flight: usize,
-    timespec: Box<types::Timespec>,
+    pub(super) alarm: Alarm,
     pub(super) stats: BackendStats,
 }
 
@@ -63,7 +64,7 @@ impl Ring {
             batch_next: 0,
             batch_len: 0,
             in_flight: 0,
-            timespec: Box::new(types::Timespec::new()),
+            alarm: Alarm::new(),
             stats: BackendStats::default(),
         }
     }
@@ -117,7 +118,7 @@ impl Ring {
         let mut want = want;
         let bounded = want > 0 && timeout.is_some();
         if bounded && !self.mode.ext_arg {
-            want = self.stage_timeout(timeout.unwrap_or_default());
+            want = self.stage_alarm(timeout.unwrap_or_default());
         }
         let staged = self.uring.submission().len() as u32;
         if staged == 0 && want == 0 && !self.needs_kernel() {
@@ -155,17 +156,37 @@ impl Ring {
     }
 
     /// Bounds a wait with an entry of its own, where the kernel cannot bound it. Returns how many completions to wait for.
-    fn stage_timeout(&mut self, timeout: Duration) -> u32 {
-        if self.uring.submission().is_full() {
+    fn stage_alarm(&mut self, timeout: Duration) -> u32 {
+        let now = Instant::now();
+        let Some(at) = now.checked_add(timeout) else { return 1 };
+        if self.alarm.serves(at) {
+            return 1;
+        }
+        let queue = self.uring.submission();
+        if queue.capacity() - queue.len() < 2 {
+            // What is staged goes first; the wait is for the next turn.
             return 0;
         }
-        *self.timespec = types::Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());
-        // Ends with the first other completion, so that it never outlives the wait.
-        let entry = opcode::Timeout::new(&raw const *self.timespec).count(1).build();
-        let entry = entry.user_data(super::token::pack(super::token::Kind::Timeout, crate::id::Key::NONE));
-        // SAFETY: the timespec is boxed, lives as long as the ring, and is copied by the kernel at submission.
-        unsafe { self.push(entry) };
+        drop(queue);
+        let entries = [self.alarm.disarm(), Some(self.alarm.arm(at, now))];
+        // SAFETY: a cancel names no memory. The timespec is boxed, lives as long as the ring, and is copied at submission.
+        entries.into_iter().flatten().for_each(|entry| unsafe { self.push(entry) });
         1
+    }
+
+    /// How many operations are in flight, beside the one that bounds waits.
+    pub(super) fn operations(&self) -> usize {
+        self.in_flight - self.alarm.in_flight
+    }
+
+    /// Ends what bounds waits.
+    pub(super) fn silence(&mut self) {
+        if self.make_room().is_ok()
+            && let Some(entry) = self.alarm.disarm()
+        {
+            // SAFETY: names no memory.
+            unsafe { self.push(entry) };
+        }
     }
 
     /// The next completion that is there.

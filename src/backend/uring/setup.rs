@@ -68,21 +68,10 @@ impl Choice<'_> {
         }
     }
 
-    /// What a tier cannot do without.
-    fn needs(tier: Tier) -> &'static [Capability] {
-        use Capability::*;
-        match tier {
-            Tier::Deferred => &[SingleIssuer, DeferTaskrun, MultishotRecv, BufRing, FastPoll],
-            Tier::Multishot => &[CoopTaskrun, MultishotRecv, BufRing, FastPoll],
-            Tier::Oneshot => &[FastPoll],
-            Tier::Polled => &[],
-        }
-    }
-
     /// Why a tier cannot be had, if so.
     fn obstacle(&self, tier: Tier) -> Option<String> {
         let missing: Vec<String> =
-            Self::needs(tier).iter().filter_map(|c| self.why_not(*c).map(|why| format!("{c}: {why}"))).collect();
+            tier.needs().iter().filter_map(|c| self.why_not(*c).map(|why| format!("{c}: {why}"))).collect();
         (!missing.is_empty()).then(|| missing.join("; "))
     }
 }
@@ -141,7 +130,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
         }
     }
     if config.hardened {
-        restrict(&uring, choice).map_err(os("io_uring_register(RESTRICTIONS)"))?;
+        restrict(&uring, choice, modern).map_err(os("io_uring_register(RESTRICTIONS)"))?;
         uring.submitter().register_enable_rings().map_err(os("io_uring_register(ENABLE_RINGS)"))?;
     }
     let style = Style {
@@ -237,15 +226,16 @@ fn ring(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -> Resu
     builder.build(entries).map_err(|error| Errno::of(&error))
 }
 
-/// Leaves a ring only what the engine uses.
-fn restrict(uring: &IoUring, choice: &Choice<'_>) -> std::io::Result<()> {
+/// Leaves a ring only what the engine uses: without `modern`, tier `polled`, nothing that came after 5.6.
+fn restrict(uring: &IoUring, choice: &Choice<'_>, modern: bool) -> std::io::Result<()> {
     let mut allowed = survey::NEEDED.to_vec();
     allowed.push(opcode::Nop::CODE);
-    if choice.has(Capability::SendZc) {
+    if modern && choice.has(Capability::SendZc) {
         allowed.push(opcode::SendZc::CODE);
     }
     let mut rules: Vec<Restriction> = allowed.into_iter().map(Restriction::sqe_op).collect();
-    rules.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
+    let flags = if modern { squeue::Flags::BUFFER_SELECT } else { squeue::Flags::empty() };
+    rules.push(Restriction::sqe_flags_allowed(flags.bits()));
     rules.push(Restriction::register_op(REGISTER_EVENTFD));
     rules.push(Restriction::register_op(UNREGISTER_EVENTFD));
     // A kernel refuses rules about what it does not know.
