@@ -130,7 +130,8 @@ enum Mark {
     Once,
 }
 
-type Group = (Mark, &'static str, &'static [(&'static str, fn(&Variant))]);
+type Scenario = (&'static str, fn(&Variant));
+type Group = (Mark, &'static str, &'static [Scenario]);
 
 macro_rules! scenarios {
     ($($mark:ident $module:ident: $($name:ident)*;)*) => {
@@ -222,7 +223,7 @@ fn trials_of(variant: &'static Variant, only_list: bool) -> Vec<Trial> {
         let here = group.iter().filter(|(name, _)| environments::has_scenario(module, name));
         here.map(move |entry| (*mark, *entry))
     });
-    let trial = |(mark, (scenario, run)): (Mark, (&'static str, fn(&Variant)))| {
+    let trial = |(mark, (scenario, run)): (Mark, Scenario)| {
         let name = format!("{}/{scenario}", variant.name);
         let (why, inner) = (lacking.clone(), name.clone());
         let trial = Trial::test(name, move || {
