@@ -23,26 +23,117 @@ fn the_table_of_capabilities_is_the_code_s_own() {
     assert_eq!(rows, expected);
 }
 
+/// 6.1 -> [6, 1].
+fn version(text: &str) -> Vec<u32> {
+    text.split('.').map(|part| part.parse().unwrap_or_else(|_| panic!("{text:?} is no version"))).collect()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
 #[test]
-fn the_table_of_tiers_names_every_tier_and_only_known_capabilities() {
+fn the_table_of_tiers_is_the_code_s_own() {
     let rows = table(&read("KERNEL_REQUIREMENTS.md"), "| tier | mainline |");
-    for tier in Tier::ALL {
-        assert!(rows.iter().any(|row| row[0] == format!("`{tier}`")), "{tier} is missing");
+    assert_eq!(rows.len(), Tier::ALL.len() + 1, "the tiers, and epoll");
+    for (tier, row) in Tier::ALL.into_iter().zip(&rows) {
+        assert_eq!((row[0].as_str(), row[1].as_str()), (format!("`{tier}`").as_str(), tier.kernel()));
+        let needs: Vec<&str> = tier.needs().iter().map(|capability| capability.name()).collect();
+        let mut shown = quoted(&row[2]);
+        let mut expected = needs.clone();
+        (shown.sort_unstable(), expected.sort_unstable());
+        assert_eq!(shown, expected, "what tier {tier} needs");
+        let floor = tier.needs().iter().map(|capability| version(capability.kernel())).max();
+        assert!(floor.is_none_or(|floor| floor == version(tier.kernel())), "the floor of {tier} is that of its needs");
     }
-    for row in &rows {
-        // What a tier needs: capabilities by name, none of them newer than the tier.
-        for name in row[2].split('`').skip(1).step_by(2) {
-            let capability = Capability::from_name(name).unwrap_or_else(|| panic!("{name} is no capability"));
-            let version =
-                |text: &str| -> Vec<u32> { text.split('.').map(|part| part.parse().expect("a number")).collect() };
-            assert!(
-                version(capability.kernel()) <= version(&row[1]),
-                "{} needs {name} of {}",
-                row[0],
-                capability.kernel()
-            );
+}
+
+/// All sources of the library, to look a name up in.
+fn sources() -> String {
+    let (mut text, mut folders) = (String::new(), vec![std::path::PathBuf::from("src")]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => text.push_str(&std::fs::read_to_string(path).expect("a source")),
+            }
         }
     }
+    text
+}
+
+/// Words of the kernel that look like names of ours.
+const KERNEL_WORDS: &[&str] = &["io_uring_disabled", "io_uring_group", "io_uring_setup", "io_uring_enter", "io_uring_register"];
+
+#[test]
+fn the_kernel_document_names_nothing_that_the_code_does_not_have() {
+    let (text, sources) = (read("KERNEL_REQUIREMENTS.md"), sources());
+    let mut checked = 0;
+    let prose: Vec<&str> = text.split("```").step_by(2).collect();
+    for quote in prose.iter().flat_map(|part| quoted(part)) {
+        let name = quote.split(['(', '=', ',', ' ']).next().unwrap_or_default();
+        let is_name = name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        let method = ["Config::", "Engine::", "Event::", "ListenOptions::"].iter().find_map(|of| name.strip_prefix(of));
+        let known = if let Some(method) = method {
+            ["(", ":", ",", " {"].iter().any(|end| sources.contains(&format!(" {method}{end}")))
+        } else if name.starts_with("PROACTOR_") {
+            sources.contains(name) || read("tests/README.md").contains(name)
+        } else if is_name {
+            Capability::from_name(name).is_some() || KERNEL_WORDS.contains(&name) || environments().contains(&name.to_owned())
+        } else {
+            continue;
+        };
+        assert!(known, "KERNEL_REQUIREMENTS.md names `{quote}`, which the code does not have");
+        checked += 1;
+    }
+    assert!(checked > 40, "only {checked} names found");
+}
+
+#[test]
+fn the_kernel_document_gives_each_capability_the_floor_of_the_code() {
+    // Wherever a version follows a capability in running text: `name`, 5.10 or `name` (5.10).
+    let text = read("KERNEL_REQUIREMENTS.md");
+    let mut checked = 0;
+    for requirement in REQUIREMENTS {
+        for rest in text.split(&format!("`{}`", requirement.name)).skip(1) {
+            let rest = rest.trim_start_matches([',', ' ', '(', '|']);
+            let number: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+            if number.contains('.') && number.starts_with(['5', '6', '7']) {
+                assert_eq!(version(number.trim_end_matches('.')), version(requirement.kernel), "{}", requirement.name);
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= REQUIREMENTS.len(), "the table at least");
+}
+
+/// The names of the environments that the suite has.
+fn environments() -> Vec<String> {
+    let source = read("tests/conformance/environments.rs");
+    let list = source[source.find("const ENVIRONMENTS").expect("the list")..].split("name: \"").skip(1);
+    list.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.to_owned()).filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn the_tables_of_kernels_are_whole_and_without_failures() {
+    let text = read("KERNEL_REQUIREMENTS.md");
+    let ran = text.lines().find(|line| line.starts_with("By `tests/kernels/run` on 20")).expect("a date");
+    assert_eq!(ran.split(' ').nth(3).map(|date| date.trim_end_matches(':').len()), Some(10), "{ran}");
+    let kernels = table(&text, "| kernel | chosen by default |");
+    for floor in ["5.10.", "6.1.", "6.12.", "7."] {
+        assert!(kernels.iter().any(|row| row[0].starts_with(floor)), "no kernel {floor}");
+    }
+    for row in &kernels {
+        let tier = row[1].trim_matches('`').strip_prefix("uring/").and_then(Tier::from_name).expect("a tier");
+        assert!(tier == Tier::Deferred || version(&row[0][..4].trim_end_matches('.')) < version("6.1"), "{row:?}");
+        assert!(row[2..].iter().all(|counts| counts.contains(" 0 failed")), "{row:?}");
+    }
+    let rows = table(&text, "| environment | stands on |");
+    let shown: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    assert_eq!(shown, environments());
+    assert!(rows.iter().all(|row| row[3].contains(" 0 failed")));
 }
 
 #[test]

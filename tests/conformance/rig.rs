@@ -14,7 +14,7 @@ use std::time::Duration;
 /// How long anything may take before a scenario fails. Generous: the suite also runs on emulated machines, fifty times slower.
 pub fn patience() -> Duration {
     let seconds = std::env::var("PROACTOR_TEST_PATIENCE_S").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(120))
+    Duration::from_secs(seconds.unwrap_or(600))
 }
 
 pub struct Rig {
