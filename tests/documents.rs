@@ -65,7 +65,8 @@ fn sources() -> String {
 }
 
 /// Words of the kernel that look like names of ours.
-const KERNEL_WORDS: &[&str] = &["io_uring_disabled", "io_uring_group", "io_uring_setup", "io_uring_enter", "io_uring_register"];
+const KERNEL_WORDS: &[&str] =
+    &["io_uring_disabled", "io_uring_group", "io_uring_setup", "io_uring_enter", "io_uring_register"];
 
 #[test]
 fn the_kernel_document_names_nothing_that_the_code_does_not_have() {
@@ -74,14 +75,17 @@ fn the_kernel_document_names_nothing_that_the_code_does_not_have() {
     let prose: Vec<&str> = text.split("```").step_by(2).collect();
     for quote in prose.iter().flat_map(|part| quoted(part)) {
         let name = quote.split(['(', '=', ',', ' ']).next().unwrap_or_default();
-        let is_name = name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        let is_name =
+            name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
         let method = ["Config::", "Engine::", "Event::", "ListenOptions::"].iter().find_map(|of| name.strip_prefix(of));
         let known = if let Some(method) = method {
             ["(", ":", ",", " {"].iter().any(|end| sources.contains(&format!(" {method}{end}")))
         } else if name.starts_with("PROACTOR_") {
             sources.contains(name) || read("tests/README.md").contains(name)
         } else if is_name {
-            Capability::from_name(name).is_some() || KERNEL_WORDS.contains(&name) || environments().contains(&name.to_owned())
+            Capability::from_name(name).is_some()
+                || KERNEL_WORDS.contains(&name)
+                || environments().contains(&name.to_owned())
         } else {
             continue;
         };
@@ -113,7 +117,10 @@ fn the_kernel_document_gives_each_capability_the_floor_of_the_code() {
 fn environments() -> Vec<String> {
     let source = read("tests/conformance/environments.rs");
     let list = source[source.find("const ENVIRONMENTS").expect("the list")..].split("name: \"").skip(1);
-    list.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.to_owned()).filter(|name| !name.is_empty()).collect()
+    list.filter_map(|rest| rest.split_once('"'))
+        .map(|(name, _)| name.to_owned())
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 #[test]

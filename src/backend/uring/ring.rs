@@ -32,6 +32,9 @@ pub(super) struct Ring {
     batch_next: usize,
     batch_len: usize,
     pub(super) in_flight: usize,
+    /// The completion queue was found full since the kernel was last entered: there may be more on its side. Kernels before 5.8 have no
+    /// flag for that.
+    was_full: bool,
     pub(super) alarm: Alarm,
     pub(super) stats: BackendStats,
 }
@@ -64,6 +67,7 @@ impl Ring {
             batch_next: 0,
             batch_len: 0,
             in_flight: 0,
+            was_full: false,
             alarm: Alarm::new(),
             stats: BackendStats::default(),
         }
@@ -130,6 +134,7 @@ impl Ring {
             flags |= sys::ENTER_NO_IOWAIT;
         }
         self.stats.syscalls += 1;
+        self.was_full = false;
         // SAFETY: `push` made its callers vouch for the memory of each staged entry.
         let result = unsafe {
             match timeout.filter(|_| want > 0 && self.mode.ext_arg) {
@@ -194,7 +199,10 @@ impl Ring {
     pub(super) fn next(&mut self) -> Option<cqueue::Entry> {
         if self.batch_next == self.batch_len {
             self.batch_next = 0;
-            self.batch_len = self.uring.completion().fill(&mut self.batch[..]).len();
+            let mut queue = self.uring.completion();
+            self.was_full |= queue.is_full();
+            self.batch_len = queue.fill(&mut self.batch[..]).len();
+            drop(queue);
             self.stats.cqes += self.batch_len as u64;
             if self.batch_len == 0 {
                 return None;
@@ -218,7 +226,7 @@ impl Ring {
     fn needs_kernel(&self) -> bool {
         // SAFETY: nobody else looks at the submission queue while this value lives.
         let queue = unsafe { self.uring.submission_shared() };
-        queue.taskrun() || queue.cq_overflow()
+        queue.taskrun() || queue.cq_overflow() || self.was_full
     }
 
     pub(super) fn fatal(errno: Errno) -> Error {
