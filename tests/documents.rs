@@ -39,11 +39,11 @@ fn the_table_of_tiers_is_the_code_s_own() {
     assert_eq!(rows.len(), Tier::ALL.len() + 1, "the tiers, and epoll");
     for (tier, row) in Tier::ALL.into_iter().zip(&rows) {
         assert_eq!((row[0].as_str(), row[1].as_str()), (format!("`{tier}`").as_str(), tier.kernel()));
-        let needs: Vec<&str> = tier.needs().iter().map(|capability| capability.name()).collect();
+        let mut needs: Vec<&str> = tier.needs().iter().map(|capability| capability.name()).collect();
         let mut shown = quoted(&row[2]);
-        let mut expected = needs.clone();
-        (shown.sort_unstable(), expected.sort_unstable());
-        assert_eq!(shown, expected, "what tier {tier} needs");
+        shown.sort_unstable();
+        needs.sort_unstable();
+        assert_eq!(shown, needs, "what tier {tier} needs");
         let floor = tier.needs().iter().map(|capability| version(capability.kernel())).max();
         assert!(floor.is_none_or(|floor| floor == version(tier.kernel())), "the floor of {tier} is that of its needs");
     }
@@ -134,7 +134,7 @@ fn the_tables_of_kernels_are_whole_and_without_failures() {
     }
     for row in &kernels {
         let tier = row[1].trim_matches('`').strip_prefix("uring/").and_then(Tier::from_name).expect("a tier");
-        assert!(tier == Tier::Deferred || version(&row[0][..4].trim_end_matches('.')) < version("6.1"), "{row:?}");
+        assert!(tier == Tier::Deferred || version(row[0][..4].trim_end_matches('.')) < version("6.1"), "{row:?}");
         assert!(row[2..].iter().all(|counts| counts.contains(" 0 failed")), "{row:?}");
     }
     let rows = table(&text, "| environment | stands on |");

@@ -7,63 +7,20 @@
 //! only in a virtual one of the project's own (`PROACTOR_TEST_VM=1`, which `tests/kernels/run` sets). `PROACTOR_TEST_SCENARIOS=name,name` runs only some scenarios in each.
 
 use crate::filters::{Filter, numbers};
-use crate::peers;
+use crate::memory::{self, MemoryCgroup};
 use crate::report::{self, skip};
-use crate::rig::{Rig, serve_echo};
-use crate::sandbox::{self, CrowdProcess, MemoryCgroup};
-use crate::{Variant, lossy, profile};
+use crate::sandbox;
+use crate::variants::{AS_5_6, AUTO, EPOLL, Variant};
+use crate::{lossy, profile};
 use libtest_mimic::{Failed, Trial};
-use proactor::{Backend, Capability, Config, Engine, Event, Tier};
+use proactor::{Backend, Config, Engine, Tier};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 /// Set in a process that is in an environment: its name.
 pub const WITHIN: &str = "PROACTOR_TEST_WITHIN";
-/// In a process in a memory cgroup: where it, and where its crowd belongs.
-const CGROUP: &str = "PROACTOR_TEST_CGROUP";
-const CGROUP_BEFORE: &str = "PROACTOR_TEST_CGROUP_BEFORE";
 const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
-const MIB: u64 = 1 << 20;
-
-/// What the engine chooses by itself.
-pub static AUTO: Variant =
-    Variant { name: "auto", backend: None, tier: None, without: &[], hardened: false, faults: 0.0 };
-
-/// Tier `polled` with all switched off that came after 5.6, on a ring whose restrictions let no other operation pass. (The
-/// restrictions themselves are of 5.10: they are the mask, not what it hides.)
-static AS_5_6: Variant = Variant {
-    name: "uring/polled-as-5.6",
-    backend: Some(Backend::Uring),
-    tier: Some(Tier::Polled),
-    without: AFTER_5_6,
-    hardened: true,
-    faults: 0.0,
-};
-
-static EPOLL: Variant = Variant { name: "epoll", backend: Some(Backend::Epoll), ..AUTO };
-
-/// Everything but `Restrictions`.
-const AFTER_5_6: &[Capability] = &[
-    Capability::DeferTaskrun,
-    Capability::SingleIssuer,
-    Capability::CoopTaskrun,
-    Capability::SubmitAll,
-    Capability::MultishotAccept,
-    Capability::MultishotRecv,
-    Capability::BufRing,
-    Capability::Incremental,
-    Capability::Bundle,
-    Capability::DirectFd,
-    Capability::RegisteredRingFd,
-    Capability::ExtArg,
-    Capability::FastPoll,
-    Capability::SendZc,
-    Capability::NoIowait,
-    Capability::CancelFd,
-    Capability::WorkerLimit,
-    Capability::EpollPwait2,
-];
 
 /// What the engine must make of an environment.
 enum Expected {
@@ -153,8 +110,8 @@ const ENVIRONMENTS: &[Environment] = &[
     Environment {
         name: "memory_cgroup_64_mib",
         // Not those that make payloads or engines of more than 64 MiB in sum, as a matter of their own.
-        modules: &["environments", "connecting", "accepting", "crowds", "timing"],
-        enter: || sandbox::join_cgroup(Path::new(&std::env::var(CGROUP).map_err(|error| error.to_string())?)),
+        modules: &["memory", "connecting", "accepting", "crowds", "timing"],
+        enter: memory::enter,
         ..ORDINARY
     },
     Environment { name: "read_only_file_system", enter: sandbox::make_read_only, ..ORDINARY },
@@ -275,7 +232,7 @@ pub fn variants_here() -> Option<&'static [&'static Variant]> {
 
 /// Whether a scenario runs where this process is.
 pub fn has_scenario(module: &str, name: &str) -> bool {
-    let Some(environment) = here() else { return !["environments", "lossy"].contains(&module) };
+    let Some(environment) = here() else { return !["memory", "lossy"].contains(&module) };
     let has_module = match environment.modules {
         [] => module != "lossy",
         modules => modules.contains(&module),
@@ -320,6 +277,10 @@ impl Drop for Sysctls {
 }
 
 impl Environment {
+    fn limits_memory(&self) -> bool {
+        self.modules.contains(&"memory")
+    }
+
     fn run(&self) -> Result<(), Failed> {
         let mut command = sandbox::this_binary();
         command.args(["--color", "never"]).env(sandbox::ENTER, self.name);
@@ -327,21 +288,12 @@ impl Environment {
             command.args(scenarios.split(','));
         }
         let _sysctls = Sysctls(std::fs::read_to_string(SYSCTL).ok());
-        let _cgroup = if self.name.starts_with("memory_cgroup") {
-            match MemoryCgroup::new(64 * MIB) {
-                Ok(cgroup) => {
-                    command
-                        .env(CGROUP, cgroup.path())
-                        .env(CGROUP_BEFORE, cgroup.path().parent().expect("not the root"));
-                    Some(cgroup)
-                }
-                Err(why) => {
-                    skip(why);
-                    return Ok(());
-                }
+        let _cgroup = match self.limits_memory().then(|| MemoryCgroup::for_child(&mut command)).transpose() {
+            Ok(cgroup) => cgroup,
+            Err(why) => {
+                skip(why);
+                return Ok(());
             }
-        } else {
-            None
         };
         let (status, text) = follow(command).map_err(|error| error.to_string())?;
         if let Some(why) = text.lines().find_map(|line| line.strip_prefix("cannot enter: ")) {
@@ -403,63 +355,4 @@ fn is_virtual_machine() -> bool {
 /// Whether this process, outside of any environment, gets io_uring.
 fn io_uring_is_here() -> bool {
     Engine::new(AUTO.config()).is_ok_and(|engine| engine.info().backend == Backend::Uring)
-}
-
-/// In a process of a crowd: memory of clients is not the server's.
-pub fn leave_memory_limit() {
-    if let Ok(before) = std::env::var(CGROUP_BEFORE) {
-        sandbox::join_cgroup(Path::new(&before)).expect("a cgroup that was left is still there");
-    }
-}
-
-/// Five thousand connections with an echo each way, three times, and then all of them idle at once. In a small memory cgroup this
-/// is what it is for; elsewhere it runs as well.
-pub fn five_thousand_clients(variant: &Variant) {
-    const CLIENTS: usize = 5_000;
-    let mut rig = Rig::new(variant);
-    let (_, addr) = rig.listen();
-    let mut crowd = CrowdProcess::arrive(addr, CLIENTS, 3);
-    let mut bytes = 0;
-    rig.run("the crowd", |engine, completion| {
-        if let Some(completion) = completion {
-            if let Event::Received(data) = &completion.event {
-                bytes += data.len();
-            }
-            serve_echo(engine, completion);
-        }
-        assert!(bytes > 0 || !crowd.is_gone(), "the crowd died");
-        bytes == CLIENTS * 3 * 1024
-    });
-    // The echoes of the last round are on their way.
-    let there = peers::spawn(move || {
-        crowd.is_there();
-        crowd
-    });
-    rig.run("the last echoes", |_, _| there.is_finished());
-    assert_eq!(rig.engine.connections(), CLIENTS);
-    report::note(format!("measured {}: {} in use with {CLIENTS} connections", variant.name, memory_in_use()));
-    let crowd = there.join().expect("up");
-    let leaving = peers::spawn(move || crowd.leave());
-    rig.run("the end", |engine, completion| {
-        if let Some(completion) = completion {
-            serve_echo(engine, completion);
-        }
-        engine.connections() == 0 && leaving.is_finished()
-    });
-    leaving.join().expect("the crowd leaves in peace");
-    assert!(rig.ended.len() == CLIENTS && rig.engine.stats().accepted == CLIENTS as u64);
-}
-
-/// Of the memory cgroup, or of the process.
-fn memory_in_use() -> String {
-    let read = |path: &Path| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    if let Some(cgroup) = std::env::var_os(CGROUP) {
-        let files = ["memory.current", "memory.usage_in_bytes"].map(|file| Path::new(&cgroup).join(file));
-        if let Some(bytes) = files.iter().find_map(|file| read(file)) {
-            return format!("{} MiB of the cgroup", bytes / MIB);
-        }
-    }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    resident.map_or("an unknown amount".to_owned(), |text| format!("{} resident", text.trim()))
 }

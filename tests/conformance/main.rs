@@ -14,6 +14,7 @@ mod environments;
 mod filters;
 mod hostile;
 mod lossy;
+mod memory;
 mod peers;
 mod pools;
 mod profile;
@@ -23,98 +24,12 @@ mod sandbox;
 mod streams;
 mod teardown;
 mod timing;
+mod variants;
 
 use libtest_mimic::{Arguments, Trial};
-use proactor::{Backend, Capability, Config, Tier, sim};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-
-/// One way to run the engine.
-#[derive(Clone, Copy, Debug)]
-pub struct Variant {
-    pub name: &'static str,
-    /// `None`: whatever the engine chooses.
-    backend: Option<Backend>,
-    tier: Option<Tier>,
-    without: &'static [Capability],
-    hardened: bool,
-    /// In a simulated world: how often each harmless fault happens.
-    faults: f64,
-}
-
-/// What a 5.10 kernel, as it first was, does not have.
-const AFTER_5_10: &[Capability] = &[
-    Capability::DeferTaskrun,
-    Capability::SingleIssuer,
-    Capability::CoopTaskrun,
-    Capability::SubmitAll,
-    Capability::MultishotAccept,
-    Capability::MultishotRecv,
-    Capability::BufRing,
-    Capability::Incremental,
-    Capability::RegisteredRingFd,
-    Capability::ExtArg,
-    Capability::SendZc,
-    Capability::NoIowait,
-    Capability::WorkerLimit,
-];
-
-const fn uring(name: &'static str, tier: Tier, without: &'static [Capability]) -> Variant {
-    Variant { name, backend: Some(Backend::Uring), tier: Some(tier), without, hardened: false, faults: 0.0 }
-}
-
-const fn epoll(name: &'static str, without: &'static [Capability]) -> Variant {
-    Variant { name, backend: Some(Backend::Epoll), tier: None, without, hardened: false, faults: 0.0 }
-}
-
-const fn sim(name: &'static str, faults: f64) -> Variant {
-    Variant { name, backend: Some(Backend::Sim), tier: None, without: &[], hardened: false, faults }
-}
-
-pub const VARIANTS: &[Variant] = &[
-    uring("uring/deferred", Tier::Deferred, &[]),
-    uring("uring/deferred-whole-buffers", Tier::Deferred, &[Capability::Incremental, Capability::MultishotAccept]),
-    uring("uring/multishot", Tier::Multishot, &[]),
-    uring("uring/oneshot", Tier::Oneshot, &[]),
-    uring("uring/oneshot-as-5.10", Tier::Oneshot, AFTER_5_10),
-    uring("uring/polled", Tier::Polled, &[]),
-    epoll("epoll", &[]),
-    epoll("epoll/milliseconds", &[Capability::EpollPwait2]),
-    sim("sim", 0.0),
-    sim("sim/faulty", 0.1),
-];
-
-impl Variant {
-    pub fn config(&self) -> Config {
-        let mut config = Config::default().ignore_environment(true).hardened(self.hardened);
-        if let Some(backend) = self.backend {
-            config = config.backend(backend);
-        }
-        if let Some(tier) = self.tier {
-            config = config.tier(tier);
-        }
-        self.without.iter().fold(config, |config, capability| config.disable(*capability))
-    }
-
-    /// The fault plan, of a simulated variant.
-    pub fn simulated(&self) -> Option<sim::Faults> {
-        (self.backend == Some(Backend::Sim)).then(|| sim::Faults::harmless(self.faults))
-    }
-
-    /// True if operations may be cut short or come late at any time.
-    pub fn is_faulty(&self) -> bool {
-        self.faults > 0.0
-    }
-
-    /// True if the engine chooses for itself.
-    pub fn is_free(&self) -> bool {
-        self.backend.is_none()
-    }
-
-    pub fn is_epoll(&self) -> bool {
-        self.backend == Some(Backend::Epoll)
-    }
-}
+use variants::{VARIANTS, Variant};
 
 /// How a group of scenarios is run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -170,7 +85,7 @@ scenarios! {
     IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
     Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides
         capabilities_are_reported refused_tiers_say_why no_descriptors_is_an_error;
-    IsolatedKernel environments: five_thousand_clients;
+    IsolatedKernel memory: five_thousand_clients;
     Once profile: is_well_formed;
     Kernel lossy: a_hundred_mib_out a_hundred_mib_in;
 }

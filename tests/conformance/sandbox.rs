@@ -2,11 +2,12 @@
 //! what such environments are made of, one system call each; all of it changes the calling process for good.
 
 use crate::environments;
+use crate::memory;
 use std::ffi::CString;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 /// Set in a process that is a crowd: `ADDR CLIENTS ROUNDS`.
@@ -73,7 +74,7 @@ fn be_a_crowd(plan: &str) -> io::Result<()> {
     let [addr, clients, rounds] = words[..] else { panic!("{CROWD}: three words") };
     let addr: SocketAddr = addr.parse().expect("an address");
     let (clients, rounds): (usize, usize) = (clients.parse().expect("a number"), rounds.parse().expect("a number"));
-    environments::leave_memory_limit();
+    memory::leave();
     descriptors_max();
     let letter = |index: usize| b'A' + (index % 26) as u8;
     let mut streams = (0..clients).map(|_| TcpStream::connect(addr)).collect::<io::Result<Vec<_>>>()?;
@@ -161,52 +162,6 @@ pub fn unmount_proc() -> Result<(), String> {
 /// Writes to a file that is there: in a file system of the kernel's, a new one would mean nothing.
 pub fn put(path: &Path, text: &str) -> io::Result<()> {
     std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
-}
-
-/// A memory cgroup of a size, of version 2 or 1, whichever is mounted. Removed when it is dropped, by the process that made it.
-pub struct MemoryCgroup(PathBuf);
-
-const CGROUPS: [(&str, &str); 2] =
-    [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")];
-
-impl MemoryCgroup {
-    pub fn new(bytes: u64) -> Result<MemoryCgroup, String> {
-        let mut why = String::new();
-        for (root, limit) in CGROUPS {
-            let path = Path::new(root).join(format!("proactor-{}", std::process::id()));
-            // Version 2 hands a controller to children only when it is told to.
-            let _ = put(&Path::new(root).join("cgroup.subtree_control"), "+memory");
-            let made = std::fs::create_dir(&path).and_then(|()| put(&path.join(limit), &bytes.to_string()));
-            match made {
-                Ok(()) => return Ok(MemoryCgroup(path)),
-                Err(error) => why = format!("{}: {error}", path.join(limit).display()),
-            }
-            let _ = std::fs::remove_dir(&path);
-        }
-        Err(format!("no memory cgroup can be made: {why}"))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for MemoryCgroup {
-    fn drop(&mut self) {
-        // Its last process is only just gone.
-        for _ in 0..1000 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    }
-}
-
-/// Moves this process into a cgroup.
-pub fn join_cgroup(path: &Path) -> Result<(), String> {
-    let procs = path.join("cgroup.procs");
-    put(&procs, "0").map_err(|error| format!("{}: {error}", procs.display()))
 }
 
 /// The limit of descriptors, raised as far as this process may.
