@@ -30,6 +30,24 @@ fn fired(list: Vec<Completion>) -> Vec<u64> {
         .collect()
 }
 
+pub fn long_waits_leave_nothing_behind(variant: &Variant) {
+    // Waits that would last a day, each ended by data at once; the deadlines come nearer, then move away. Whatever bounded them must
+    // not keep the engine from going: the suite counts what is left.
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    for round in 0..200u64 {
+        peer.write_all(b"x").unwrap();
+        let hours = if round < 100 { 200 - round } else { round };
+        rig.engine.poll(&mut rig.out, Some(Duration::from_secs(hours * 3600))).unwrap();
+        let event = rig.out.pop().map(|completion| (completion.conn, completion.event));
+        assert!(matches!(&event, Some((from, Event::Received(data))) if *from == conn && data.len() == 1), "{event:?}");
+    }
+    // A short wait among long ones is as short as it says.
+    let start = now();
+    assert!(rig.poll(Duration::from_millis(20)).is_empty());
+    assert!(since(start) >= Duration::from_millis(20));
+}
+
 pub fn timers_fire_in_order(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let start = now();
