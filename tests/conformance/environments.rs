@@ -25,6 +25,7 @@ const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
 /// What the engine must make of an environment.
 enum Expected {
     Uring,
+    UringWith(&'static str),
     /// With this in the reason.
     Epoll(&'static str),
     /// With this in the reason, if it is epoll.
@@ -71,7 +72,12 @@ const ENVIRONMENTS: &[Environment] = &[
         enter: || forbid(&["io_uring_enter"], libc::EPERM),
         ..ORDINARY
     },
-    Environment { name: "seccomp_without_register", enter: || forbid(&["io_uring_register"], libc::EPERM), ..ORDINARY },
+    Environment {
+        name: "seccomp_without_register",
+        expected: Expected::UringWith("io_uring_register is refused: EPERM"),
+        enter: || forbid(&["io_uring_register"], libc::EPERM),
+        ..ORDINARY
+    },
     Environment { name: "seccomp_proactor_profile", variants: &[&AUTO, &EPOLL], enter: profile::enter, ..ORDINARY },
     Environment {
         name: "sysctl_2",
@@ -316,6 +322,7 @@ impl Environment {
         let on_epoll = backend.starts_with("epoll");
         let as_expected = match self.expected {
             Expected::Uring => !on_epoll || !io_uring_is_here(),
+            Expected::UringWith(note) => !on_epoll && reason.contains(note) || !io_uring_is_here(),
             Expected::Epoll(cause) => on_epoll && reason.contains(cause),
             Expected::EitherWith(cause) => !on_epoll || reason.contains(cause) || !io_uring_is_here(),
         };

@@ -3,11 +3,11 @@
 
 use super::bufring::BufRing;
 use super::ring::{EnterMode, Ring};
-use super::survey::{self, Refusal};
+use super::survey::{self, Offer, Refusal};
 use super::{Style, Uring, sys};
 use crate::backend::Tuning;
 use crate::buf::Pool;
-use crate::caps::{CapSet, Capability, CapabilityState, Caps};
+use crate::caps::{Capability, CapabilityState, Caps};
 use crate::config::{Config, Tier};
 use crate::error::{Errno, Error};
 use crate::waker::Inbox;
@@ -52,18 +52,18 @@ pub(crate) enum NoRing {
 /// What may be used: offered by the kernel and not switched off.
 struct Choice<'a> {
     config: &'a Config,
-    offer: CapSet,
+    offer: Offer,
 }
 
 impl Choice<'_> {
     fn has(&self, capability: Capability) -> bool {
-        self.offer.contains(capability) && self.config.switched_off(capability).is_none()
+        self.offer.caps.contains(capability) && self.config.switched_off(capability).is_none()
     }
 
     fn why_not(&self, capability: Capability) -> Option<String> {
-        match (self.offer.contains(capability), self.config.switched_off(capability)) {
+        match (self.offer.caps.contains(capability), self.config.switched_off(capability)) {
             (_, Some(off)) => Some(off.to_owned()),
-            (false, None) => Some(format!("the kernel lacks it ({} has it)", capability.kernel())),
+            (false, None) => Some(self.offer.why_missing(capability)),
             (true, None) => None,
         }
     }
@@ -105,6 +105,9 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     let config = choice.config;
     let mut notes = Vec::new();
     let Foundation { uring, buf_ring, pool, tuning, piecewise } = lay(choice, tier, &mut notes)?;
+    if let Some(errno) = choice.offer.no_register {
+        notes.push(format!("io_uring_register is refused: {errno:?}: a filter or an LSM; buffer rings and all that builds on them are left out"));
+    }
     let multishot = matches!(tier, Tier::Deferred | Tier::Multishot);
     let modern = tier != Tier::Polled;
     let os = |call| move |error: std::io::Error| NoRing::Error(Error::os(call, &error));
@@ -264,8 +267,8 @@ fn report(choice: &Choice<'_>, used: Option<&Used>) -> Caps {
             _ if capability == Capability::EpollPwait2 => {
                 (CapabilityState::NotProbed, "not needed on io_uring".to_owned())
             }
-            _ if !choice.offer.contains(capability) => {
-                (CapabilityState::Missing, format!("the kernel lacks it ({} has it)", capability.kernel()))
+            _ if !choice.offer.caps.contains(capability) => {
+                (CapabilityState::Missing, choice.offer.why_missing(capability))
             }
             _ if choice.config.switched_off(capability).is_some() => {
                 (CapabilityState::Unused, choice.config.switched_off(capability).unwrap_or_default().to_owned())

@@ -43,8 +43,31 @@ pub(crate) enum Refusal {
     NoSocketOps,
 }
 
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    pub(super) caps: CapSet,
+    /// What io_uring_register(2) answers, where something forbids it altogether. What needs it then is not there, whatever the kernel.
+    pub(super) no_register: Option<Errno>,
+}
+
+impl Offer {
+    /// Why a capability is not there.
+    pub(super) fn why_missing(&self, capability: Capability) -> String {
+        use Capability::{
+            BufRing, DirectFd, Incremental, MultishotRecv, RegisteredRingFd, Restrictions, SendZc, WorkerLimit,
+        };
+        let registered =
+            [BufRing, DirectFd, Incremental, MultishotRecv, RegisteredRingFd, Restrictions, SendZc, WorkerLimit];
+        match self.no_register.filter(|_| registered.contains(&capability)) {
+            Some(errno) => format!("io_uring_register is refused: {errno:?}"),
+            None => format!("the kernel lacks it ({} has it)", capability.kernel()),
+        }
+    }
+}
+
 /// Finds out what is there.
-pub(super) fn survey() -> Result<CapSet, Refusal> {
+pub(super) fn survey() -> Result<Offer, Refusal> {
     let mut offer = CapSet::default();
     let mut trial = Trial { ring: richest_ring(&mut offer).map_err(Refusal::Setup)? };
     trial.run(opcode::Nop::new().build()).map_err(Refusal::Enter)?;
@@ -62,10 +85,10 @@ pub(super) fn survey() -> Result<CapSet, Refusal> {
             offer.insert(capability);
         }
     }
-    trial.opcodes(&mut offer)?;
+    let no_register = trial.opcodes(&mut offer)?;
     trial.registrations(&mut offer);
     trial.operations(&mut offer);
-    Ok(offer)
+    Ok(Offer { caps: offer, no_register })
 }
 
 /// A ring with every setup flag that the kernel knows. A recent kernel takes all of them at once, and one ring is all that the
@@ -158,11 +181,13 @@ impl Trial {
         Err(Errno(libc::ETIME))
     }
 
-    fn opcodes(&self, offer: &mut CapSet) -> Result<(), Refusal> {
+    /// Asks for the operations that there are. Returns what io_uring_register answers instead, where it is forbidden.
+    fn opcodes(&self, offer: &mut CapSet) -> Result<Option<Errno>, Refusal> {
         let mut probe = Probe::new();
-        if self.ring.submitter().register_probe(&mut probe).is_err() {
+        if let Err(error) = self.ring.submitter().register_probe(&mut probe) {
             // A filter may forbid to ask; the operations themselves are tried or fail in use.
-            return Ok(());
+            let forbidden = [libc::EPERM, libc::EACCES, libc::ENOSYS];
+            return Ok(Some(Errno::of(&error)).filter(|errno| forbidden.contains(&errno.0)));
         }
         if !NEEDED.iter().all(|code| probe.is_supported(*code)) {
             return Err(Refusal::NoSocketOps);
@@ -171,7 +196,7 @@ impl Trial {
             offer.insert(Capability::SendZc);
             offer.insert(Capability::DirectFd);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn registrations(&self, offer: &mut CapSet) {
