@@ -220,7 +220,8 @@ impl Uring {
     fn make_watch_fd(&mut self) -> io::Result<OwnedFd> {
         if !self.style.deferred {
             // The ring's own descriptor will do; and before 5.19 registering anything waits for all operations in flight, which
-            // is for ever.
+            // is for ever. What bounded an earlier wait would make it readable for nothing.
+            self.ring.silence();
             // SAFETY: the ring is open as long as this value lives.
             return unsafe { BorrowedFd::borrow_raw(self.ring.uring.as_raw_fd()) }.try_clone_to_owned();
         }
