@@ -154,6 +154,15 @@ impl Rig {
         bytes
     }
 
+    /// The data that came in the same poll as what was looked for last.
+    pub fn rest_of_batch(&mut self, conn: ConnId) -> Vec<u8> {
+        let data = |completion: Completion| match completion.event {
+            Event::Received(data) if completion.conn == conn => data.to_vec(),
+            _ => Vec::new(),
+        };
+        std::mem::take(&mut self.backlog).into_iter().flat_map(data).collect()
+    }
+
     /// Sends a payload, going on polling while the queue is full.
     pub fn send_all(&mut self, conn: ConnId, payload: impl Into<Payload>) {
         let mut payload = payload.into();
