@@ -8,17 +8,33 @@ use std::num::NonZeroU32;
 
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    /// `None` marks a retired slot.
-    entries: Slab<Option<T>>,
-    /// The generation of the present occupant, or of the next one.
+    entries: Slab<Entry<T>>,
+    /// The generation of the present occupant, or of the next one: for when a slot is taken or left.
     generations: Vec<NonZeroU32>,
     retired: usize,
     limit: usize,
 }
 
+/// The generation lies beside what is looked up, so that a look-up touches one cache line.
+#[derive(Debug)]
+struct Entry<T> {
+    generation: NonZeroU32,
+    /// `None` marks a retired slot.
+    value: Option<T>,
+}
+
+/// Address space for so many entries is set aside at once: memory comes as slots are used, and growing moves nothing.
+pub(crate) const RESERVED_MAX: usize = 1 << 18;
+
 impl<T> Table<T> {
     pub(crate) fn with_limit(limit: usize) -> Self {
-        Table { entries: Slab::new(), generations: Vec::new(), retired: 0, limit: limit.min(u32::MAX as usize - 1) }
+        let reserved = limit.min(RESERVED_MAX);
+        Table {
+            entries: Slab::with_capacity(reserved),
+            generations: Vec::with_capacity(reserved),
+            retired: 0,
+            limit: limit.min(u32::MAX as usize - 1),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -39,12 +55,15 @@ impl<T> Table<T> {
 
     /// Puts `value` in a free slot, even beyond the limit (which callers check with [`Table::is_full`]).
     pub(crate) fn insert(&mut self, value: T) -> Key {
-        let index = self.entries.insert(Some(value));
+        let place = self.entries.vacant_entry();
+        let index = place.key();
         if index == self.generations.len() {
             self.generations.push(NonZeroU32::MIN);
         }
         assert!(index < u32::MAX as usize, "slot numbers fit 32 bits");
-        Key { slot: index as u32, generation: self.generations[index] }
+        let generation = self.generations[index];
+        place.insert(Entry { generation, value: Some(value) });
+        Key { slot: index as u32, generation }
     }
 
     pub(crate) fn contains(&self, key: Key) -> bool {
@@ -53,20 +72,16 @@ impl<T> Table<T> {
 
     #[inline]
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        match self.generations.get(key.slot as usize) {
-            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => {
-                self.entries.get(key.slot as usize)?.as_ref()
-            }
+        match self.entries.get(key.slot as usize) {
+            Some(entry) if entry.generation == key.generation || mutant::is(Mutant::StaleHit) => entry.value.as_ref(),
             _ => None,
         }
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        match self.generations.get(key.slot as usize) {
-            Some(generation) if *generation == key.generation || mutant::is(Mutant::StaleHit) => {
-                self.entries.get_mut(key.slot as usize)?.as_mut()
-            }
+        match self.entries.get_mut(key.slot as usize) {
+            Some(entry) if entry.generation == key.generation || mutant::is(Mutant::StaleHit) => entry.value.as_mut(),
             _ => None,
         }
     }
@@ -79,11 +94,11 @@ impl<T> Table<T> {
         match key.generation.checked_add(1) {
             Some(next) => {
                 self.generations[index] = next;
-                self.entries.remove(index)
+                self.entries.remove(index).value
             }
             None => {
                 self.retired += 1;
-                self.entries[index].take()
+                self.entries[index].value.take()
             }
         }
     }
@@ -91,8 +106,8 @@ impl<T> Table<T> {
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         self.entries
             .iter()
-            .filter(|(_, entry)| entry.is_some())
-            .map(|(index, _)| Key { slot: index as u32, generation: self.generations[index] })
+            .filter(|(_, entry)| entry.value.is_some())
+            .map(|(index, entry)| Key { slot: index as u32, generation: entry.generation })
     }
 }
 
@@ -106,7 +121,7 @@ mod tests {
     fn a_slot_out_of_generations_is_retired() {
         let mut table = Table::with_limit(8);
         let first = table.insert('a');
-        table.generations[0] = NonZeroU32::MAX;
+        table.entries[0].generation = NonZeroU32::MAX;
         let last = Key { generation: NonZeroU32::MAX, ..first };
         assert_eq!(table.remove(last), Some('a'));
         assert_eq!((table.len(), table.get(last), table.get(first)), (0, None, None));

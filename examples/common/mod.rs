@@ -25,6 +25,23 @@ pub struct BackendArgs {
     /// Capabilities to do without, separated by commas (as in PROACTOR_DISABLE)
     #[arg(long, default_value = "", value_name = "LIST", hide_default_value = true)]
     pub disable: String,
+    /// Receive buffers, as COUNTxBYTES
+    #[arg(long, value_name = "COUNTxBYTES", value_parser = count_and_size)]
+    pub buffers: Option<(u32, u32)>,
+    /// Completions with data that one connection gets in a poll while others wait
+    #[arg(long)]
+    pub budget: Option<u32>,
+    /// Payloads gathered in one send
+    #[arg(long)]
+    pub gather: Option<usize>,
+    /// Payloads of at least so many bytes go without a copy, on loopback too
+    #[arg(long, value_name = "BYTES")]
+    pub zero_copy: Option<usize>,
+}
+
+fn count_and_size(text: &str) -> Result<(u32, u32), String> {
+    let pair = text.split_once('x').and_then(|(count, size)| Some((count.parse().ok()?, size.parse().ok()?)));
+    pair.ok_or_else(|| "expected COUNTxBYTES, for instance 64x65536".into())
 }
 
 impl BackendArgs {
@@ -38,6 +55,18 @@ impl BackendArgs {
         }
         for capability in Capability::parse_list(&self.disable).map_err(|why| format!("--disable: {why}"))? {
             config = config.disable(capability);
+        }
+        if let Some((count, size)) = self.buffers {
+            config = config.buffers(count, size);
+        }
+        if let Some(budget) = self.budget {
+            config = config.budget(budget);
+        }
+        if let Some(gather) = self.gather {
+            config = config.gather_max(gather);
+        }
+        if let Some(bytes) = self.zero_copy {
+            config = config.zero_copy_threshold(Some(bytes)).zero_copy_anywhere(true);
         }
         Ok(config)
     }
@@ -62,14 +91,19 @@ pub fn main(run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// A flag that SIGINT and SIGTERM set, waking the engine.
+/// A flag that SIGINT and SIGTERM set, waking the engine. In the handler itself and not on a thread: in a process of one thread each
+/// system call on a descriptor is a little cheaper, since the kernel need not count references to it.
 pub fn stop_on_signals(waker: Waker) -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        flag.store(true, Ordering::Release);
-        waker.wake();
-    })?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let (flag, waker) = (Arc::clone(&stop), waker.clone());
+        let handler = move || {
+            flag.store(true, Ordering::Release);
+            waker.wake();
+        };
+        // SAFETY: an atomic store and `Waker::wake` are safe in signal handlers.
+        unsafe { signal_hook::low_level::register(signal, handler)? };
+    }
     Ok(stop)
 }
 

@@ -46,6 +46,7 @@ use crate::error::{Errno, Error};
 use crate::id::Key;
 use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
+use crate::table::RESERVED_MAX;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -209,6 +210,8 @@ pub(crate) struct Tuning {
     pub(crate) budget: u32,
     pub(crate) low_watermark: u32,
     pub(crate) buffers: (u32, u32),
+    /// Connections to set aside address space for.
+    pub(crate) connections_reserved: usize,
 }
 
 impl Tuning {
@@ -216,7 +219,8 @@ impl Tuning {
     pub(crate) fn new(config: &Config, piecewise: bool) -> Tuning {
         let buffers = config.buffers.unwrap_or(if piecewise { (64, 64 << 10) } else { (1024, 4 << 10) });
         let low_watermark = config.buffers_low_watermark.unwrap_or(buffers.0 / 8).clamp(1, buffers.0);
-        Tuning { gather_max: config.gather_max, budget: config.budget, low_watermark, buffers }
+        let connections_reserved = config.connections_max.min(RESERVED_MAX);
+        Tuning { gather_max: config.gather_max, budget: config.budget, low_watermark, buffers, connections_reserved }
     }
 }
 

@@ -193,6 +193,39 @@ impl Conn {
         self.cold.as_ref().is_some_and(|cold| !cold.stash.is_empty())
     }
 
+    /// Nothing stands between what arrives and the caller: the common case.
+    #[inline]
+    pub(super) fn takes_data_as_it_comes(&self) -> bool {
+        let plain = |cold: &Cold| cold.fill.is_none() && cold.stash.is_empty();
+        let held_back = self.has(flag::PAUSED) || self.deferred > 0;
+        self.phase == Phase::Open && !held_back && self.cold.as_deref().is_none_or(plain)
+    }
+
+    /// Counts a completion with data against the budget of a turn; false, and not counted, if that is used up.
+    #[inline]
+    pub(super) fn within_budget(&mut self, turn: u32, budget: u16) -> bool {
+        if self.turn != turn {
+            (self.turn, self.delivered) = (turn, 0);
+        }
+        let within = self.delivered < budget;
+        self.delivered += u16::from(within);
+        within
+    }
+
+    /// A receive is in flight as it should be, and nothing of a close or of the caller's wishes is to be seen to.
+    #[inline]
+    pub(super) fn is_steady(&self) -> bool {
+        const RARE: u16 = flag::PAUSED
+            | flag::READ_CLOSED
+            | flag::WRITE_SHUT
+            | flag::FIN_SENT
+            | flag::PARKED
+            | flag::EOF_HELD
+            | flag::FILLING;
+        let rare = self.has(RARE) || !self.cancellable(Op::Recv);
+        !rare && self.takes_data_as_it_comes()
+    }
+
     pub(super) fn queued_bytes(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.bytes())
     }

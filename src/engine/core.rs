@@ -32,8 +32,10 @@ pub(super) struct Core {
     /// Completions beyond a budget or a buffer's capacity: told in the next poll.
     pub(super) pending: VecDeque<Completion>,
     pub(super) paused_listeners: usize,
-    spare_queues: QueuePool,
+    pub(super) spare_queues: QueuePool,
     pub(super) chunks: ChunkPool,
+    /// Tags of payloads that an operation sent, on their way to the caller. Empty between operations.
+    pub(super) sent_tags: Vec<u64>,
     pub(super) stats: Stats,
     /// Nanoseconds since the backend's epoch, read once or twice a turn.
     pub(super) now: u64,
@@ -64,6 +66,7 @@ impl Core {
             paused_listeners: 0,
             spare_queues: QueuePool::default(),
             chunks: ChunkPool::default(),
+            sent_tags: Vec::new(),
             stats: Stats::default(),
             now: 0,
             turn: 0,
@@ -133,19 +136,9 @@ impl Core {
     pub(super) fn emit(&mut self, key: Key, event: Event, out: &mut Completions) {
         let (turn, budget) = (self.turn, self.config.budget as u16);
         let Some(conn) = self.conns.get_mut(key) else { return };
+        let over = matches!(event, Event::Received(_)) && !conn.within_budget(turn, budget);
+        self.stats.budget_deferrals += u64::from(over);
         let completion = |event| Completion { conn: ConnId(key), tag: conn.tag, event };
-        let mut over = false;
-        if let Event::Received(_) = event {
-            if conn.turn != turn {
-                (conn.turn, conn.delivered) = (turn, 0);
-            }
-            over = conn.delivered >= budget;
-            if over {
-                self.stats.budget_deferrals += 1;
-            } else {
-                conn.delivered += 1;
-            }
-        }
         let waits = conn.deferred > 0 && !mutant::is(Mutant::Overtaking);
         if over || waits || out.is_full() {
             self.pending.push_back(completion(event));
@@ -205,13 +198,6 @@ impl Core {
     #[inline]
     pub(super) fn queue_of<'a>(conn: &'a mut Conn, spare: &mut QueuePool) -> &'a mut SendQueue {
         conn.queue.get_or_insert_with(|| spare.take())
-    }
-
-    /// Splits the borrow: a connection, and what its queue needs.
-    #[inline]
-    pub(super) fn conn_and_queues(&mut self, key: Key) -> Option<(&mut Conn, &mut QueuePool, &mut ChunkPool)> {
-        let conn = self.conns.get_mut(key)?;
-        Some((conn, &mut self.spare_queues, &mut self.chunks))
     }
 
     /// Gives an emptied queue to the next connection that sends.

@@ -6,7 +6,7 @@ use super::conn::{Conn, Phase, flag};
 use super::core::Core;
 use crate::backend::{Backend, Op, Outcome, QueueFull};
 use crate::buf::{Fill, Lease};
-use crate::completion::{CloseKind, Completions, Event};
+use crate::completion::{CloseKind, Completion, Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
 use crate::mutant::{self, Mutant};
@@ -101,25 +101,45 @@ impl Core {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn on_recv<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
-        let now = self.now;
+        let (now, turn, budget) = (self.now, self.turn, self.config.budget as u16);
         let Some(conn) = self.conns.get_mut(key) else { return };
+        let told = match outcome {
+            Outcome::Data(lease) => {
+                self.stats.receives += 1;
+                self.stats.bytes_received += lease.len() as u64;
+                conn.active_at = now;
+                if conn.takes_data_as_it_comes() && !out.is_full() && conn.within_budget(turn, budget) {
+                    out.push(Completion { conn: ConnId(key), tag: conn.tag, event: Event::Received(lease) });
+                    if more {
+                        return;
+                    }
+                    None
+                } else {
+                    Some(Outcome::Data(lease))
+                }
+            }
+            outcome => Some(outcome),
+        };
         if !more {
             conn.ended(Op::Recv);
             conn.unset(flag::FILLING);
             self.mark_dirty(key);
         }
+        if let Some(outcome) = told {
+            self.on_rare_recv(key, outcome, out);
+        }
+    }
+
+    /// What a receive told, in any state of the connection.
+    fn on_rare_recv<S>(&mut self, key: Key, outcome: Outcome<S>, out: &mut Completions) {
         match outcome {
-            Outcome::Data(lease) => {
-                self.stats.receives += 1;
-                self.stats.bytes_received += lease.len() as u64;
-                let Some(conn) = self.conns.get_mut(key) else { return };
-                conn.active_at = now;
-                self.absorb(key, lease, out);
-            }
+            Outcome::Data(lease) => self.absorb(key, lease, out),
             Outcome::Filled(written) => {
                 self.stats.receives += 1;
                 self.stats.bytes_received += written.bytes() as u64;
+                let now = self.now;
                 let Some(conn) = self.conns.get_mut(key) else { return };
                 conn.active_at = now;
                 conn.fill().expect("only a fill is filled").advance(written);

@@ -5,7 +5,7 @@ use super::Engine;
 use super::conn::{Conn, Phase, flag};
 use super::core::Core;
 use crate::backend::{Backend, Op, Outcome, QueueFull};
-use crate::buf::{ChunkPool, Payload, SendQueue};
+use crate::buf::{ChunkPool, Payload};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error, SendError, WriteError};
 use crate::id::{ConnId, Key};
@@ -62,64 +62,80 @@ impl Engine {
     }
 }
 
+/// Why nothing more is queued.
+enum Refusal {
+    Stale,
+    Closed,
+    Full,
+}
+
 impl Conn {
+    /// At the limit `Drained` is owed.
+    #[inline]
+    fn note_full(&mut self, high: usize) {
+        if self.queued_bytes() >= high {
+            self.set(flag::FULL);
+        }
+    }
+
     fn may_queue(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Connecting) && !self.has(flag::WRITE_SHUT | flag::WRITE_DEAD)
     }
 }
 
 impl Core {
-    fn is_full(&mut self, key: Key) -> bool {
+    /// A connection whose queue takes something more, with that queue made, and put on the list of those whose next turn will see
+    /// to them.
+    #[inline]
+    fn welcome(&mut self, key: Key) -> Result<(&mut Conn, &mut ChunkPool), Refusal> {
         let (high, entries_max) = (self.config.send_high_watermark, self.config.send_entries_max);
-        let Some(conn) = self.conns.get_mut(key) else { return false };
-        let Some(queue) = &conn.queue else { return false };
-        if queue.bytes() < high && queue.entries() < entries_max {
-            return false;
+        let conn = self.conns.get_mut(key).filter(|conn| conn.phase != Phase::Ghost).ok_or(Refusal::Stale)?;
+        if !conn.may_queue() {
+            return Err(Refusal::Closed);
         }
-        conn.set(flag::FULL);
-        self.stats.sends_refused += 1;
-        true
+        let queue = Core::queue_of(conn, &mut self.spare_queues);
+        if queue.bytes() >= high || queue.entries() >= entries_max {
+            conn.set(flag::FULL);
+            self.stats.sends_refused += 1;
+            return Err(Refusal::Full);
+        }
+        if !conn.has(flag::DIRTY) {
+            conn.set(flag::DIRTY);
+            self.dirty.push_back(key);
+            self.kick();
+        }
+        Ok((self.conns.get_mut(key).expect("looked up above"), &mut self.chunks))
     }
 
     #[inline]
     fn send(&mut self, key: Key, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
-        let Some(conn) = self.caller_conn(key) else { return Err(SendError::Stale(payload)) };
-        if !conn.may_queue() {
-            return Err(SendError::Closed(payload));
-        }
-        if self.is_full(key) {
-            return Err(SendError::Full(payload));
-        }
-        self.enqueue(key, |queue, _| queue.push(payload, tag));
-        Ok(())
-    }
-
-    fn write(&mut self, key: Key, bytes: &[u8]) -> Result<(), WriteError> {
-        let conn = self.caller_conn(key).ok_or(WriteError::Stale)?;
-        if !conn.may_queue() {
-            return Err(WriteError::Closed);
-        }
-        if self.is_full(key) {
-            return Err(WriteError::Full);
-        }
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.enqueue(key, |queue, chunks| queue.write(bytes, chunks));
-        Ok(())
-    }
-
-    /// Puts something on the queue of a live connection, whose next turn will see to it.
-    #[inline]
-    fn enqueue(&mut self, key: Key, add: impl FnOnce(&mut SendQueue, &mut ChunkPool)) {
         let high = self.config.send_high_watermark;
-        let (conn, spare, chunks) = self.conn_and_queues(key).expect("looked up by the caller");
-        let queue = Core::queue_of(conn, spare);
-        add(queue, chunks);
-        if queue.bytes() >= high {
-            conn.set(flag::FULL);
+        match self.welcome(key) {
+            Ok((conn, _)) => {
+                conn.queue.as_mut().expect("made in welcome").push(payload, tag);
+                conn.note_full(high);
+                Ok(())
+            }
+            Err(Refusal::Stale) => Err(SendError::Stale(payload)),
+            Err(Refusal::Closed) => Err(SendError::Closed(payload)),
+            Err(Refusal::Full) => Err(SendError::Full(payload)),
         }
-        self.mark_dirty(key);
+    }
+
+    #[inline]
+    fn write(&mut self, key: Key, bytes: &[u8]) -> Result<(), WriteError> {
+        let high = self.config.send_high_watermark;
+        match self.welcome(key) {
+            Ok(_) if bytes.is_empty() => Ok(()),
+            Ok((conn, chunks)) => {
+                conn.queue.as_mut().expect("made in welcome").write(bytes, chunks);
+                conn.note_full(high);
+                Ok(())
+            }
+            Err(Refusal::Stale) => Err(WriteError::Stale),
+            Err(Refusal::Closed) => Err(WriteError::Closed),
+            Err(Refusal::Full) => Err(WriteError::Full),
+        }
     }
 
     /// Starts a send if there is something to send, and the FIN if it is time.
@@ -129,7 +145,8 @@ impl Core {
         key: Key,
         out: &mut Completions,
     ) -> Result<(), QueueFull> {
-        let (conn, _, chunks) = self.conn_and_queues(key).expect("serviced while live");
+        let conn = self.conns.get_mut(key).expect("serviced while live");
+        let chunks = &mut self.chunks;
         if conn.in_flight(Op::Send) {
             if mutant::is(Mutant::EarlyFin) && conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT) {
                 conn.set(flag::FIN_SENT);
@@ -138,11 +155,8 @@ impl Core {
             return Ok(());
         }
         if let Some(queue) = conn.queue.as_mut().filter(|queue| !queue.is_empty() && queue.front_len() == 0) {
-            let mut tags = Vec::new();
-            queue.skip_empty(chunks, |tag| tags.push(tag));
-            for tag in tags {
-                self.emit(key, Event::Sent { tag }, out);
-            }
+            queue.skip_empty(chunks, |tag| self.sent_tags.push(tag));
+            self.tell_sent(key, out);
             self.tell_drained(key, out);
         }
         let conn = self.conns.get_mut(key).expect("still there");
@@ -154,7 +168,10 @@ impl Core {
             return Ok(());
         }
         if !conn.queue_is_empty() {
-            let zero_copy = self.wants_zero_copy(backend, key);
+            let large = self.config.zero_copy_threshold.is_some_and(|least| {
+                conn.queue.as_ref().is_some_and(|queue| queue.front_len() >= least) && backend.can_zero_copy()
+            });
+            let zero_copy = large && self.wants_zero_copy(backend, key);
             let conn = self.conns.get_mut(key).expect("still there");
             let queue = conn.queue.as_mut().expect("not empty");
             backend.start_send(key, queue, zero_copy)?;
@@ -172,12 +189,12 @@ impl Core {
         Ok(())
     }
 
+    /// For a payload at the threshold.
     fn wants_zero_copy<B: Backend>(&mut self, backend: &B, key: Key) -> bool {
-        let Some(threshold) = self.config.zero_copy_threshold.filter(|_| backend.can_zero_copy()) else { return false };
         let anywhere = self.config.zero_copy_anywhere;
         let conn = self.conns.get_mut(key).expect("still there");
         let queue = conn.queue.as_ref().expect("not empty");
-        if queue.front_len() < threshold || queue.held_bytes() > HELD_BYTES_MAX {
+        if queue.held_bytes() > HELD_BYTES_MAX {
             return false;
         }
         if !conn.has(flag::PEER_KNOWN) {
@@ -191,7 +208,8 @@ impl Core {
 
     pub(super) fn on_send<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
         let now = self.now;
-        let Some((conn, _, chunks)) = self.conn_and_queues(key) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let chunks = &mut self.chunks;
         let notified = matches!(outcome, Outcome::Notified);
         if !notified {
             conn.ended(Op::Send);
@@ -208,12 +226,17 @@ impl Core {
             Outcome::Count(taken) => taken,
             _ => 0,
         };
-        let mut tags = Vec::new();
-        let left = queue.complete(taken, chunks, |tag| tags.push(tag));
+        let left = queue.complete(taken, chunks, |tag| self.sent_tags.push(tag));
         conn.active_at = now;
-        let idle = queue.is_empty() && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
+        let (empty, at_rest) = (queue.is_empty(), queue.is_idle());
+        let idle = empty && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
         self.stats.sends += 1;
         self.stats.bytes_sent += taken as u64;
+        if idle && at_rest && taken > 0 && self.sent_tags.is_empty() && !conn.has(flag::FULL) {
+            // The common case: all of it left, and nobody waits to be told.
+            self.spare_queues.give(conn.queue.take().expect("looked at above"));
+            return;
+        }
         self.stats.partial_sends += u64::from(taken > 0 && left > 0);
         match idle {
             true => self.recycle_queue(key),
@@ -223,10 +246,17 @@ impl Core {
         if let Outcome::Failed(errno) = outcome {
             self.send_failed(key, errno);
         }
-        for tag in tags {
+        self.tell_sent(key, out);
+        self.tell_drained(key, out);
+    }
+
+    /// Tells of tagged payloads that left.
+    fn tell_sent(&mut self, key: Key, out: &mut Completions) {
+        let mut tags = std::mem::take(&mut self.sent_tags);
+        for tag in tags.drain(..) {
             self.emit(key, Event::Sent { tag }, out);
         }
-        self.tell_drained(key, out);
+        self.sent_tags = tags;
     }
 
     /// Says that sending is welcome again, if it was not and now is.

@@ -109,7 +109,8 @@ impl Core {
             Phase::Open | Phase::Closing => {
                 let fin_before = conn.has(flag::FIN_SENT);
                 self.service_send(backend, key, out)?;
-                if !fin_before && self.conns.get(key).is_some_and(|conn| conn.has(flag::FIN_SENT)) {
+                let Some(conn) = self.conns.get(key).filter(|conn| !conn.is_steady()) else { return Ok(()) };
+                if !fin_before && conn.has(flag::FIN_SENT) {
                     self.fin_sent(key);
                 }
                 self.service_recv(backend, key, out)?;

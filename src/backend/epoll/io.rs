@@ -1,7 +1,7 @@
 //! The system calls on sockets. Owns: how a connect, send, receive and accept is tried, and what its answer means for
 //! readiness.
 
-use super::{Done, EpollBackend, Outcome, Retry, Target, bit};
+use super::{BOTH, Done, EpollBackend, INPUT, Outcome, Retry, Target, bit};
 use crate::backend::windows::Window;
 use crate::backend::{ConnectRequest, Op};
 use crate::buf::{SendQueue, Written};
@@ -32,9 +32,9 @@ impl EpollBackend {
                     Ok(false)
                 }
                 Err(Errno(libc::EINPROGRESS)) => {
-                    self.register(key, false).map(|()| false).map_err(|error| Errno::of(&error))
+                    self.register(key, false, BOTH).map(|()| false).map_err(|error| Errno::of(&error))
                 }
-                Ok(()) => self.register(key, false).map(|()| true).map_err(|error| Errno::of(&error)),
+                Ok(()) => self.register(key, false, INPUT).map(|()| true).map_err(|error| Errno::of(&error)),
                 Err(errno) => Err(errno),
             }
         });
@@ -57,7 +57,7 @@ impl EpollBackend {
                     self.retries.push(retry);
                     continue;
                 }
-                result => result.and_then(|()| self.register(key, false).map_err(|error| Errno::of(&error))),
+                result => result.and_then(|()| self.register(key, false, INPUT).map_err(|error| Errno::of(&error))),
             };
             self.slot(key).state &= !bit::RETRY;
             self.finish(key, Op::Connect, result.map_or_else(Outcome::Failed, |()| Outcome::Count(0)));
@@ -86,34 +86,63 @@ impl EpollBackend {
             slot.state |= bit::SEND;
             return;
         }
+        let (result, given) = match queue.entries() {
+            1 => self.send_one(fd, queue.gather(1).next().expect("counted")),
+            _ => self.send_gathered(fd, queue.gather(max)),
+        };
+        let slot = self.slot(key);
+        match result {
+            Ok(sent) if sent == given => return self.finish(key, Op::Send, Outcome::Count(sent)),
+            Ok(sent) => {
+                slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED;
+                self.finish(key, Op::Send, Outcome::Count(sent));
+            }
+            Err(Errno(libc::EAGAIN)) => slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED | bit::SEND,
+            Err(errno) => return self.finish(key, Op::Send, Outcome::Failed(errno)),
+        }
+        // The kernel refuses this only when it is out of memory. Then sending is simply tried again and again.
+        if self.watch_output(key).is_err() {
+            let slot = self.slot(key);
+            slot.state = slot.state & !(bit::BLOCKED | bit::WATCHES_OUTPUT) | bit::WRITABLE;
+            self.list(Target { slot: key.slot, listener: false });
+        }
+    }
+
+    #[inline]
+    fn send_one(&mut self, fd: RawFd, bytes: &[u8]) -> (Result<usize, Errno>, usize) {
+        // SAFETY: the bytes are readable through the call. MSG_NOSIGNAL: an error, not a SIGPIPE.
+        let result =
+            self.patiently(|| unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) });
+        (result, bytes.len())
+    }
+
+    #[inline(never)]
+    fn send_gathered<'a>(&mut self, fd: RawFd, parts: impl Iterator<Item = &'a [u8]>) -> (Result<usize, Errno>, usize) {
         let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; IOVECS_MAX];
         let mut count = 0;
         let mut given = 0;
-        for part in queue.gather(max) {
+        for part in parts {
             iovecs[count].write(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
             count += 1;
             given += part.len();
         }
-        let result = loop {
+        // SAFETY: zero is a valid msghdr.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = iovecs.as_mut_ptr().cast();
+        message.msg_iovlen = count as _;
+        // SAFETY: the first `count` entries are initialised and point into the queue's payloads, which outlive the call.
+        (self.patiently(|| unsafe { libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL) }), given)
+    }
+
+    /// Repeats a system call that a signal interrupted.
+    #[inline]
+    fn patiently(&mut self, call: impl Fn() -> isize) -> Result<usize, Errno> {
+        loop {
             self.stats.syscalls += 1;
-            // SAFETY: the first `count` entries are initialised and point into the queue's payloads, which outlive the call.
-            match unsafe { send_gathered(fd, &iovecs, count) } {
+            match usize::try_from(call()).map_err(|_| Errno::last()) {
                 Err(Errno(libc::EINTR)) => continue,
-                result => break result,
+                result => return result,
             }
-        };
-        let slot = self.slot(key);
-        match result {
-            Ok(sent) => {
-                if sent < given {
-                    slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED;
-                }
-                self.finish(key, Op::Send, Outcome::Count(sent));
-            }
-            Err(Errno(libc::EAGAIN)) => {
-                slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED | bit::SEND;
-            }
-            Err(errno) => self.finish(key, Op::Send, Outcome::Failed(errno)),
         }
     }
 
@@ -178,15 +207,8 @@ impl EpollBackend {
     /// `len` bytes at `start` must be writable, and nobody else's.
     unsafe fn recv_at(&mut self, key: Key, start: *mut u8, len: usize) -> Result<usize, Errno> {
         let fd = self.raw_fd(key);
-        let result = loop {
-            self.stats.syscalls += 1;
-            // SAFETY: as promised by the caller.
-            let result = unsafe { libc::recv(fd, start.cast(), len, 0) };
-            match usize::try_from(result).map_err(|_| Errno::last()) {
-                Err(Errno(libc::EINTR)) => continue,
-                result => break result,
-            }
-        };
+        // SAFETY: as promised by the caller.
+        let result = self.patiently(|| unsafe { libc::recv(fd, start.cast(), len, 0) });
         let slot = self.slot(key);
         match result {
             Err(Errno(libc::EAGAIN)) => slot.state &= !(bit::READABLE | bit::HUNG_UP),
@@ -235,22 +257,4 @@ impl EpollBackend {
     fn raw_fd(&mut self, key: Key) -> RawFd {
         self.slot(key).fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
-}
-
-/// # Safety
-/// The first `count` entries must be initialised and describe readable memory.
-unsafe fn send_gathered(fd: RawFd, iovecs: &[MaybeUninit<libc::iovec>], count: usize) -> Result<usize, Errno> {
-    // SAFETY: zero is a valid msghdr; the caller vouches for the iovecs. MSG_NOSIGNAL: an error, not a SIGPIPE.
-    let result = unsafe {
-        if count == 1 {
-            let one = iovecs[0].assume_init();
-            libc::send(fd, one.iov_base, one.iov_len, libc::MSG_NOSIGNAL)
-        } else {
-            let mut message: libc::msghdr = std::mem::zeroed();
-            message.msg_iov = iovecs.as_ptr().cast_mut().cast();
-            message.msg_iovlen = count as _;
-            libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL)
-        }
-    };
-    usize::try_from(result).map_err(|_| Errno::last())
 }

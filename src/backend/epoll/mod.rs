@@ -1,7 +1,8 @@
 //! The epoll backend: operations are tried at once and wait for readiness only if they must.
 //!
-//! Owns: the epoll instance, the sockets, their ready bits. Each descriptor is registered once, edge-triggered, in both
-//! directions, so that no epoll_ctl happens in steady state. Invariant: an operation that is armed and whose direction is
+//! Owns: the epoll instance, the sockets, their ready bits. Each descriptor is registered once, edge-triggered, so that no epoll_ctl
+//! happens in steady state: for input at first, and for output too from the moment that a send finds its peer slow. (On a unix socket
+//! each read of the peer is an edge for whoever watches output: a wake-up a request, for nothing.) Invariant: an operation that is armed and whose direction is
 //! ready is on the work list, so no edge is ever lost. Must not know: connection states, queues, timers.
 #![allow(unsafe_code)]
 
@@ -26,7 +27,8 @@ use std::time::{Duration, Instant};
 const WAKE_TOKEN: u64 = u64::MAX;
 /// In the upper half of a token: this is a listener.
 const LISTENER_BIT: u64 = 1 << 63;
-const EVENTS: libc::c_int = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+const INPUT: libc::c_int = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
+const BOTH: libc::c_int = INPUT | libc::EPOLLOUT;
 const EVENTS_PER_WAIT: usize = 512;
 /// How long a connect to a unix socket with a full backlog waits before it tries again: readiness does not tell.
 const UNIX_RETRY: Duration = Duration::from_millis(2);
@@ -47,6 +49,10 @@ mod bit {
     pub(super) const RETRY: u16 = 1 << 9;
     /// A send was cut short: the next one waits for the edge.
     pub(super) const BLOCKED: u16 = 1 << 10;
+    /// Registered for output too.
+    pub(super) const WATCHES_OUTPUT: u16 = 1 << 11;
+    /// Operations that wait for output.
+    pub(super) const WRITABLE_WORK: u16 = CONNECT | SEND;
 }
 
 /// One connection or listener.
@@ -108,9 +114,9 @@ impl EpollBackend {
             inbox,
             pool,
             open_buffer: None,
+            conns: Vec::with_capacity(tuning.connections_reserved),
             tuning,
             precise_wait,
-            conns: Vec::new(),
             listeners: Vec::new(),
             windows: Windows::default(),
             done: VecDeque::new(),
@@ -157,12 +163,27 @@ impl EpollBackend {
         slots[index] = Slot { fd, generation: key.generation.get(), state: listed, spent: 0, turn: 0 };
     }
 
-    fn register(&mut self, key: Key, listener: bool) -> std::io::Result<()> {
-        let token = u64::from(key.slot) | u64::from(key.generation24()) << 32 | if listener { LISTENER_BIT } else { 0 };
+    fn register(&mut self, key: Key, listener: bool, events: libc::c_int) -> std::io::Result<()> {
         self.stats.syscalls += 1;
-        let slots = if listener { &self.listeners } else { &self.conns };
-        let fd = slots[key.slot as usize].fd.as_ref().expect("registered with a descriptor").as_fd();
-        self.epoll.add(fd, EVENTS, token)
+        let slots = if listener { &mut self.listeners } else { &mut self.conns };
+        let slot = &mut slots[key.slot as usize];
+        if events & libc::EPOLLOUT != 0 {
+            slot.state |= bit::WATCHES_OUTPUT;
+        }
+        let fd = slot.fd.as_ref().expect("registered with a descriptor").as_fd();
+        self.epoll.add(fd, events, token(key, listener))
+    }
+
+    /// From now on edges tell of output too. If there is room again already, that is the first edge.
+    fn watch_output(&mut self, key: Key) -> Result<(), Errno> {
+        let slot = self.slot(key);
+        if slot.state & bit::WATCHES_OUTPUT != 0 {
+            return Ok(());
+        }
+        slot.state |= bit::WATCHES_OUTPUT;
+        self.stats.syscalls += 1;
+        let fd = self.conns[key.slot as usize].fd.as_ref().expect("a send has a socket").as_fd();
+        self.epoll.modify(fd, BOTH, token(key, false)).map_err(|error| Errno::of(&error))
     }
 
     fn finish(&mut self, key: Key, op: Op, outcome: Outcome<OwnedFd>) {
@@ -210,6 +231,10 @@ impl EpollBackend {
     }
 }
 
+fn token(key: Key, listener: bool) -> u64 {
+    u64::from(key.slot) | u64::from(key.generation24()) << 32 | if listener { LISTENER_BIT } else { 0 }
+}
+
 impl Slot {
     fn can_work(&self) -> bool {
         let readable = self.state & bit::READABLE != 0 && self.state & (bit::RECV | bit::FILL | bit::ACCEPT) != 0;
@@ -232,7 +257,7 @@ impl Backend for EpollBackend {
     fn listen(&mut self, key: Key, addr: &Addr, options: &ListenOptions) -> Result<(), Error> {
         let fd = socket::listening(addr, options, true)?;
         self.occupy(key, true, Some(fd));
-        self.register(key, true).map_err(|error| {
+        self.register(key, true, INPUT).map_err(|error| {
             self.listeners[key.slot as usize].fd = None;
             Error::os("epoll_ctl", &error)
         })
@@ -240,12 +265,12 @@ impl Backend for EpollBackend {
 
     fn attach(&mut self, key: Key, socket: OwnedFd) -> Result<(), Errno> {
         self.occupy(key, false, Some(socket));
-        self.register(key, false).map_err(|error| Errno::of(&error))
+        self.register(key, false, INPUT).map_err(|error| Errno::of(&error))
     }
 
     fn attach_listener(&mut self, key: Key, fd: OwnedFd) -> Result<(), Error> {
         self.occupy(key, true, Some(fd));
-        if let Err(error) = self.register(key, true) {
+        if let Err(error) = self.register(key, true, INPUT) {
             self.finish(key, Op::Accept, Outcome::Failed(Errno::of(&error)));
         }
         Ok(())

@@ -5,6 +5,7 @@ use super::{EpollBackend, Op, Outcome, Target, UNIX_RETRY, WAKE_TOKEN, bit};
 use crate::backend::{Backend, Done};
 use crate::error::{Errno, Error};
 use crate::id::Key;
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -66,19 +67,17 @@ impl EpollBackend {
         self.list(target);
     }
 
+    #[inline]
     pub(super) fn next_done(&mut self) -> Option<Done<OwnedFd>> {
         loop {
             if let Some(done) = self.done.pop_front() {
                 return Some(done);
             }
             let target = self.work.pop_front()?;
-            let slot = &mut self.slots(target.listener)[target.slot as usize];
-            slot.state &= !bit::LISTED;
-            if !slot.can_work() {
-                continue;
-            }
             let (turn, budget) = (self.turn, self.tuning.budget);
             let slot = &mut self.slots(target.listener)[target.slot as usize];
+            slot.state &= !bit::LISTED;
+            let Some(generation) = NonZeroU32::new(slot.generation).filter(|_| slot.can_work()) else { continue };
             if slot.turn != turn {
                 (slot.turn, slot.spent) = (turn, 0);
             }
@@ -87,8 +86,7 @@ impl EpollBackend {
                 self.spent.push_back(target);
                 continue;
             }
-            let Some(key) = self.key_of(target) else { continue };
-            let done = self.work_on(key, target.listener);
+            let done = self.work_on(Key { slot: target.slot, generation }, target.listener);
             self.list(target);
             if done.is_some() {
                 return done;
@@ -97,9 +95,15 @@ impl EpollBackend {
     }
 
     /// Does one thing for a slot that can work.
+    #[inline]
     fn work_on(&mut self, key: Key, listener: bool) -> Option<Done<OwnedFd>> {
         let slot = &mut self.slots(listener)[key.slot as usize];
         let state = slot.state;
+        slot.spent = slot.spent.saturating_add(1);
+        // The common case first.
+        if state & (bit::READABLE | bit::RECV) == bit::READABLE | bit::RECV && state & bit::WRITABLE_WORK == 0 {
+            return self.recv(key);
+        }
         if state & bit::WRITABLE != 0 && state & bit::CONNECT != 0 {
             return Some(self.connected(key));
         }
@@ -110,7 +114,6 @@ impl EpollBackend {
         if state & bit::READABLE == 0 {
             return None;
         }
-        slot.spent += 1;
         if state & bit::ACCEPT != 0 {
             self.accept(key)
         } else if state & bit::FILL != 0 {

@@ -143,7 +143,7 @@ impl Uring {
             inbox,
             wake_armed: false,
             gather_max: tuning.gather_max,
-            conns: Vec::new(),
+            conns: Vec::with_capacity(tuning.connections_reserved),
             listeners: Vec::new(),
             windows: Windows::default(),
             done: VecDeque::new(),
