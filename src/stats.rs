@@ -6,6 +6,10 @@
 pub struct Stats {
     /// Rounds of [`Engine::poll`](crate::Engine::poll): flush, wait, reap.
     pub turns: u64,
+    /// Times the engine looked for completions before it slept ([`Config::spin`](crate::Config::spin)), and times that found some.
+    pub spins: u64,
+    /// See [`Stats::spins`].
+    pub spins_found: u64,
     /// System calls made by the backend (`io_uring_enter`, `epoll_wait`, `recv`, `sendmsg`, `close`, ...).
     pub syscalls: u64,
     /// Submission queue entries handed to the kernel (io_uring only).

@@ -28,6 +28,9 @@ pub struct BackendArgs {
     /// Receive buffers, as COUNTxBYTES
     #[arg(long, value_name = "COUNTxBYTES", value_parser = count_and_size)]
     pub buffers: Option<(u32, u32)>,
+    /// Look for completions so many microseconds before sleeping
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, hide_default_value = true)]
+    pub spin: u64,
     /// Completions with data that one connection gets in a poll while others wait
     #[arg(long)]
     pub budget: Option<u32>,
@@ -46,7 +49,7 @@ fn count_and_size(text: &str) -> Result<(u32, u32), String> {
 
 impl BackendArgs {
     pub fn config(&self) -> Result<Config, Failure> {
-        let mut config = Config::default();
+        let mut config = Config::default().spin(Duration::from_micros(self.spin));
         if let Some(backend) = Backend::from_name(&self.backend) {
             config = config.backend(backend);
         }

@@ -122,6 +122,9 @@ pub(crate) trait Backend {
     /// An accepted or adopted connection that has no key yet. Dropping it closes it.
     type Socket;
 
+    /// Real time passes while somebody looks with waits of no time.
+    const CAN_SPIN: bool = true;
+
     /// The instant at which [`Backend::now`] was zero.
     fn epoch(&self) -> Instant;
 

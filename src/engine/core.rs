@@ -3,6 +3,7 @@
 //! ended is in no table.
 
 use super::conn::{Conn, Listener, Phase, flag};
+use super::spin::Spin;
 use crate::buf::{ChunkPool, QueuePool, SendQueue};
 use crate::completion::{Completion, Completions, Event};
 use crate::config::Config;
@@ -40,6 +41,7 @@ pub(super) struct Core {
     /// Nanoseconds since the backend's epoch, read once or twice a turn.
     pub(super) now: u64,
     pub(super) turn: u32,
+    pub(super) spin: Spin,
     pub(super) inbox: Arc<Inbox>,
     pub(super) draining: bool,
     /// When `drain` gives up on what is still open.
@@ -53,6 +55,7 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(config: Config, inbox: Arc<Inbox>) -> Core {
+        let spin = Spin::new(u64::try_from(config.spin.as_nanos()).unwrap_or(u64::MAX));
         Core {
             conns: Table::with_limit(config.connections_max),
             listeners: Table::with_limit(config.listeners_max),
@@ -70,6 +73,7 @@ impl Core {
             stats: Stats::default(),
             now: 0,
             turn: 0,
+            spin,
             inbox,
             draining: false,
             drain_until: u64::MAX,

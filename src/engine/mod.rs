@@ -10,6 +10,7 @@ mod core;
 mod foreign;
 mod recv;
 mod send;
+mod spin;
 mod timers;
 mod turn;
 

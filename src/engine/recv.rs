@@ -222,8 +222,8 @@ impl Core {
         if conn.fill().is_none_or(|fill| !fill.is_done() && !in_any_case) {
             return;
         }
+        // The rare part stays: who fills once will fill again, and that must not allocate.
         let fill = conn.cold().fill.take().expect("looked at above");
-        conn.shed_cold();
         self.emit(key, Event::Filled(fill.into_buffer()), out);
         self.mark_dirty(key);
     }

@@ -49,11 +49,13 @@ impl Core {
         // A connection that was let go on may have nothing to receive: the next parked one then gets its chance at once.
         let parked_may_try = !self.parked.is_empty() && backend.free_buffers() > 0;
         let idle = nothing_yet && !self.has_staged() && !parked_may_try && !backend.has_next();
-        let until = match idle && self.inbox.signal.may_sleep() {
-            true => earlier(deadline, self.wheel.next_deadline_ns()),
-            false => Some(0),
-        };
-        backend.wait(until)?;
+        let until = earlier(deadline, self.wheel.next_deadline_ns());
+        let found = !idle || self.look_before_sleep(backend, until)?;
+        if !found && self.inbox.signal.may_sleep() {
+            backend.wait(until)?;
+        } else if !idle || !found {
+            backend.wait(Some(0))?;
+        }
         self.now = backend.now();
         let called = self.inbox.signal.take(self.foreign.is_some());
         if called && !(mutant::is(Mutant::MissedWakeup) && self.turn.is_multiple_of(3)) {

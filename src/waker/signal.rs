@@ -34,6 +34,12 @@ impl Signal {
         }
     }
 
+    /// While the engine looks for something to do: true if somebody called.
+    #[must_use]
+    pub(crate) fn is_called(&self) -> bool {
+        self.0.load(Ordering::Acquire) == CALLED
+    }
+
     /// After the engine slept, or instead. True if somebody called since the last time. With `stay_asleep` later calls write the
     /// descriptor although the engine is running: for engines that sit in a foreign loop.
     #[must_use]

@@ -75,7 +75,7 @@ scenarios! {
         leases_kept_for_long leases_outlive_the_engine hot_connections_leave_room floods_stay_bounded;
     Ordinary crowds: tiny_queues completions_of_one nine_thousand_connections;
     Ordinary timing: poll_times_out long_waits_leave_nothing_behind timers_fire_in_order timers_move_and_cancel an_overdue_timer_does_not_block
-        a_hundred_thousand_timers wake_from_another_thread wake_storm wakes_are_coalesced;
+        a_hundred_thousand_timers spinning_finds_what_comes_and_rests_when_nothing_does wake_from_another_thread wake_storm wakes_are_coalesced;
     Kernel timing: foreign_loop;
     IsolatedKernel timing: signal_storm;
     Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent drop_with_leases

@@ -122,6 +122,34 @@ pub fn a_hundred_thousand_timers(variant: &Variant) {
     });
 }
 
+pub fn spinning_finds_what_comes_and_rests_when_nothing_does(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().spin(Duration::from_millis(5)));
+    let (conn, mut peer) = rig.pair();
+    for _ in 0..50 {
+        peer.write_all(b"x").unwrap();
+        assert_eq!(rig.receive(conn, 1), b"x");
+    }
+    let waker = rig.engine.waker();
+    for _ in 0..20 {
+        let waker = waker.clone();
+        let caller = spawn(move || waker.wake());
+        assert_eq!(rig.engine.poll(&mut rig.out, None).unwrap(), 1);
+        assert!(matches!(rig.out.pop().unwrap().event, Event::Woken));
+        caller.join().unwrap();
+    }
+    // Nothing comes: it is not looked for before each sleep.
+    let before = rig.engine.stats();
+    for _ in 0..300 {
+        let start = now();
+        assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_micros(300))).unwrap(), 0);
+        assert!(since(start) >= Duration::from_micros(300));
+    }
+    let stats = rig.engine.stats();
+    assert_eq!(stats.spins_found, before.spins_found);
+    assert!(stats.spins - before.spins < 100, "{} looks before 300 sleeps", stats.spins - before.spins);
+    assert_eq!(stats.spins > 0, variant.simulated().is_none());
+}
+
 pub fn wake_from_another_thread(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let waker = rig.engine.waker();

@@ -11,8 +11,11 @@ use std::time::Duration;
 
 impl EpollBackend {
     pub(super) fn wait_for_events(&mut self, until: Option<u64>) -> Result<(), Error> {
-        let now = if until.is_some() { self.now() } else { 0 };
-        let mut timeout = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let mut timeout = match until {
+            Some(0) => Some(Duration::ZERO),
+            Some(until) => Some(Duration::from_nanos(until.saturating_sub(self.now()))),
+            None => None,
+        };
         self.renew_budgets();
         if self.has_next() {
             timeout = Some(Duration::ZERO);
@@ -21,7 +24,7 @@ impl EpollBackend {
             timeout = Some(timeout.map_or(UNIX_RETRY, |timeout| timeout.min(UNIX_RETRY)));
         }
         self.stats.syscalls += 1;
-        let result = match self.precise_wait {
+        let result = match self.precise_wait && timeout != Some(Duration::ZERO) {
             true => self.epoll.wait_precise(&mut self.events, timeout),
             false => self.epoll.wait(&mut self.events, timeout),
         };

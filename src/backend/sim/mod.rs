@@ -190,6 +190,7 @@ impl Sim {
 
 impl Backend for Sim {
     type Socket = Accepted;
+    const CAN_SPIN: bool = false;
 
     fn epoch(&self) -> Instant {
         self.epoch

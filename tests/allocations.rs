@@ -1,0 +1,203 @@
+//! In steady state a request allocates nothing: counted by the allocator of this process, on each backend, over all ways to send and to
+//! receive that do not copy to the heap by contract.
+//!
+//! One thread drives two engines in turns, and each thread is counted by itself, so that what is counted is theirs alone.
+
+use bytes::{Bytes, BytesMut};
+use proactor::*;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+struct Counting;
+
+thread_local! {
+    // Without a destructor and a lazy start: fit for an allocator.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often this thread has allocated.
+fn allocations() -> u64 {
+    ALLOCATIONS.get()
+}
+
+fn count() {
+    ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+}
+
+// SAFETY: all work is the system allocator's; counting touches no memory of anybody's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: passed on to the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: passed on to the caller.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: passed on to the caller.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const CONNECTIONS: usize = 40;
+const SIZE: usize = 64;
+
+/// How a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// `send` of `Bytes`, leases echoed by the server.
+    Send,
+    /// `send_tagged`, several at once, so that a gather list is made.
+    Tagged,
+    /// `write`, small pieces that share a chunk.
+    Write,
+    /// The answer is received into a buffer of the client's own, used again and again.
+    Into,
+    /// A timer is added and cancelled with each request.
+    Timers,
+}
+
+struct Pair {
+    server: Engine,
+    client: Engine,
+    out: Completions,
+    conns: Vec<ConnId>,
+    missing: Vec<usize>,
+    buffers: VecDeque<BytesMut>,
+    way: Way,
+    message: Bytes,
+}
+
+impl Pair {
+    fn new(backend: Backend, way: Way) -> Option<Pair> {
+        let config = Config::default().backend(backend).ignore_environment(true);
+        let mut server = Engine::new(config.clone()).ok()?;
+        let mut client = Engine::new(config).expect("the first one worked");
+        let listener = server.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
+        let addr = server.listener_addr(listener).expect("bound");
+        let mut options = ConnectOptions::default();
+        // What is not asked for by `recv_into` waits.
+        options.socket.read_mode = if way == Way::Into { ReadMode::Paused } else { ReadMode::Streaming };
+        let conns: Vec<ConnId> = (0..CONNECTIONS)
+            .map(|index| {
+                let options = ConnectOptions { tag: index as u64, ..options.clone() };
+                client.connect(addr.clone(), options).expect("connect")
+            })
+            .collect();
+        let buffers = (0..CONNECTIONS).map(|_| BytesMut::with_capacity(SIZE)).collect();
+        let (missing, message) = (vec![0; conns.len()], Bytes::from(vec![7; SIZE]));
+        Some(Pair { server, client, out: Completions::with_capacity(256), conns, missing, buffers, way, message })
+    }
+
+    fn ask(&mut self, index: usize) {
+        let (client, conn) = (&mut self.client, self.conns[index]);
+        self.missing[index] = SIZE;
+        match self.way {
+            Way::Send => client.send(conn, self.message.clone()).expect("room"),
+            Way::Tagged => {
+                self.missing[index] = 3 * SIZE;
+                for tag in 0..3 {
+                    client.send_tagged(conn, self.message.clone(), tag).expect("room");
+                }
+            }
+            Way::Write => self.message.chunks(8).for_each(|part| client.write(conn, part).expect("room")),
+            Way::Into => {
+                client.send(conn, self.message.clone()).expect("room");
+                let buffer = self.buffers.pop_front().expect("as many as connections");
+                client.recv_into(conn, buffer, SIZE).expect("one at a time");
+            }
+            Way::Timers => {
+                let id = client.timer_after(Duration::from_secs(60), 0).expect("room");
+                assert!(client.timer_cancel(id));
+                client.send(conn, self.message.clone()).expect("room");
+            }
+        }
+    }
+
+    /// So many requests, answered.
+    fn requests(&mut self, count: usize) {
+        let (mut asked, mut answered, start) = (0, 0, Instant::now());
+        for index in 0..CONNECTIONS.min(count) {
+            self.ask(index);
+            asked += 1;
+        }
+        while answered < count {
+            assert!(start.elapsed() < Duration::from_secs(60), "{:?}: {answered} of {count}", self.way);
+            self.server.poll(&mut self.out, Some(Duration::ZERO)).expect("poll");
+            while let Some(completion) = self.out.pop() {
+                if let Event::Received(data) = completion.event {
+                    self.server.send(completion.conn, data).expect("room");
+                }
+            }
+            self.client.poll(&mut self.out, Some(Duration::ZERO)).expect("poll");
+            while let Some(completion) = self.out.pop() {
+                let index = completion.tag as usize;
+                let len = match completion.event {
+                    Event::Received(data) => data.len(),
+                    Event::Filled(mut buffer) => {
+                        let len = buffer.len();
+                        buffer.clear();
+                        self.buffers.push_back(buffer);
+                        len
+                    }
+                    Event::Closed(reason) => panic!("{reason}"),
+                    _ => 0,
+                };
+                self.missing[index] -= len;
+                if len > 0 && self.missing[index] == 0 {
+                    answered += 1;
+                    if asked < count {
+                        asked += 1;
+                        self.ask(index);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn no_request_allocates(backend: Backend) {
+    for way in [Way::Send, Way::Tagged, Way::Write, Way::Into, Way::Timers] {
+        let Some(mut pair) = Pair::new(backend, way) else {
+            return eprintln!("skipped: no {backend} on this machine");
+        };
+        // Until all queues and lists have had their size once: the second time all connections ask at once.
+        pair.requests(5_000);
+        pair.requests(5_000);
+        let before = allocations();
+        pair.requests(20_000);
+        let allocated = allocations() - before;
+        assert_eq!(allocated, 0, "{backend}, {way:?}: {allocated} allocations in 20,000 requests");
+        let heap_copies = pair.server.stats().heap_copies + pair.client.stats().heap_copies;
+        assert_eq!(heap_copies, 0, "{backend}, {way:?}");
+    }
+}
+
+#[test]
+fn no_request_allocates_on_uring() {
+    no_request_allocates(Backend::Uring);
+}
+
+#[test]
+fn no_request_allocates_on_epoll() {
+    no_request_allocates(Backend::Epoll);
+}
+
+/// The counter counts: else the tests above could not fail.
+#[test]
+fn the_counter_counts() {
+    let before = allocations();
+    drop(std::hint::black_box(Box::new(1)));
+    assert!(allocations() > before);
+}
