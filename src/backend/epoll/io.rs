@@ -152,6 +152,7 @@ impl EpollBackend {
             self.slot(key).state &= !bit::RECV;
             return Some(Done { key, op: Op::Recv, more: false, outcome: Outcome::Failed(Errno(libc::ENOBUFS)) });
         };
+        self.pool.rewind(buffer);
         let (start, room) = self.pool.room(buffer);
         // SAFETY: the room of a checked-out buffer is writable and nobody else's.
         let result = unsafe { self.recv_at(key, start.as_ptr(), room as usize) };
