@@ -3,10 +3,13 @@
 //! ```text
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --size 64 --depth 1 --seconds 5
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --mode connect --conns 64 --json
+//! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --rate 50000
 //! ```
 //!
 //! Modes: `echo` keeps `--depth` requests in flight on each connection; `connect` opens a connection, sends one request, closes,
-//! over and over, from ever new source addresses on loopback; `stream` sends as fast as the connection takes it. With `--json`
+//! over and over, from ever new source addresses on loopback; `stream` sends as fast as the connection takes it. With `--rate` requests are sent
+//! when they are due, whether the server keeps up or not, and their latency counts from then: an open loop, in which a server that
+//! stalls cannot hide the requests that it kept waiting (no coordinated omission). With `--json`
 //! the result is one line of JSON on stdout. The exit status is 1 if anything went wrong.
 
 mod common;
@@ -40,11 +43,19 @@ struct Args {
     /// What to do
     #[arg(long, value_enum, default_value = "echo")]
     mode: Mode,
+    /// Requests per second over all connections, sent when they are due and not when answers come; latencies count from when they
+    /// were due (mode echo). Keeps one core busy
+    #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
+    rate: Option<f64>,
     /// Print the result as one line of JSON, and no progress
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     backend: BackendArgs,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|value| (0.01..=1e8).contains(value)).ok_or_else(|| "expected 0.01 to 100000000".into())
 }
 
 fn main() -> ExitCode {
@@ -63,6 +74,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         depth: args.depth as usize,
         duration: Duration::from_secs_f64(args.seconds),
         mode: args.mode,
+        rate: args.rate,
     };
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(1000) };
     bar.set_style(ProgressStyle::with_template("{bar:40} {percent:>3}%  {msg}")?);
@@ -90,7 +102,7 @@ fn print(json: bool, outcome: &Outcome, cpu: Duration, backend: &str, tier: &str
         let line = serde_json::json!({
             "requests": outcome.requests, "requests_per_s": rate.round(),
             "p50_us": quantile(0.5), "p99_us": quantile(0.99), "p999_us": quantile(0.999),
-            "cpu_us_per_request": (cpu_us * 1000.0).round() / 1000.0, "errors": outcome.errors,
+            "unanswered": outcome.unanswered, "cpu_us_per_request": (cpu_us * 1000.0).round() / 1000.0, "errors": outcome.errors,
             "backend": backend, "tier": tier,
         });
         return println!("{line}");
@@ -100,4 +112,7 @@ fn print(json: bool, outcome: &Outcome, cpu: Duration, backend: &str, tier: &str
     println!("latency            p50 {} us, p99 {} us, p99.9 {} us", quantile(0.5), quantile(0.99), quantile(0.999));
     println!("CPU of the load    {cpu_us:.2} us per request");
     println!("errors             {}", outcome.errors);
+    if outcome.unanswered > 0 {
+        println!("unanswered         {} when the time was up", outcome.unanswered);
+    }
 }

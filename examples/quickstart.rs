@@ -111,6 +111,7 @@ fn measure(args: &Args, backend: &BackendArgs) -> Result<Row, Failure> {
         depth: 1,
         duration: Duration::from_secs_f64(args.seconds),
         mode: Mode::Echo,
+        rate: None,
     };
     let mut engine = backend.engine()?;
     let outcome = Load::new(plan)?.run(&mut engine, |part, requests| {

@@ -25,6 +25,8 @@ pub struct Plan {
     pub depth: usize,
     pub duration: Duration,
     pub mode: Mode,
+    /// Requests per second over all connections, whether answers come or not (mode echo).
+    pub rate: Option<f64>,
 }
 
 pub struct Outcome {
@@ -32,9 +34,20 @@ pub struct Outcome {
     pub elapsed: Duration,
     pub latency_us: Histogram<u64>,
     pub errors: u64,
+    /// Requests that were due and not answered when the time was up. They are in `latency_us`, with the time they had waited.
+    pub unanswered: u64,
     /// The first thing that went wrong.
     pub first_error: Option<String>,
 }
+
+/// With a rate: when the next request is due, and on which connection.
+struct Schedule {
+    interval: Duration,
+    sent: u64,
+}
+
+/// A sleep that ends sooner than this is not begun: it would end late.
+const SLEEP_MIN: Duration = Duration::from_millis(1);
 
 /// The bytes of all streams: a message at offset `o` holds the pattern from `o % PERIOD` on.
 const PERIOD: usize = 65_521;
@@ -47,6 +60,14 @@ struct Client {
     starts: VecDeque<Instant>,
     open: bool,
     full: bool,
+    /// With a rate: requests that are due and wait for room.
+    owed: u64,
+}
+
+impl Client {
+    fn new(conn: ConnId, starts: VecDeque<Instant>) -> Client {
+        Client { conn, sent: 0, received: 0, starts, open: false, full: false, owed: 0 }
+    }
 }
 
 pub struct Load {
@@ -54,6 +75,7 @@ pub struct Load {
     pattern: Bytes,
     clients: Vec<Client>,
     outcome: Outcome,
+    schedule: Option<Schedule>,
     opened: u64,
     now: Instant,
     start: Instant,
@@ -63,6 +85,9 @@ impl Load {
     pub fn new(plan: Plan) -> Result<Load, Failure> {
         if plan.conns == 0 || plan.size == 0 || plan.depth == 0 {
             return Err("--conns, --size and --depth must be at least 1".into());
+        }
+        if plan.rate.is_some() && plan.mode != Mode::Echo {
+            return Err("--rate is for mode echo".into());
         }
         let mut state = 1u32;
         let mut byte = || {
@@ -77,24 +102,22 @@ impl Load {
             elapsed: Duration::ZERO,
             latency_us: Histogram::new_with_bounds(1, 60_000_000, 3)?,
             errors: 0,
+            unanswered: 0,
             first_error: None,
         };
-        Ok(Load { plan, pattern: pattern.into(), clients: Vec::new(), outcome, opened: 0, now, start: now })
+        let schedule = plan.rate.map(|rate| Schedule { interval: Duration::from_secs_f64(1.0 / rate), sent: 0 });
+        Ok(Load { plan, pattern: pattern.into(), clients: Vec::new(), outcome, schedule, opened: 0, now, start: now })
     }
 
     /// Runs the plan to its end; tells how far it is from time to time.
     pub fn run(mut self, engine: &mut Engine, mut progress: impl FnMut(f64, u64)) -> Result<Outcome, Failure> {
         let mut completions = Completions::with_capacity(1024);
         for index in 0..self.plan.conns {
-            self.clients.push(Client {
-                conn: ConnId::NONE,
-                sent: 0,
-                received: 0,
-                starts: VecDeque::new(),
-                open: false,
-                full: false,
-            });
+            self.clients.push(Client::new(ConnId::NONE, VecDeque::new()));
             self.connect(engine, index)?;
+        }
+        if self.schedule.is_some() {
+            self.wait_until_open(engine, &mut completions)?;
         }
         self.start = Instant::now();
         let end = self.start + self.plan.duration;
@@ -108,15 +131,74 @@ impl Load {
                 told = self.now;
                 progress((told - self.start).as_secs_f64() / self.plan.duration.as_secs_f64(), self.outcome.requests);
             }
-            engine.poll(&mut completions, Some((end - self.now).min(Duration::from_millis(100))))?;
+            let longest = (end - self.now).min(Duration::from_millis(100));
+            let until_due = self.send_due(engine);
+            engine.poll(&mut completions, Some(until_due.map_or(longest, |until_due| until_due.min(longest))))?;
             self.now = Instant::now();
             for completion in completions.drain() {
                 self.handle(engine, completion, true)?;
             }
         }
         self.outcome.elapsed = self.start.elapsed();
+        self.note_unanswered(end);
         self.finish(engine, &mut completions)?;
         Ok(self.outcome)
+    }
+
+    /// With a rate, time begins when all connections are there.
+    fn wait_until_open(&mut self, engine: &mut Engine, completions: &mut Completions) -> Result<(), Failure> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.clients.iter().any(|client| !client.open && !client.conn.is_none()) {
+            if Instant::now() > deadline {
+                return Err("not all connections were open after 30 s".into());
+            }
+            engine.poll(completions, Some(Duration::from_millis(100)))?;
+            for completion in completions.drain() {
+                self.handle(engine, completion, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is due by now, each connection in turn, whether earlier answers came or not: their time counts from when they were
+    /// due, so that a server that stalls cannot hide what it kept waiting. Returns how long there is nothing to send.
+    fn send_due(&mut self, engine: &mut Engine) -> Option<Duration> {
+        let schedule = self.schedule.as_mut()?;
+        let elapsed = self.now - self.start;
+        let due = (elapsed.as_secs_f64() / schedule.interval.as_secs_f64()) as u64 + 1;
+        let (first, interval) = (schedule.sent, schedule.interval);
+        schedule.sent = schedule.sent.max(due);
+        for number in first..due {
+            let index = (number % self.clients.len() as u64) as usize;
+            let client = &mut self.clients[index];
+            client.starts.push_back(self.start + interval.mul_f64(number as f64));
+            client.owed += 1;
+            self.send_owed(engine, index);
+        }
+        let next = interval.mul_f64(due as f64);
+        let wait = next.saturating_sub(elapsed);
+        Some(if wait > SLEEP_MIN { wait - SLEEP_MIN / 2 } else { Duration::ZERO })
+    }
+
+    /// What is due and did not fit before.
+    fn send_owed(&mut self, engine: &mut Engine, index: usize) {
+        while self.clients[index].owed > 0 && self.clients[index].open && !self.clients[index].full {
+            if !self.push_message(engine, index) {
+                return;
+            }
+            self.clients[index].owed -= 1;
+        }
+    }
+
+    fn note_unanswered(&mut self, end: Instant) {
+        if self.schedule.is_none() {
+            return;
+        }
+        for start in self.clients.iter().flat_map(|client| &client.starts) {
+            self.outcome.unanswered += 1;
+            let waited = end.saturating_duration_since(*start).as_micros() as u64;
+            self.outcome.latency_us.saturating_record(waited.max(1));
+        }
     }
 
     /// The time is up: nothing that is still on its way counts.
@@ -147,9 +229,9 @@ impl Load {
         let options = ConnectOptions { local, tag: index as u64, ..ConnectOptions::default() };
         let conn = engine.connect(self.plan.addr.clone(), options)?;
         let client = &mut self.clients[index];
-        *client =
-            Client { conn, sent: 0, received: 0, starts: std::mem::take(&mut client.starts), open: false, full: false };
-        client.starts.clear();
+        let mut starts = std::mem::take(&mut client.starts);
+        starts.clear();
+        *client = Client::new(conn, starts);
         if self.plan.mode == Mode::Connect {
             // The request waits behind the connect.
             self.push(engine, index);
@@ -215,7 +297,7 @@ impl Load {
             };
             if running {
                 self.outcome.requests += 1;
-                let micros = (self.now - start).as_nanos().div_ceil(1000) as u64;
+                let micros = self.now.saturating_duration_since(start).as_nanos().div_ceil(1000) as u64;
                 self.outcome.latency_us.saturating_record(micros.max(1));
             }
         }
@@ -230,6 +312,9 @@ impl Load {
 
     /// Sends as much as the plan wants in flight.
     fn fill(&mut self, engine: &mut Engine, index: usize) {
+        if self.schedule.is_some() {
+            return self.send_owed(engine, index);
+        }
         while self.clients[index].open && !self.clients[index].full {
             let in_flight = self.clients[index].starts.len();
             if self.plan.mode == Mode::Echo && in_flight >= self.plan.depth || !self.push(engine, index) {
@@ -239,12 +324,19 @@ impl Load {
     }
 
     fn push(&mut self, engine: &mut Engine, index: usize) -> bool {
+        let sent = self.push_message(engine, index);
+        if sent {
+            self.clients[index].starts.push_back(self.now);
+        }
+        sent
+    }
+
+    fn push_message(&mut self, engine: &mut Engine, index: usize) -> bool {
         let client = &mut self.clients[index];
         let at = (client.sent % PERIOD as u64) as usize;
         match engine.send(client.conn, self.pattern.slice(at..at + self.plan.size)) {
             Ok(()) => {
                 client.sent += self.plan.size as u64;
-                client.starts.push_back(self.now);
                 true
             }
             Err(SendError::Full(_)) => {
