@@ -18,7 +18,7 @@ use clap::Parser;
 use common::load::{Load, Mode, Outcome, Plan};
 use common::{BackendArgs, Failure};
 use indicatif::{ProgressBar, ProgressStyle};
-use proactor::Addr;
+use proactor::{Addr, Engine};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -66,7 +66,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     if !(0.01..=86_400.0).contains(&args.seconds) {
         return Err("--seconds: expected 0.01 to 86400".into());
     }
-    let mut engine = args.backend.engine()?;
+    // When a connection is closed the whole answer is there: nothing can come late.
+    let mut engine = Engine::new(args.backend.config()?.fin_wait(Duration::ZERO))?;
     let plan = Plan {
         addr: args.addr.clone(),
         conns: args.conns as usize,

@@ -3,7 +3,9 @@
 use super::Failure;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use proactor::{Addr, CloseKind, Completion, Completions, ConnId, ConnectOptions, Engine, Event, SendError};
+use proactor::{
+    Addr, CloseKind, CloseReason, Completion, Completions, ConnId, ConnectOptions, Engine, Event, SendError,
+};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -248,12 +250,15 @@ impl Load {
                     self.fill(engine, index);
                 }
             }
-            Event::Received(data) => self.received(engine, index, &data, running),
+            Event::Received(data) => self.received(engine, index, &data, running)?,
             Event::Drained => {
                 self.clients[index].full = false;
                 if running {
                     self.fill(engine, index);
                 }
+            }
+            Event::Closed(reason) if completion.conn != self.clients[index].conn => {
+                self.note_late_end(index, reason, running);
             }
             Event::Closed(reason) => {
                 let client = &mut self.clients[index];
@@ -274,7 +279,14 @@ impl Load {
         Ok(())
     }
 
-    fn received(&mut self, engine: &mut Engine, index: usize, data: &[u8], running: bool) {
+    /// A connection that was answered and closed is gone; the next one took its place already.
+    fn note_late_end(&mut self, index: usize, reason: CloseReason, running: bool) {
+        if running && reason.unsent_bytes > 0 {
+            self.failed(format!("connection {index}: {reason}"));
+        }
+    }
+
+    fn received(&mut self, engine: &mut Engine, index: usize, data: &[u8], running: bool) -> Result<(), Failure> {
         let size = self.plan.size as u64;
         let client = &mut self.clients[index];
         let mut rest = data;
@@ -284,7 +296,8 @@ impl Load {
             if rest[..part] != self.pattern[at..at + part] {
                 let (conn, good) = (client.conn, client.received);
                 let _ = engine.abort(conn);
-                return self.failed(format!("connection {index}: wrong bytes after {good}"));
+                self.failed(format!("connection {index}: wrong bytes after {good}"));
+                return Ok(());
             }
             client.received += part as u64;
             rest = &rest[part..];
@@ -293,7 +306,8 @@ impl Load {
         let before = (client.received - data.len() as u64) / size;
         for _ in before..complete {
             let Some(start) = client.starts.pop_front() else {
-                return self.failed(format!("connection {index}: more came back than was sent"));
+                self.failed(format!("connection {index}: more came back than was sent"));
+                return Ok(());
             };
             if running {
                 self.outcome.requests += 1;
@@ -302,12 +316,15 @@ impl Load {
             }
         }
         if !running || complete == before {
-            return;
+            return Ok(());
         }
-        match self.plan.mode {
-            Mode::Connect => drop(engine.close(self.clients[index].conn)),
-            _ => self.fill(engine, index),
+        if self.plan.mode != Mode::Connect {
+            self.fill(engine, index);
+            return Ok(());
         }
+        // The next one does not wait until this one is gone.
+        let _ = engine.close(self.clients[index].conn);
+        self.connect(engine, index)
     }
 
     /// Sends as much as the plan wants in flight.

@@ -183,7 +183,10 @@ impl Core {
         }
         if conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT | flag::WRITE_DEAD) {
             conn.set(flag::FIN_SENT);
-            backend.shutdown_write(key);
+            // A descriptor that is closed at once sends its FIN with that.
+            if conn.phase != Phase::Closing || !self.config.fin_wait.is_zero() {
+                backend.shutdown_write(key);
+            }
         }
         self.recycle_queue(key);
         Ok(())

@@ -112,10 +112,15 @@ impl Core {
                 let fin_before = conn.has(flag::FIN_SENT);
                 self.service_send(backend, key, out)?;
                 let Some(conn) = self.conns.get(key).filter(|conn| !conn.is_steady()) else { return Ok(()) };
-                if !fin_before && conn.has(flag::FIN_SENT) {
+                let fin_sent = conn.has(flag::FIN_SENT);
+                // With no wait for the peer's FIN there is nothing more to receive either.
+                let ends_at_once = fin_sent && conn.phase == Phase::Closing && self.config.fin_wait.is_zero();
+                if fin_sent && !fin_before {
                     self.fin_sent(key);
                 }
-                self.service_recv(backend, key, out)?;
+                if !ends_at_once {
+                    self.service_recv(backend, key, out)?;
+                }
                 self.service_close(key, out);
                 Ok(())
             }

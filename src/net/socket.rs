@@ -29,9 +29,10 @@ pub(crate) fn connecting(
         let socket = stream(addr.domain(), nonblocking)?;
         apply(&socket, !addr.is_unix(), options)?;
         if let Some(local) = local {
-            socket.set_reuse_address(true)?;
-            if local.port() == 0 && !addr.is_unix() {
-                crate::sys::choose_port_late(socket.as_fd());
+            // A port that connect chooses is shared among destinations by itself; one that the caller chose is not.
+            match local.port() {
+                0 if !addr.is_unix() => crate::sys::choose_port_late(socket.as_fd()),
+                _ => socket.set_reuse_address(true)?,
             }
             socket.bind(&local.into())?;
         }
@@ -85,7 +86,10 @@ fn is_stale(path: &Path, name: &socket2::SockAddr) -> bool {
 
 fn apply(socket: &Socket, tcp: bool, options: &SocketOptions) -> io::Result<()> {
     if tcp {
-        socket.set_tcp_nodelay(options.nodelay)?;
+        // Off is how a socket begins.
+        if options.nodelay {
+            socket.set_tcp_nodelay(true)?;
+        }
         if let Some((idle, interval)) = options.keepalive {
             let second = Duration::from_secs(1);
             let keepalive = TcpKeepalive::new().with_time(idle.max(second)).with_interval(interval.max(second));

@@ -224,9 +224,10 @@ impl EpollBackend {
                 self.stats.syscalls += 1;
                 socket::reset_on_close(&fd);
             }
-            // A duplicate elsewhere (a forked child, say) would keep the registration alive.
-            self.stats.syscalls += 2;
-            let _ = self.epoll.remove(fd.as_fd());
+            // The registration goes with the descriptor. A duplicate elsewhere (in a forked child, say) keeps it alive: then edges of a
+            // connection that nobody knows any more are counted and dropped, until the duplicate is closed.
+            self.stats.syscalls += 1;
+            drop(fd);
         }
     }
 }

@@ -73,6 +73,8 @@ struct Slot {
     stop: u8,
     /// The last receive filled its buffer: try the next one without a poll before it.
     hot: bool,
+    /// Nothing was received yet.
+    fresh: bool,
     /// The buffer of a receive in flight that the kernel did not pick.
     buffer: u16,
 }
@@ -87,6 +89,7 @@ impl Slot {
             open: Kind::Idle,
             stop: 0,
             hot: false,
+            fresh: true,
             buffer: NO_BUFFER,
         }
     }

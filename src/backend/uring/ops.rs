@@ -101,7 +101,7 @@ impl Uring {
         let fd = self.fd_of(key);
         let entry = if kind == Kind::RecvPoll {
             poll_read(fd)
-        } else if self.style.multishot_recv {
+        } else if self.style.multishot_recv && !std::mem::replace(&mut self.slot(key).fresh, false) {
             opcode::RecvMulti::new(fd, GROUP).build()
         } else if self.style.buf_ring {
             opcode::Recv::new(fd, std::ptr::null_mut(), self.pool.size())
