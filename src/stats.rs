@@ -28,6 +28,9 @@ pub struct Stats {
     pub closed: u64,
     /// Receive completions with data.
     pub receives: u64,
+    /// Receives started as single-shot where multishot is there ([`Config::adaptive_receives`](crate::Config::adaptive_receives);
+    /// io_uring only).
+    pub single_receives: u64,
     /// Bytes received.
     pub bytes_received: u64,
     /// Send operations completed.

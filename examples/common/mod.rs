@@ -31,6 +31,9 @@ pub struct BackendArgs {
     /// Look for completions so many microseconds before sleeping
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, hide_default_value = true)]
     pub spin: u64,
+    /// Receive by multishot from the first
+    #[arg(long)]
+    pub fixed_receives: bool,
     /// Completions with data that one connection gets in a poll while others wait
     #[arg(long)]
     pub budget: Option<u32>,
@@ -49,7 +52,8 @@ fn count_and_size(text: &str) -> Result<(u32, u32), String> {
 
 impl BackendArgs {
     pub fn config(&self) -> Result<Config, Failure> {
-        let mut config = Config::default().spin(Duration::from_micros(self.spin));
+        let mut config =
+            Config::default().spin(Duration::from_micros(self.spin)).adaptive_receives(!self.fixed_receives);
         if let Some(backend) = Backend::from_name(&self.backend) {
             config = config.backend(backend);
         }

@@ -115,6 +115,7 @@ pub(crate) struct BackendStats {
     pub(crate) unknown_completions: u64,
     pub(crate) queue_overflows: u64,
     pub(crate) heap_copies: u64,
+    pub(crate) single_receives: u64,
 }
 
 /// See the module's documentation for the rules.

@@ -159,6 +159,7 @@ impl Engine {
             unknown_completions: backend.unknown_completions,
             queue_overflows: backend.queue_overflows,
             heap_copies: backend.heap_copies,
+            single_receives: backend.single_receives,
             ..self.core.stats
         }
     }

@@ -51,6 +51,8 @@ const NO_BUFFER: u16 = u16::MAX;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     pub(super) multishot_recv: bool,
+    /// The first receive of a connection is single-shot all the same.
+    pub(super) first_single: bool,
     pub(super) multishot_accept: bool,
     pub(super) buf_ring: bool,
     /// Everything is polled first, with descriptors and flags that never block.

@@ -99,9 +99,11 @@ impl Uring {
     /// Room must have been made.
     pub(super) fn push_recv(&mut self, key: Key, kind: Kind) {
         let fd = self.fd_of(key);
+        let single = self.style.first_single && std::mem::replace(&mut self.slot(key).fresh, false);
+        self.ring.stats.single_receives += u64::from(single);
         let entry = if kind == Kind::RecvPoll {
             poll_read(fd)
-        } else if self.style.multishot_recv && !std::mem::replace(&mut self.slot(key).fresh, false) {
+        } else if self.style.multishot_recv && !single {
             opcode::RecvMulti::new(fd, GROUP).build()
         } else if self.style.buf_ring {
             opcode::Recv::new(fd, std::ptr::null_mut(), self.pool.size())

@@ -1,0 +1,93 @@
+//! Connect, one request, close, over and over, the usual way: a non-blocking connect, EPOLL_CTL_ADD for output, SO_ERROR when it is writable,
+//! EPOLL_CTL_MOD for input, send, receive, close. Source addresses change as those of `load` do, so that ports do not run out.
+
+use super::{Options, Outcome};
+use crate::sys::{self, Addr, Epoll};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+struct Conn {
+    socket: Option<socket2::Socket>,
+    connecting: bool,
+    missing: usize,
+    asked_at: Instant,
+}
+
+pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
+    let (mut epoll, addr) = (Epoll::new()?, addr.to_sockaddr()?);
+    let message = vec![b'x'; options.size];
+    let (start, mut opened) = (Instant::now(), first_source());
+    let mut outcome = Outcome { requests: 0, elapsed: Duration::ZERO, latencies_us: Vec::new() };
+    let blank = |_| Conn { socket: None, connecting: true, missing: 0, asked_at: start };
+    let mut conns: Vec<Conn> = (0..options.conns).map(blank).collect();
+    for (index, conn) in conns.iter_mut().enumerate() {
+        open(conn, index, &addr, &epoll, &mut opened)?;
+    }
+    let mut buffer = vec![0; 64 << 10];
+    let mut ready = Vec::with_capacity(1024);
+    let end = start + Duration::from_secs_f64(options.seconds);
+    while Instant::now() < end {
+        ready.clear();
+        ready.extend(epoll.wait(Some(Duration::from_millis(20)))?.iter().map(|event| event.u64 as usize));
+        for &index in &ready {
+            let conn = &mut conns[index];
+            let Some(socket) = &conn.socket else { continue };
+            let fd = socket.as_raw_fd();
+            if conn.connecting {
+                if let Some(error) = socket.take_error()? {
+                    return Err(error);
+                }
+                epoll.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN, index as u64)?;
+                sys::send(fd, &message)?;
+                (conn.connecting, conn.missing) = (false, options.size);
+                continue;
+            }
+            let len = sys::recv(fd, &mut buffer)?;
+            conn.missing -= len;
+            if conn.missing == 0 {
+                outcome.requests += 1;
+                outcome.latencies_us.push(conn.asked_at.elapsed().as_micros() as u32);
+                conn.socket = None;
+                open(conn, index, &addr, &epoll, &mut opened)?;
+            }
+        }
+    }
+    outcome.elapsed = start.elapsed();
+    Ok(outcome)
+}
+
+fn open(conn: &mut Conn, index: usize, addr: &socket2::SockAddr, epoll: &Epoll, opened: &mut u64) -> io::Result<()> {
+    let kind = socket2::Type::STREAM.nonblocking().cloexec();
+    let socket = socket2::Socket::new(addr.domain(), kind, None)?;
+    set_up(socket.as_raw_fd(), opened)?;
+    match socket.connect(addr) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    epoll.add(socket.as_raw_fd(), libc::EPOLLOUT, index as u64)?;
+    *conn = Conn { socket: Some(socket), connecting: true, missing: 0, asked_at: Instant::now() };
+    Ok(())
+}
+
+/// Where the source addresses of this process begin.
+pub fn first_source() -> u64 {
+    u64::from(std::process::id()) * 64_000
+}
+
+/// TCP_NODELAY and the next source address; with IP_BIND_ADDRESS_NO_PORT, as `load` has it: the port is chosen by the connect.
+pub fn set_up(fd: RawFd, opened: &mut u64) -> io::Result<()> {
+    // SAFETY: the descriptor is open as long as this view of it.
+    let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    let socket = socket2::SockRef::from(&socket);
+    socket.set_tcp_nodelay(true)?;
+    let step = *opened / 16;
+    *opened += 1;
+    let source = Ipv4Addr::new(127, 1 + (step / 64_000 % 200) as u8, (step / 250 % 256) as u8, (step % 250 + 1) as u8);
+    let on: libc::c_int = 1;
+    let (value, bytes) = ((&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: an integer of the size that is passed, alive through the call. Its failure changes nothing else.
+    unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, value, bytes) };
+    socket.bind(&SocketAddr::from((source, 0)).into())
+}

@@ -1,0 +1,74 @@
+//! Clients written by hand on epoll, the way they are usually written: the baseline of the library's own client side, which is `load` of the
+//! examples. They take the options of `load` that matter here, and print what it prints.
+
+mod connect;
+mod echo;
+mod ring;
+mod stream;
+
+use crate::sys::Addr;
+use clap::{Args, ValueEnum};
+use std::io;
+use std::time::Duration;
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub enum Mode {
+    /// So many requests in flight on each connection
+    Echo,
+    /// Connect, one request, close
+    Connect,
+    /// One message after the other, each written by itself
+    Stream,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    #[arg(long, value_enum, default_value = "echo")]
+    pub mode: Mode,
+    #[arg(long, default_value_t = 64)]
+    pub conns: usize,
+    #[arg(long, default_value_t = 64)]
+    pub size: usize,
+    #[arg(long, default_value_t = 1)]
+    pub depth: usize,
+    #[arg(long, default_value_t = 1.0)]
+    pub seconds: f64,
+    /// On a bare ring instead of epoll (mode connect)
+    #[arg(long)]
+    pub ring: bool,
+    /// As `load` has it: the output is a line of JSON in any case
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a run came to.
+pub struct Outcome {
+    pub requests: u64,
+    pub elapsed: Duration,
+    pub latencies_us: Vec<u32>,
+}
+
+pub fn run(addr: &Addr, options: &Options) -> io::Result<()> {
+    let cpu = crate::sys::cpu_ns(std::process::id())?;
+    let mut outcome = match options.mode {
+        Mode::Connect if options.ring => ring::run(addr, options)?,
+        _ if options.ring => return Err(io::Error::other("--ring is for mode connect")),
+        Mode::Echo => echo::run(addr, options)?,
+        Mode::Connect => connect::run(addr, options)?,
+        Mode::Stream => stream::run(addr, options)?,
+    };
+    let cpu = crate::sys::cpu_ns(std::process::id())? - cpu;
+    outcome.latencies_us.sort_unstable();
+    let quantile = |q: f64| {
+        let last = outcome.latencies_us.len().saturating_sub(1);
+        outcome.latencies_us.get((last as f64 * q) as usize).copied().unwrap_or(0)
+    };
+    let line = serde_json::json!({
+        "requests": outcome.requests,
+        "requests_per_s": outcome.requests as f64 / outcome.elapsed.as_secs_f64(),
+        "cpu_us_per_request": cpu as f64 / 1e3 / outcome.requests.max(1) as f64,
+        "p50_us": quantile(0.5), "p99_us": quantile(0.99),
+    });
+    println!("{line}");
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! Measuring. All contenders are up at once, and the load goes round them in short slices, so that whatever the machine does besides hits
+//! all of them alike; what is reported are ratios to the baseline of the same round, and their median.
+
+use crate::load::Load;
+use crate::process::{LOAD_CORE, Program, SUBJECT_CORE, Server};
+use crate::sys;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Connections that the load keeps to all servers of a workload together; beyond it each slice connects anew.
+const KEPT_MAX: usize = 12_000;
+const WARM_UP: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    pub rounds: usize,
+    pub slice: Duration,
+}
+
+/// What one slice showed.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Most often CPU time of what is measured per request, in microseconds.
+    pub figure: f64,
+    pub per_second: f64,
+}
+
+/// What was seen of one contender.
+#[derive(Clone, Debug)]
+pub struct Series {
+    pub name: String,
+    pub samples: Vec<Sample>,
+    /// Why there are none.
+    pub failure: Option<String>,
+}
+
+impl Series {
+    fn of(name: &str) -> Series {
+        Series { name: name.into(), samples: Vec::new(), failure: None }
+    }
+}
+
+/// A workload for servers.
+#[derive(Clone, Debug)]
+pub struct Echo {
+    pub conns: usize,
+    pub size: usize,
+    pub depth: usize,
+    pub unix: bool,
+}
+
+pub fn echo(echo: &Echo, programs: &[Program], pace: Pace, tell: &mut dyn FnMut(String)) -> Vec<Series> {
+    let mut series: Vec<Series> = programs.iter().map(|program| Series::of(&program.name)).collect();
+    let mut servers: Vec<Option<Server>> = Vec::new();
+    for (index, program) in programs.iter().enumerate() {
+        let addr = match echo.unix {
+            true => format!("unix:{}/compare-{}-{index}", std::env::temp_dir().display(), std::process::id()),
+            false => "127.0.0.1:0".into(),
+        };
+        let server = program.start(SUBJECT_CORE, &addr);
+        series[index].failure = server.as_ref().err().map(ToString::to_string);
+        servers.push(server.ok());
+    }
+    let keep = echo.conns * programs.len() <= KEPT_MAX;
+    let mut kept: Vec<Option<Load>> = programs.iter().map(|_| None).collect();
+    for round in 0..pace.rounds {
+        for place in 0..programs.len() {
+            let index = (place + round) % programs.len();
+            let Some(server) = &servers[index] else { continue };
+            tell(format!("round {} of {}: {}", round + 1, pace.rounds, series[index].name));
+            match echo_slice(echo, server, &mut kept[index], pace.slice) {
+                Ok(sample) => series[index].samples.push(sample),
+                Err(error) => {
+                    series[index].failure = Some(error.to_string());
+                    (servers[index], kept[index]) = (None, None);
+                    continue;
+                }
+            }
+            if !keep {
+                kept[index] = None;
+            }
+        }
+    }
+    series
+}
+
+fn echo_slice(echo: &Echo, server: &Server, kept: &mut Option<Load>, slice: Duration) -> io::Result<Sample> {
+    if kept.is_none() {
+        *kept = Some(Load::connect(&server.addr, echo.conns, echo.size, echo.depth)?);
+    }
+    let load = kept.as_mut().expect("just made");
+    // Each connection has had its turn when this is over.
+    load.run(WARM_UP.max(Duration::from_micros(echo.conns as u64 * 10)))?;
+    let (cpu, start) = (sys::cpu_ns(server.pid())?, Instant::now());
+    let answered = load.run(slice)?;
+    let (cpu, elapsed) = (sys::cpu_ns(server.pid())? - cpu, start.elapsed());
+    if answered == 0 {
+        return Err(io::Error::other("no request was answered"));
+    }
+    Ok(Sample { figure: cpu as f64 / 1e3 / answered as f64, per_second: answered as f64 / elapsed.as_secs_f64() })
+}
+
+/// Clients, each run as a process for one slice against one and the same server. They print their own CPU time per request.
+pub fn client(
+    arguments: &str,
+    programs: &[Program],
+    server: &Program,
+    pace: Pace,
+    tell: &mut dyn FnMut(String),
+) -> Vec<Series> {
+    let started = server.start(LOAD_CORE, "127.0.0.1:0");
+    let arguments = timed(arguments, pace);
+    let mut all = go_round(programs, pace, tell, 1, |index| {
+        let server = started.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+        let said = programs[index].run(SUBJECT_CORE, &server.addr, &arguments)?;
+        Ok(vec![sample(&said, "cpu_us_per_request")])
+    });
+    all.remove(0)
+}
+
+/// What `load` says of servers: the value of each of `keys`, for one slice each in turn.
+pub fn latency(
+    arguments: &str,
+    keys: &[&str],
+    programs: &[Program],
+    pace: Pace,
+    tell: &mut dyn FnMut(String),
+) -> Vec<Vec<Series>> {
+    let load = Program::example("load", "load", "--backend epoll");
+    let servers: Vec<_> = programs.iter().map(|program| program.start(SUBJECT_CORE, "127.0.0.1:0")).collect();
+    let arguments = timed(arguments, pace);
+    go_round(programs, pace, tell, keys.len(), |index| {
+        let server = servers[index].as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+        let said = load.run(LOAD_CORE, &server.addr, &arguments)?;
+        Ok(keys.iter().map(|key| sample(&said, key)).collect())
+    })
+}
+
+fn timed(arguments: &str, pace: Pace) -> Vec<String> {
+    let seconds = pace.slice.as_secs_f64().to_string();
+    crate::process::words(arguments).into_iter().chain(["--seconds".into(), seconds, "--json".into()]).collect()
+}
+
+fn sample(said: &serde_json::Value, key: &str) -> Sample {
+    let number = |key: &str| said[key].as_f64().unwrap_or(f64::NAN);
+    Sample { figure: number(key), per_second: number("requests_per_s") }
+}
+
+/// Runs all programs once a round, each round beginning with another one. A run gives `figures` samples, each for a list of its own.
+fn go_round(
+    programs: &[Program],
+    pace: Pace,
+    tell: &mut dyn FnMut(String),
+    figures: usize,
+    mut run: impl FnMut(usize) -> io::Result<Vec<Sample>>,
+) -> Vec<Vec<Series>> {
+    let blank: Vec<Series> = programs.iter().map(|program| Series::of(&program.name)).collect();
+    let mut all = vec![blank; figures];
+    for round in 0..pace.rounds {
+        for place in 0..programs.len() {
+            let index = (place + round) % programs.len();
+            if all[0][index].failure.is_some() {
+                continue;
+            }
+            tell(format!("round {} of {}: {}", round + 1, pace.rounds, programs[index].name));
+            match run(index) {
+                Ok(samples) => {
+                    let lists = all.iter_mut().zip(samples);
+                    lists.for_each(|(list, sample)| list[index].samples.push(sample));
+                }
+                Err(error) => all.iter_mut().for_each(|list| list[index].failure = Some(error.to_string())),
+            }
+        }
+    }
+    all
+}
+
+/// A server's resident memory: at its start, and for each of the connections beyond `few`, up to `many`, that do nothing. In bytes.
+pub fn memory(program: &Program, few: usize, many: usize) -> io::Result<(f64, f64)> {
+    let server = program.start(SUBJECT_CORE, "127.0.0.1:0")?;
+    // It may be about to get its buffers.
+    std::thread::sleep(Duration::from_millis(200));
+    let start = server.resident()?;
+    let mut idle = Load::idle(&server.addr, few)?;
+    let before = server.settled()?;
+    idle.add_idle(&server.addr, many - few)?;
+    let after = server.settled()?;
+    Ok((start as f64, (after as f64 - before as f64) / (many - few) as f64))
+}
+
+/// Median, least and most.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+}
+
+impl Spread {
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+        let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        Some(Spread { median, least, most })
+    }
+}
+
+/// The ratio of one figure to that of the baseline, round by round.
+pub fn ratio(series: &Series, base: &Series, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
+    Spread::of(series.samples.iter().zip(&base.samples).map(|(sample, base)| figure(sample) / figure(base)))
+}

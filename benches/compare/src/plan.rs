@@ -1,0 +1,305 @@
+//! The comparison: which contenders meet in which workloads, and what is written about it.
+
+use crate::Choice;
+use crate::measure::{self, Echo, Pace, Sample, Series, Spread};
+use crate::process::{Program, library};
+use crate::report::Table;
+use crate::{chart, machine};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io;
+
+pub const EPOLL: &str = "epoll loop, 4 KiB reads";
+const EPOLL_LARGE: &str = "epoll loop, 64 KiB reads";
+pub const RING: &str = "bare ring";
+pub const OURS_URING: &str = "proactor, io_uring";
+const OURS_EPOLL: &str = "proactor, epoll";
+
+fn baselines() -> Vec<Program> {
+    vec![
+        Program::own(EPOLL, "serve epoll"),
+        Program::own(EPOLL_LARGE, "serve epoll --read 65536"),
+        Program::own(RING, "serve ring"),
+    ]
+}
+
+fn ours() -> Vec<Program> {
+    vec![
+        Program::example(OURS_URING, "echo_server", "--backend uring"),
+        Program::example(OURS_EPOLL, "echo_server", "--backend epoll"),
+    ]
+}
+
+fn peers() -> Vec<Program> {
+    let names = ["mio", "tokio", "tokio-uring", "monoio", "compio", "glommio", "a10", "ringline"];
+    names.iter().map(|name| Program::own(name, &format!("serve {name}"))).collect()
+}
+
+/// A line that says where the run is.
+pub struct Progress {
+    bar: ProgressBar,
+    what: String,
+}
+
+impl Progress {
+    pub fn new() -> Progress {
+        let bar = ProgressBar::new_spinner();
+        bar.set_style(ProgressStyle::with_template("{elapsed_precise} {msg}").expect("a valid template"));
+        Progress { bar, what: String::new() }
+    }
+
+    pub fn begin(&mut self, what: &str) {
+        self.what = what.into();
+        self.tell("");
+        if self.bar.is_hidden() {
+            eprintln!("{what}");
+        }
+    }
+
+    fn tell(&self, where_in_it: &str) {
+        self.bar.set_message(format!("{}: {where_in_it}", self.what));
+        self.bar.tick();
+    }
+
+    pub fn teller(&self) -> impl FnMut(String) + '_ {
+        |message| self.tell(&message)
+    }
+
+    pub fn print(&self, text: &str) {
+        self.bar.suspend(|| println!("{text}"));
+    }
+}
+
+struct Plan<'a> {
+    choice: &'a Choice,
+    progress: Progress,
+}
+
+pub fn run(choice: &Choice) -> io::Result<()> {
+    let mut plan = Plan { choice, progress: Progress::new() };
+    let servers = plan.servers();
+    let clients = plan.clients();
+    let round_trip = plan.round_trip();
+    let tail = plan.tail();
+    let memory = plan.memory();
+    plan.progress.bar.finish_and_clear();
+    if !choice.writes() {
+        return Ok(());
+    }
+    let write = |name: &str, title: &str, tables: &[&Table]| {
+        let path = library().join("docs/charts").join(name);
+        match tables.is_empty() {
+            true => Ok(()),
+            false => chart::write(&path, title, tables).map_err(|error| io::Error::other(error.to_string())),
+        }
+    };
+    std::fs::create_dir_all(library().join("docs/charts"))?;
+    let shown: Vec<&Table> = servers.iter().filter(|table| !table.title.contains("unix")).collect();
+    write("servers.svg", "CPU time of an echo server per request, shorter is better", &shown)?;
+    write("clients.svg", "CPU time of a client per request, shorter is better", &clients.iter().collect::<Vec<_>>())?;
+    let latencies: Vec<&Table> = round_trip.iter().chain(&tail).collect();
+    write("latency.svg", "Latency, shorter is better", &latencies)?;
+    let all: Vec<(&str, &[Table])> = vec![
+        ("Servers", &servers),
+        ("Clients", &clients),
+        ("Round trip", &round_trip),
+        ("Tail latency", &tail),
+        ("Memory", &memory),
+    ];
+    std::fs::write(library().join("BENCHMARKS.md"), page(&all))?;
+    println!("written: BENCHMARKS.md and docs/charts");
+    Ok(())
+}
+
+fn page(sections: &[(&str, &[Table])]) -> String {
+    let mut text = String::from(
+        "# Benchmarks\n\n\
+         Written by `cargo run --release --manifest-path benches/compare/Cargo.toml`; run that to measure your own machine (`--quick` for under three\n\
+         minutes, `--only` and `--with` for parts, `-- --help` for the rest).\n\n",
+    );
+    text += &machine::describe();
+    text += "\nEverything runs on one thread: what is measured on core 0, the other side on core 1. All contenders of a table are up at once, and the\n\
+             load goes round them in short slices, so that a busy neighbour hits all of them alike. The ratio is taken within each round; shown are\n\
+             medians over the rounds, and the least and the most ratio. Less is better. CPU time is user and system time of the process, and holds the\n\
+             kernel's TCP, most of it. The peers run as their documentation advises; their servers are in `benches/compare/src/servers/`.\n\n\
+             ![servers](docs/charts/servers.svg)\n\n![clients](docs/charts/clients.svg)\n\n![latency](docs/charts/latency.svg)\n\n";
+    for (section, tables) in sections.iter().filter(|(_, tables)| !tables.is_empty()) {
+        text += &format!("## {section}\n\n");
+        tables.iter().for_each(|table| text += &table.markdown());
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+impl Plan<'_> {
+    fn finish(&self, table: Table) -> Table {
+        self.progress.print(&table.markdown());
+        table
+    }
+
+    /// The contenders that were asked for; baselines and ours always.
+    fn chosen(&self, programs: Vec<Program>) -> Vec<Program> {
+        let with = &self.choice.with;
+        let wanted = |program: &Program| with.is_empty() || with.contains(&program.name);
+        programs.into_iter().filter(wanted).collect()
+    }
+
+    fn servers(&mut self) -> Vec<Table> {
+        let tcp = |conns, size, depth| Echo { conns, size, depth, unix: false };
+        let workloads = [
+            ("64 B, 50 connections", tcp(50, 64, 1), 0, ""),
+            ("64 B, 500 connections", tcp(500, 64, 1), 0, ""),
+            ("64 B, 5,000 connections", tcp(5000, 64, 1), 0, ""),
+            ("1 KiB, 50 connections, 16 in flight", tcp(50, 1024, 16), 1, ""),
+            ("16 KiB, 50 connections", tcp(50, 16 << 10, 1), 1, ""),
+            (
+                "64 B, 64 unix connections",
+                Echo { unix: true, ..tcp(64, 64, 1) },
+                0,
+                "Unix sockets, where the kernel is cheaper and the rest shows.",
+            ),
+        ];
+        let mut tables = Vec::new();
+        for (name, echo, base, note) in workloads {
+            if !self.choice.wants(name) {
+                continue;
+            }
+            self.progress.begin(name);
+            let mut programs = baselines();
+            programs.extend(ours());
+            if !echo.unix {
+                programs.extend(self.chosen(peers()));
+            }
+            let pace = self.choice.pace((15, 200), (3, 60));
+            let series = measure::echo(&echo, &programs, pace, &mut self.progress.teller());
+            tables.push(self.finish(Table::of_cpu(name, base, &series, note)));
+        }
+        tables
+    }
+
+    fn clients(&mut self) -> Vec<Table> {
+        let workloads = [
+            ("connect, 64 B, close; 64 at once", "--mode connect --conns 64", true),
+            ("client of 64 connections, 64 B", "--conns 64", false),
+            ("client of 1,024 connections, 64 B", "--conns 1024", false),
+            ("stream of 64 B messages, 4 connections", "--mode stream --conns 4", false),
+        ];
+        let server = Program::own("server", "serve epoll --read 65536");
+        let mut tables = Vec::new();
+        for (name, arguments, has_ring) in workloads {
+            if !self.choice.wants(name) {
+                continue;
+            }
+            self.progress.begin(name);
+            let mut programs = vec![Program::own("epoll client", "client")];
+            if has_ring {
+                programs.push(Program::own("bare ring client", "client --ring"));
+            }
+            programs.push(Program::example(OURS_URING, "load", "--backend uring"));
+            programs.push(Program::example(OURS_EPOLL, "load", "--backend epoll"));
+            let pace = self.choice.pace((11, 500), (3, 200));
+            let series = measure::client(arguments, &programs, &server, pace, &mut self.progress.teller());
+            let note = match arguments.contains("stream") {
+                true => {
+                    "The epoll client writes each message by itself. The engine's client gathers what a turn queued."
+                }
+                false => "",
+            };
+            tables.push(self.finish(Table::of_cpu(name, 0, &series, note)));
+        }
+        tables
+    }
+
+    fn round_trip(&mut self) -> Vec<Table> {
+        let name = "round trip on one connection, 64 B, p50";
+        if !self.choice.wants(name) {
+            return Vec::new();
+        }
+        self.progress.begin(name);
+        let mut programs = baselines();
+        programs.remove(1);
+        programs.extend(ours());
+        for (name, backend) in [(OURS_URING, "uring"), (OURS_EPOLL, "epoll")] {
+            let arguments = format!("--backend {backend} --spin 100");
+            programs.push(Program::example(&format!("{name}, spinning"), "echo_server", &arguments));
+        }
+        let pace = self.choice.pace((11, 500), (3, 200));
+        let series = measure::latency("--conns 1", &["p50_us"], &programs, pace, &mut self.progress.teller());
+        let note = "The client sleeps between its requests in all rows; with `Config::spin` only the server does not.";
+        vec![self.finish(Table::of(name, "p50, us", 0, &series[0], note))]
+    }
+
+    /// At half of the rate that the epoll loop reaches.
+    fn tail(&mut self) -> Vec<Table> {
+        let name = "tail latency at half of the peak rate";
+        if !self.choice.wants(name) {
+            return Vec::new();
+        }
+        self.progress.begin(name);
+        let mut programs = vec![Program::own(EPOLL, "serve epoll")];
+        programs.extend(ours());
+        programs.push(Program::own("tokio", "serve tokio"));
+        let peak = Pace { rounds: 3, ..self.choice.pace((3, 500), (3, 200)) };
+        let figure = &["requests_per_s"];
+        let seen = measure::latency("--conns 50", figure, &programs[..1], peak, &mut self.progress.teller());
+        let Some(peak) = Spread::of(seen[0][0].samples.iter().map(|sample| sample.figure)) else { return Vec::new() };
+        let rate = (peak.median / 2.0 / 1000.0).round() * 1000.0;
+        let arguments = format!("--conns 50 --rate {rate}");
+        let pace = self.choice.pace((15, 1000), (3, 300));
+        let keys = ["p99_us", "p999_us"];
+        let series = measure::latency(&arguments, &keys, &programs, pace, &mut self.progress.teller());
+        let note = format!(
+            "64 B on 50 connections, {rate:.0} requests/s: half of what the epoll loop reaches. An open loop (`load --rate`): requests are sent when they are\n\
+             due, and their time counts from then."
+        );
+        let tables = ["p99", "p99.9"].iter().zip(["p99, us", "p99.9, us"]).zip(&series);
+        tables
+            .map(|((quantile, unit), series)| {
+                self.finish(Table::of(&format!("{quantile} at half of the peak rate"), unit, 0, series, &note))
+            })
+            .collect()
+    }
+
+    fn memory(&mut self) -> Vec<Table> {
+        let name = "memory of idle connections";
+        if !self.choice.wants(name) {
+            return Vec::new();
+        }
+        self.progress.begin(name);
+        let (few, many) = if self.choice.quick { (1000, 5000) } else { (2000, 18_000) };
+        let mut programs = baselines();
+        programs.extend(ours());
+        programs.extend(self.chosen(peers()));
+        let (mut start, mut growth) = (Vec::new(), Vec::new());
+        for program in &programs {
+            self.progress.tell(&program.name);
+            let measured = measure::memory(program, few, many);
+            let series = |value: f64| {
+                let samples = vec![Sample { figure: value, per_second: 0.0 }];
+                Series { name: program.name.clone(), samples, failure: None }
+            };
+            match measured {
+                Ok((bytes, each)) => {
+                    start.push(series(bytes / f64::from(1 << 20)));
+                    growth.push(series(each));
+                }
+                Err(error) => {
+                    let failed = Series { samples: Vec::new(), failure: Some(error.to_string()), ..series(0.0) };
+                    start.push(failed.clone());
+                    growth.push(failed);
+                }
+            }
+        }
+        let note = format!(
+            "Growth of the resident memory from {few} to {many} idle connections, without the kernel's sockets."
+        );
+        vec![
+            self.finish(Table::of("user memory of an idle connection", "bytes", 0, &growth, &note)),
+            self.finish(Table::of(
+                "resident memory at the start",
+                "MiB",
+                0,
+                &start,
+                "All servers but proactor's are in one program, this comparison.",
+            )),
+        ]
+    }
+}
