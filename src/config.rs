@@ -273,7 +273,7 @@ impl Config {
         /// io_uring looks at memory shared with the kernel; epoll makes a system call a look (epoll_wait with no timeout).
         spin: Duration;
         /// Lets a connection begin with a single-shot receive, and go over to multishot with the second: a connection of one request
-        /// and one answer then has nothing to cancel when it is closed, which is a tenth of the CPU time of a connect, a request and
+        /// and one answer then has nothing to cancel when it is closed, which is a twentieth of the CPU time of a connect, a request and
         /// a close. One more entry for all others. [`Stats::single_receives`](crate::Stats::single_receives) counts. Default: true.
         ///
         /// # Backends

@@ -65,6 +65,8 @@ pub use buf::{Lease, Payload};
 pub use caps::{Capability, CapabilityReport, CapabilityState, REQUIREMENTS, Requirement};
 pub use completion::{CloseKind, CloseReason, Completion, Completions, Event};
 pub use config::{Backend, Config, Tier};
+#[doc(hidden)]
+pub use engine::DryEngine;
 pub use engine::{AdoptedId, Engine, leaked_engines};
 pub use error::{Errno, Error, Halt, SendError, WriteError};
 pub use id::{ConnId, ListenerId, TimerId};

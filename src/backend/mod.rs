@@ -34,6 +34,7 @@
 //! - *send* tells `Count`: how many of the given bytes were taken. Any number from zero (nothing was taken, start again) to all.
 //! - *close* always succeeds.
 
+pub(crate) mod dry;
 pub(crate) mod epoll;
 pub(crate) mod select;
 pub(crate) mod sim;

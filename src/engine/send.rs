@@ -108,7 +108,7 @@ impl Core {
     }
 
     #[inline]
-    fn send(&mut self, key: Key, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
+    pub(super) fn send(&mut self, key: Key, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
         let high = self.config.send_high_watermark;
         match self.welcome(key) {
             Ok((conn, _)) => {
