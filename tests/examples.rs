@@ -182,6 +182,43 @@ fn load_verifies_and_reports() {
     }
 }
 
+/// A server that stalls keeps many requests waiting. In a closed loop that is one slow answer a connection; with a rate it is all that were
+/// due meanwhile.
+#[test]
+fn load_with_a_rate_omits_nothing_that_a_stall_delayed() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut bytes, mut count) = (vec![0; 64], 0);
+        while stream.read_exact(&mut bytes).is_ok() && stream.write_all(&bytes).is_ok() {
+            count += 1;
+            if count == 100 {
+                std::thread::sleep(std::time::Duration::from_millis(400));
+            }
+        }
+        count
+    });
+    let arguments = ["--addr", &addr, "--conns", "1", "--rate", "1000", "--seconds", "1", "--json"];
+    let output = example("load").args(arguments).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one line of JSON");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let due = json["requests"].as_u64().unwrap() + json["unanswered"].as_u64().unwrap();
+    assert!((990..=1001).contains(&due), "{due} of 1000 were sent: {json}");
+    // A third of them and more came due in the stall, so the slowest hundredth waited for nearly all of it.
+    assert!(json["p99_us"].as_u64() > Some(350_000), "{json}");
+    assert!(server.join().unwrap() >= json["requests"].as_u64().unwrap());
+}
+
+#[test]
+fn a_rate_is_for_mode_echo_alone() {
+    let output = example("load").args(["--rate", "100", "--mode", "connect"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("--rate is for mode echo"), "{text}");
+    let output = example("load").args(["--rate", "0"]).output().unwrap();
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("0.01"));
+}
+
 #[test]
 fn load_notices_a_server_that_lies() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
