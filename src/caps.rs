@@ -31,6 +31,7 @@ capabilities! {
     Incremental "incremental" "6.12" "each receive takes a whole buffer", "IOU_PBUF_RING_INC: buffers consumed piece by piece.";
     Bundle "bundle" "6.10" "nothing: not used", "IORING_RECVSEND_BUNDLE.";
     DirectFd "direct_fd" "6.0" "nothing: not used", "Direct descriptors allocated by the kernel.";
+    SocketOp "socket_op" "5.19" "a system call more for each connect", "IORING_OP_SOCKET: sockets made by an entry.";
     RegisteredRingFd "registered_ring_fd" "5.18" "a descriptor look-up per system call", "IORING_REGISTER_RING_FDS.";
     ExtArg "ext_arg" "5.11" "a TIMEOUT entry per bounded wait", "IORING_ENTER_EXT_ARG: a deadline with the wait.";
     FastPoll "fast_poll" "5.7" "epoll, or by name tier `polled`", "IORING_FEAT_FAST_POLL: pending operations tie up no worker.";

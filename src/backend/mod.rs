@@ -92,7 +92,7 @@ pub(crate) struct Done<S> {
 pub(crate) struct QueueFull;
 
 /// What a connect needs to know.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ConnectRequest {
     pub(crate) addr: Addr,
     pub(crate) options: ConnectOptions,

@@ -25,20 +25,29 @@ pub(crate) fn connecting(
     options: &SocketOptions,
     nonblocking: bool,
 ) -> Result<OwnedFd, Errno> {
-    let make = || {
-        let socket = stream(addr.domain(), nonblocking)?;
+    let fd = OwnedFd::from(stream(addr.domain(), nonblocking).map_err(|error| Errno::of(&error))?);
+    set_up(&fd, addr, local, options).map(|()| fd)
+}
+
+/// Makes a new socket ready to connect to `addr`.
+pub(crate) fn set_up(
+    fd: &OwnedFd,
+    addr: &Addr,
+    local: Option<SocketAddr>,
+    options: &SocketOptions,
+) -> Result<(), Errno> {
+    let socket = SockRef::from(fd);
+    let set_up = || {
         apply(&socket, !addr.is_unix(), options)?;
-        if let Some(local) = local {
-            // A port that connect chooses is shared among destinations by itself; one that the caller chose is not.
-            match local.port() {
-                0 if !addr.is_unix() => crate::sys::choose_port_late(socket.as_fd()),
-                _ => socket.set_reuse_address(true)?,
-            }
-            socket.bind(&local.into())?;
+        let Some(local) = local else { return Ok(()) };
+        // A port that connect chooses is shared among destinations by itself; one that the caller chose is not.
+        match local.port() {
+            0 if !addr.is_unix() => crate::sys::choose_port_late(fd.as_fd()),
+            _ => socket.set_reuse_address(true)?,
         }
-        Ok(socket)
+        socket.bind(&local.into())
     };
-    make().map(OwnedFd::from).map_err(|error: io::Error| Errno::of(&error))
+    set_up().map_err(|error: io::Error| Errno::of(&error))
 }
 
 /// A socket that listens on `addr`. Accepted sockets inherit the TCP options from it.

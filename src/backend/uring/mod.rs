@@ -55,6 +55,8 @@ pub(super) struct Style {
     pub(super) first_single: bool,
     pub(super) multishot_accept: bool,
     pub(super) buf_ring: bool,
+    /// Sockets are made by an entry.
+    pub(super) socket_op: bool,
     /// Everything is polled first, with descriptors and flags that never block.
     pub(super) polled: bool,
     /// Completions are made only when the owner enters the kernel.
@@ -125,6 +127,8 @@ pub(crate) struct Uring {
     done: VecDeque<Done<OwnedFd>>,
     steps: VecDeque<Step>,
     unix_retries: Vec<(Key, socket2::SockAddr)>,
+    /// What connects are for whose socket is being made, in the order of their entries.
+    opening: VecDeque<(Key, ConnectRequest)>,
     watch: Option<OwnedFd>,
     unknown: u64,
     syscalls: u64,
@@ -154,6 +158,7 @@ impl Uring {
             done: VecDeque::new(),
             steps: VecDeque::new(),
             unix_retries: Vec::new(),
+            opening: VecDeque::new(),
             watch: None,
             unknown: 0,
             syscalls: 0,

@@ -38,8 +38,8 @@ impl Uring {
         }
         let Some(key) = self.key_of(token) else {
             self.unknown += 1;
-            if matches!(token.kind, Kind::Accept) && result >= 0 {
-                // SAFETY: an accept made this descriptor, and nobody else has it.
+            if matches!(token.kind, Kind::Accept | Kind::Socket) && result >= 0 {
+                // SAFETY: the kernel made this descriptor, and nobody else has it.
                 drop(unsafe { OwnedFd::from_raw_fd(result) });
             }
             return None;
@@ -52,6 +52,13 @@ impl Uring {
             Kind::SendPoll => {
                 self.slot(key).send = Kind::Idle;
                 Some(done(key, Op::Send, false, polled(result, || Outcome::Count(0))))
+            }
+            Kind::Socket => {
+                self.slot(key).open = Kind::Idle;
+                // SAFETY: the kernel just made this descriptor, and nobody else has it.
+                let made = if result < 0 { Err(Errno(-result)) } else { Ok(unsafe { OwnedFd::from_raw_fd(result) }) };
+                self.socket_made(key, made);
+                None
             }
             Kind::Connect => {
                 self.slot(key).open = Kind::Idle;

@@ -141,6 +141,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
         first_single: multishot && config.adaptive_receives,
         multishot_accept: modern && tier != Tier::Oneshot && choice.has(Capability::MultishotAccept),
         buf_ring: buf_ring.is_some(),
+        socket_op: modern && choice.has(Capability::SocketOp),
         polled: tier == Tier::Polled,
         deferred: tier == Tier::Deferred,
         zero_copy: modern && choice.has(Capability::SendZc) && config.zero_copy_threshold.is_some(),
@@ -237,6 +238,9 @@ fn restrict(uring: &IoUring, choice: &Choice<'_>, modern: bool) -> std::io::Resu
     if modern && choice.has(Capability::SendZc) {
         allowed.push(opcode::SendZc::CODE);
     }
+    if modern && choice.has(Capability::SocketOp) {
+        allowed.push(opcode::Socket::CODE);
+    }
     let mut rules: Vec<Restriction> = allowed.into_iter().map(Restriction::sqe_op).collect();
     let flags = if modern { squeue::Flags::BUFFER_SELECT } else { squeue::Flags::empty() };
     rules.push(Restriction::sqe_flags_allowed(flags.bits()));
@@ -309,6 +313,7 @@ impl Used {
             Capability::CancelFd => {
                 Some("cancels go by user_data: a descriptor number may be somebody else's by then".into())
             }
+            Capability::SocketOp => unless(self.style.socket_op),
             Capability::RegisteredRingFd if tier != Tier::Polled && !self.registered => {
                 Some("this thread has registered as many rings as it can".into())
             }

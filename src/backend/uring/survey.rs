@@ -55,10 +55,20 @@ impl Offer {
     /// Why a capability is not there.
     pub(super) fn why_missing(&self, capability: Capability) -> String {
         use Capability::{
-            BufRing, DirectFd, Incremental, MultishotRecv, RegisteredRingFd, Restrictions, SendZc, WorkerLimit,
+            BufRing, DirectFd, Incremental, MultishotRecv, RegisteredRingFd, Restrictions, SendZc, SocketOp,
+            WorkerLimit,
         };
-        let registered =
-            [BufRing, DirectFd, Incremental, MultishotRecv, RegisteredRingFd, Restrictions, SendZc, WorkerLimit];
+        let registered = [
+            BufRing,
+            DirectFd,
+            Incremental,
+            MultishotRecv,
+            RegisteredRingFd,
+            Restrictions,
+            SendZc,
+            SocketOp,
+            WorkerLimit,
+        ];
         match self.no_register.filter(|_| registered.contains(&capability)) {
             Some(errno) => format!("io_uring_register is refused: {errno:?}"),
             None => format!("the kernel lacks it ({} has it)", capability.kernel()),
@@ -195,6 +205,9 @@ impl Trial {
         if probe.is_supported(opcode::SendZc::CODE) {
             offer.insert(Capability::SendZc);
             offer.insert(Capability::DirectFd);
+        }
+        if probe.is_supported(opcode::Socket::CODE) {
+            offer.insert(Capability::SocketOp);
         }
         Ok(None)
     }

@@ -23,6 +23,8 @@ macro_rules! kinds {
 kinds! {
     /// No submission: marks an idle direction of a slot.
     Idle,
+    /// Makes the socket of a connect, which follows.
+    Socket,
     Connect,
     /// Tier `polled`: the socket becomes writable.
     ConnectPoll,
