@@ -8,10 +8,11 @@ const PEERS: [&str; 8] = ["mio", "tokio", "tokio-uring", "monoio", "compio", "gl
 /// Lines of a Markdown list.
 pub fn describe() -> String {
     let cpu = first_after("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".into());
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = read("/proc/sys/kernel/osrelease");
     let congestion = read("/proc/sys/net/ipv4/tcp_congestion_control");
     let cpuinfo = read("/proc/cpuinfo");
+    // Not those that this process may use: it is pinned.
+    let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let kind = if cpuinfo.contains(" hypervisor ") { "virtual machine" } else { "machine" };
     let memory = first_after("/proc/meminfo", "MemTotal").unwrap_or_default();
     format!(

@@ -20,7 +20,6 @@ const RING_VARIANTS: &[&str] = &[
     "--receive select",
     "--receive select --poll-first",
     "--receive own --buffer-size 16384",
-    "--receive own --buffer-size 262144",
     "--bundle",
     "--incremental --buffers 64 --buffer-size 65536",
     "--incremental --buffers 128 --buffer-size 16384",
