@@ -162,6 +162,30 @@ fn the_readme_names_every_example_and_the_test_command() {
     assert!(readme.contains("cargo run --release --example quickstart") && readme.contains("\ncargo test\n"));
 }
 
+/// What the page on speed tells a reader to run must be there, and what it quotes must be measured.
+#[test]
+fn the_page_on_speed_names_what_can_be_run() {
+    let (page, table) = (read("docs/how-it-got-fast.md"), read("docs/techniques.md"));
+    let mut checked = 0;
+    for variant in page.split("techniques --with ").skip(1) {
+        let variant = match variant.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next().expect("closed"),
+            None => variant.split(['`', ' ', '\n']).next().expect("a word"),
+        };
+        assert!(table.contains(variant), "docs/techniques.md has no variant {variant:?}");
+        checked += 1;
+    }
+    assert!(checked >= 8, "{checked} variants");
+    let benchmarks = read("BENCHMARKS.md");
+    for chart in ["servers", "clients", "latency"] {
+        let path = format!("docs/charts/{chart}.svg");
+        assert!(benchmarks.contains(&path) && read(&path).contains("<svg"), "{path}");
+    }
+    for peer in ["mio", "tokio", "tokio-uring", "monoio", "compio", "glommio", "a10", "ringline"] {
+        assert!(benchmarks.contains(&format!("| {peer} |")), "{peer} is not in BENCHMARKS.md");
+    }
+}
+
 #[test]
 fn the_table_of_planted_bugs_is_the_code_s_own() {
     let source = read("src/mutant.rs");

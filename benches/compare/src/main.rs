@@ -62,7 +62,7 @@ pub struct Choice {
 #[derive(Subcommand)]
 enum Command {
     /// Measure each technique by itself, on the bare ring and in the engine; writes docs/techniques.md
-    Techniques,
+    Techniques(Choice),
     /// Run one of the servers
     Serve {
         /// IP:PORT, or unix:PATH for the baselines
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         Some(Command::Serve { addr, server }) => servers::serve(&addr, &server),
         Some(Command::Client { addr, options }) => clients::run(&addr, &options),
-        Some(Command::Techniques) => prepare().and_then(|()| techniques::run(&args.choice)),
+        Some(Command::Techniques(choice)) => prepare().and_then(|()| techniques::run(&choice)),
         None => prepare().and_then(|()| plan::run(&args.choice)),
     };
     match result {

@@ -214,6 +214,8 @@ struct Server {
     conns: Vec<Conn>,
     dirty: Vec<u32>,
     starved: Vec<u32>,
+    /// The last wait brought nothing: then no more time is spent on waiting for company.
+    quiet: bool,
 }
 
 pub fn serve(addr: &Addr, options: &Options) -> io::Result<()> {
@@ -230,6 +232,7 @@ pub fn serve(addr: &Addr, options: &Options) -> io::Result<()> {
         server.wait()?;
         batch.clear();
         batch.extend(server.uring.completion());
+        server.quiet = batch.is_empty();
         for entry in &batch {
             server.finish(entry)?;
         }
@@ -274,6 +277,7 @@ impl Server {
             conns: Vec::new(),
             dirty: Vec::new(),
             starved: Vec::new(),
+            quiet: true,
         })
     }
 
@@ -298,11 +302,12 @@ impl Server {
             (queue.len(), if wakes { ENTER_SQ_WAKEUP } else { 0 })
         };
         let argument = Argument { sigmask: 0, sigmask_bytes: 8, min_wait_us: self.options.min_wait, timespec: 0 };
-        let (flags, pointer, bytes) = match self.options.min_wait {
+        let min_wait = if self.quiet { 0 } else { self.options.min_wait };
+        let (flags, pointer, bytes) = match min_wait {
             0 => (0, std::ptr::null(), 8),
             _ => (ENTER_EXT_ARG, std::ptr::from_ref(&argument), size_of::<Argument>()),
         };
-        let want = if want > 0 && self.options.min_wait > 0 { 16 } else { want };
+        let want = if want > 0 && min_wait > 0 { 16 } else { want };
         // SAFETY: the argument lives through the call.
         let result = unsafe {
             libc::syscall(
