@@ -99,11 +99,7 @@ impl Core {
             self.stats.sends_refused += 1;
             return Err(Refusal::Full);
         }
-        if !conn.has(flag::DIRTY) {
-            conn.set(flag::DIRTY);
-            self.dirty.push_back(key);
-            self.kick();
-        }
+        self.mark_dirty(key);
         Ok((self.conns.get_mut(key).expect("looked up above"), &mut self.chunks))
     }
 

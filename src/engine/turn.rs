@@ -50,11 +50,10 @@ impl Core {
         let parked_may_try = !self.parked.is_empty() && backend.free_buffers() > 0;
         let idle = nothing_yet && !self.has_staged() && !parked_may_try && !backend.has_next();
         let until = earlier(deadline, self.wheel.next_deadline_ns());
-        let found = !idle || self.look_before_sleep(backend, until)?;
-        if !found && self.inbox.signal.may_sleep() {
-            backend.wait(until)?;
-        } else if !idle || !found {
-            backend.wait(Some(0))?;
+        let found = idle && self.look_before_sleep(backend, until)?;
+        if !found {
+            let sleeps = idle && self.inbox.signal.may_sleep();
+            backend.wait(if sleeps { until } else { Some(0) })?;
         }
         self.now = backend.now();
         let called = self.inbox.signal.take(self.foreign.is_some());

@@ -42,16 +42,8 @@ impl Load {
         Ok(load)
     }
 
-    /// Connections that do nothing.
-    pub fn idle(addr: &Addr, conns: usize) -> io::Result<Load> {
-        Load::connect(addr, 0, 1, 1).and_then(|mut load| load.add_idle(addr, conns).map(|()| load))
-    }
-
-    pub fn add_idle(&mut self, addr: &Addr, conns: usize) -> io::Result<()> {
-        self.open(addr, conns)
-    }
-
-    fn open(&mut self, addr: &Addr, conns: usize) -> io::Result<()> {
+    /// Adds connections that do nothing.
+    pub fn open(&mut self, addr: &Addr, conns: usize) -> io::Result<()> {
         let sockaddr = addr.to_sockaddr()?;
         for index in self.conns.len()..self.conns.len() + conns {
             let socket = socket2::Socket::new(sockaddr.domain(), socket2::Type::STREAM, None)?;

@@ -181,9 +181,9 @@ pub fn memory(program: &Program, few: usize, many: usize) -> io::Result<(f64, f6
     // It may be about to get its buffers.
     std::thread::sleep(Duration::from_millis(200));
     let start = server.resident()?;
-    let mut idle = Load::idle(&server.addr, few)?;
+    let mut idle = Load::connect(&server.addr, few, 1, 0)?;
     let before = server.settled()?;
-    idle.add_idle(&server.addr, many - few)?;
+    idle.open(&server.addr, many - few)?;
     let after = server.settled()?;
     Ok((start as f64, (after as f64 - before as f64) / (many - few) as f64))
 }

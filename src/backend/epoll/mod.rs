@@ -51,8 +51,6 @@ mod bit {
     pub(super) const BLOCKED: u16 = 1 << 10;
     /// Registered for output too.
     pub(super) const WATCHES_OUTPUT: u16 = 1 << 11;
-    /// Operations that wait for output.
-    pub(super) const WRITABLE_WORK: u16 = CONNECT | SEND;
 }
 
 /// One connection or listener.

@@ -103,10 +103,6 @@ impl EpollBackend {
         let slot = &mut self.slots(listener)[key.slot as usize];
         let state = slot.state;
         slot.spent = slot.spent.saturating_add(1);
-        // The common case first.
-        if state & (bit::READABLE | bit::RECV) == bit::READABLE | bit::RECV && state & bit::WRITABLE_WORK == 0 {
-            return self.recv(key);
-        }
         if state & bit::WRITABLE != 0 && state & bit::CONNECT != 0 {
             return Some(self.connected(key));
         }
