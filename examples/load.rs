@@ -79,8 +79,9 @@ fn run(args: &Args) -> Result<(), Failure> {
     };
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(1000) };
     bar.set_style(ProgressStyle::with_template("{bar:40} {percent:>3}%  {msg}")?);
+    let load = Load::new(plan)?;
     let cpu = common::cpu_time(true);
-    let outcome = Load::new(plan)?.run(&mut engine, |part, requests| {
+    let outcome = load.run(&mut engine, |part, requests| {
         bar.set_position((part * 1000.0) as u64);
         bar.set_message(format!("{requests} requests"));
     })?;

@@ -67,9 +67,9 @@ impl Backend for Dry {
         Err(Error::State("the connection has no descriptor"))
     }
 
-    fn start_connect(&mut self, key: Key, _: &ConnectRequest) -> Result<(), QueueFull> {
+    fn start_connect(&mut self, key: Key, _: &ConnectRequest, _: Option<&mut SendQueue>) -> Result<bool, QueueFull> {
         self.finish(key, Op::Connect, false, Outcome::Count(0));
-        Ok(())
+        Ok(false)
     }
 
     fn start_accept(&mut self, _: Key) -> Result<(), QueueFull> {

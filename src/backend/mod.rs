@@ -24,7 +24,8 @@
 //!
 //! # The operations
 //!
-//! - *connect* makes the socket and connects it: `Count(0)` or `Failed`.
+//! - *connect* makes the socket and connects it: `Count(0)` or `Failed`. A backend that can takes the first send along: that one
+//!   is in flight from then on, is told after the connect, and fails with it (ECANCELED).
 //! - *accept* goes on telling `Socket` with `more` until cancelled or failed, or tells one and ends; the engine starts it again.
 //!   A socket is attached to a new key with [`Backend::attach`], or dropped, which closes it.
 //! - *recv* tells `Data`, with `more` or without; `Count(0)` is the end of the stream. ENOBUFS means that the pool has no buffer:
@@ -148,7 +149,13 @@ pub(crate) trait Backend {
     /// Gives a connection without operations in flight back to the caller.
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
 
-    fn start_connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull>;
+    /// `first` is what can be sent as soon as the connection is there. True if the backend takes care of it: then a send is in flight.
+    fn start_connect(
+        &mut self,
+        key: Key,
+        request: &ConnectRequest,
+        first: Option<&mut SendQueue>,
+    ) -> Result<bool, QueueFull>;
     fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull>;
     fn start_recv(&mut self, key: Key) -> Result<(), QueueFull>;
     fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull>;

@@ -24,8 +24,11 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn close(&mut self, id: ConnId) -> Result<(), Error> {
-        self.core.conn(id.0)?;
-        self.refresh_clock();
+        let conn = self.core.conn(id.0)?;
+        if !conn.queue_is_empty() || conn.has(flag::FIN_SENT) {
+            // A deadline counts from now, not from the last turn.
+            self.refresh_clock();
+        }
         self.core.discard_stash(id.0);
         self.core.begin_close(id.0, CloseKind::Local);
         Ok(())
@@ -94,14 +97,20 @@ impl Core {
             }
             Phase::Open => {
                 conn.set(flag::WRITE_SHUT);
-                conn.set_reason(kind, None);
+                if kind != CloseKind::Local {
+                    conn.set_reason(kind, None);
+                }
                 if conn.has(flag::WRITE_DEAD) {
                     return self.end_phase(key);
                 }
-                let fin_sent = conn.has(flag::FIN_SENT);
                 conn.phase = Phase::Closing;
-                let deadline = if fin_sent { self.later(fin_wait) } else { linger };
-                self.set_conn_timer(key, Some(deadline));
+                let deadline = match (conn.has(flag::FIN_SENT), conn.queue_is_empty()) {
+                    (true, _) => Some(self.later(fin_wait)),
+                    (false, false) => Some(linger),
+                    // Nothing has to be taken by the peer: the FIN leaves with the next turn.
+                    (false, true) => None,
+                };
+                self.set_conn_timer(key, deadline);
             }
             Phase::Closing | Phase::Terminating | Phase::Ghost => return,
         }

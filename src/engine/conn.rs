@@ -256,7 +256,7 @@ impl Conn {
         }
     }
 
-    /// Remembers why the connection ends; the first reason stands.
+    /// Remembers why the connection ends; the first reason stands. Without one it was closed here.
     pub(super) fn set_reason(&mut self, kind: CloseKind, errno: Option<Errno>) {
         self.cold().reason.get_or_insert((kind, errno));
     }

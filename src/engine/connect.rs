@@ -34,7 +34,9 @@ impl Engine {
     /// A unix socket whose listener's backlog is full makes the connect wait on both backends, until its timeout.
     pub fn connect(&mut self, addr: impl Into<Addr>, options: ConnectOptions) -> Result<ConnId, Error> {
         let addr = addr.into();
-        addr.to_sockaddr()?;
+        if addr.is_unix() {
+            addr.to_sockaddr()?;
+        }
         if let (Some(local), Addr::Inet(remote)) = (options.local, &addr)
             && local.is_ipv4() != remote.is_ipv4()
         {
@@ -149,8 +151,13 @@ impl Core {
             return Ok(());
         }
         let Some(request) = conn.cold.as_ref().and_then(|cold| cold.request.as_ref()) else { return Ok(()) };
-        backend.start_connect(key, request)?;
+        let small = 1..self.config.zero_copy_threshold.unwrap_or(usize::MAX);
+        let first = conn.queue.as_deref_mut().filter(|queue| small.contains(&queue.front_len()));
+        let sends = backend.start_connect(key, request, first)?;
         conn.started(Op::Connect);
+        if sends {
+            conn.started(Op::Send);
+        }
         Ok(())
     }
 

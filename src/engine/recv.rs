@@ -284,7 +284,7 @@ impl Core {
     pub(super) fn release_stash(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Some(cold) = conn.cold.as_mut() else { return };
-        if matches!(cold.reason, Some((CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown, _))) {
+        if matches!(cold.reason, None | Some((CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown, _))) {
             return self.discard_stash(key);
         }
         for lease in std::mem::take(&mut cold.stash) {

@@ -114,10 +114,10 @@ impl Core {
                 let fin_sent = conn.has(flag::FIN_SENT);
                 // With no wait for the peer's FIN there is nothing more to receive either.
                 let ends_at_once = fin_sent && conn.phase == Phase::Closing && self.config.fin_wait.is_zero();
-                if fin_sent && !fin_before {
-                    self.fin_sent(key);
-                }
                 if !ends_at_once {
+                    if fin_sent && !fin_before {
+                        self.fin_sent(key);
+                    }
                     self.service_recv(backend, key, out)?;
                 }
                 self.service_close(key, out);

@@ -114,8 +114,9 @@ pub fn connect_hangs_until_its_timeout(variant: &Variant) {
     let (listener, _fillers) = full_listener(1);
     let start = now();
     let conn = rig.engine.connect(listener.local_addr().unwrap(), options(150)).unwrap();
+    rig.engine.send(conn, "lost").unwrap();
     let reason = rig.end_of(conn);
-    assert_eq!(reason.kind, CloseKind::ConnectTimedOut);
+    assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::ConnectTimedOut, 4));
     assert!(since(start) >= Duration::from_millis(150), "too early");
 }
 
@@ -154,6 +155,52 @@ pub fn sends_wait_behind_the_connect(variant: &Variant) {
     });
     assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
     assert_eq!(reader.join().unwrap(), "one two 3");
+}
+
+/// One payload queued before the connect was started, small ones and some that no socket takes at once, to peers that speak first.
+pub fn requests_leave_with_the_connect(variant: &Variant) {
+    let lens = [1, 64, 5000, 300_000, 1_000_000];
+    let mut rig = Rig::with(variant.config().submission_entries(4));
+    let listener = listen_local().unwrap();
+    let addr = listener.local_addr().unwrap();
+    let all: Vec<usize> = (0..20).map(|index| lens[index % lens.len()] + index).collect();
+    let accepted = all.len();
+    let server = spawn(move || {
+        let greet = |_| {
+            let mut peer = listener.accept().unwrap().0;
+            peer.write_all(b"hello").unwrap();
+            spawn(move || read_all(peer))
+        };
+        let readers: Vec<_> = (0..accepted).map(greet).collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
+    });
+    for (index, len) in all.iter().enumerate() {
+        let conn = rig.engine.connect(addr, ConnectOptions { tag: index as u64, ..ConnectOptions::default() }).unwrap();
+        rig.engine.send_tagged(conn, pattern(*len), 1000 + index as u64).unwrap();
+        rig.engine.shutdown_write(conn).unwrap();
+    }
+    let mut told: Vec<String> = vec![String::new(); all.len()];
+    let mut greeting: Vec<Vec<u8>> = vec![Vec::new(); all.len()];
+    rig.run("all of them", |engine, completion| {
+        let Some(completion) = completion else { return engine.connections() == 0 };
+        let index = completion.tag as usize;
+        match completion.event {
+            Event::Connected => told[index] += "connected ",
+            Event::Sent { tag } => told[index] += &format!("sent {} ", tag - completion.tag),
+            Event::Received(data) => greeting[index].extend_from_slice(&data),
+            Event::Closed(reason) => told[index] += &format!("closed {:?} {}", reason.kind, reason.unsent_bytes),
+            _ => {}
+        }
+        false
+    });
+    assert!(told.iter().all(|told| told == "connected sent 1000 closed PeerClosed 0"), "{told:?}");
+    assert!(greeting.iter().all(|greeting| greeting == b"hello"), "{greeting:?}");
+    let mut received = server.join().unwrap();
+    received.sort_by_key(Vec::len);
+    let mut all = all;
+    all.sort_unstable();
+    assert!(received.iter().map(Vec::len).eq(all.iter().copied()), "another number of bytes arrived");
+    all.iter().zip(&received).for_each(|(len, bytes)| assert!(*bytes == pattern(*len), "other bytes arrived"));
 }
 
 pub fn close_while_connecting_flushes(variant: &Variant) {

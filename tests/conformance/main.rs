@@ -57,6 +57,7 @@ macro_rules! scenarios {
 scenarios! {
     Ordinary connecting: connect_ipv4 connect_ipv6 connect_unix_path connect_unix_abstract connect_refused connect_unix_missing
         connect_unreachable connect_hangs_until_its_timeout connect_timeout_leaves_others_alone sends_wait_behind_the_connect
+        requests_leave_with_the_connect
         close_while_connecting_flushes abort_while_connecting local_address impossible_addresses connect_limit
         unix_backlog_full;
     Ordinary streams: echo_one_byte_at_a_time echo_64_mib many_small_writes_in_order tagged_sends zero_length_sends

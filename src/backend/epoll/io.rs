@@ -7,7 +7,7 @@ use crate::backend::{ConnectRequest, Op};
 use crate::buf::{SendQueue, Written};
 use crate::error::Errno;
 use crate::id::Key;
-use crate::net::{Addr, socket};
+use crate::net::socket;
 use socket2::SockRef;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -17,33 +17,68 @@ const LEAST_ROOM: u32 = 2048;
 const IOVECS_MAX: usize = 1024;
 
 impl EpollBackend {
-    pub(super) fn connect(&mut self, key: Key, request: &ConnectRequest) {
+    /// True if the first send was tried along with it.
+    pub(super) fn connect(&mut self, key: Key, request: &ConnectRequest, first: Option<&mut SendQueue>) -> bool {
         let options = &request.options;
-        let made = socket::connecting(&request.addr, options.local, &options.socket, true);
         self.stats.syscalls += 3;
-        let outcome = made.and_then(|fd| {
-            let addr = request.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))?;
-            let tried = SockRef::from(&fd).connect(&addr);
-            self.slot(key).fd = Some(fd);
-            match tried.map_err(|error| Errno::of(&error)) {
-                Err(Errno(libc::EAGAIN)) if matches!(request.addr, Addr::Unix(_) | Addr::UnixAbstract(_)) => {
-                    self.retries.push(Retry { key, addr });
-                    self.slot(key).state |= bit::RETRY;
-                    Ok(false)
-                }
-                Err(Errno(libc::EINPROGRESS)) => {
-                    self.register(key, false, BOTH).map(|()| false).map_err(|error| Errno::of(&error))
-                }
-                Ok(()) => self.register(key, false, INPUT).map(|()| true).map_err(|error| Errno::of(&error)),
-                Err(errno) => Err(errno),
+        let made = socket::connecting(&request.addr, options.local, &options.socket, true)
+            .and_then(|fd| Ok((fd, request.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))?)));
+        let (fd, addr) = match made {
+            Ok(pair) => pair,
+            Err(errno) => {
+                self.finish(key, Op::Connect, Outcome::Failed(errno));
+                return false;
             }
-        });
-        match outcome {
-            Ok(true) => self.finish(key, Op::Connect, Outcome::Count(0)),
-            Ok(false) if self.slot(key).state & bit::RETRY != 0 => {}
-            Ok(false) => self.slot(key).state |= bit::CONNECT,
+        };
+        let tried = SockRef::from(&fd).connect(&addr).map_err(|error| Errno::of(&error));
+        self.slot(key).fd = Some(fd);
+        match tried {
+            Ok(()) => self.established(key),
+            Err(Errno(libc::EAGAIN)) if request.addr.is_unix() => {
+                self.retries.push(Retry { key, addr });
+                self.slot(key).state |= bit::RETRY;
+            }
+            Err(Errno(libc::EINPROGRESS)) => match first.filter(|_| request.addr.is_local()) {
+                Some(queue) => return self.send_along(key, queue),
+                None => self.await_connect(key),
+            },
             Err(errno) => self.finish(key, Op::Connect, Outcome::Failed(errno)),
         }
+        false
+    }
+
+    /// Through the loopback device the peer has answered before connect(2) returns: then the first send goes at once, and nobody has to
+    /// wait until the socket is writable.
+    fn send_along(&mut self, key: Key, queue: &mut SendQueue) -> bool {
+        let (result, given) = self.try_send(key, queue);
+        match result {
+            Ok(sent) => {
+                self.established(key);
+                self.sent(key, Ok(sent), given);
+            }
+            Err(Errno(libc::EAGAIN)) => {
+                self.slot(key).state |= bit::SEND | bit::BLOCKED;
+                self.await_connect(key);
+            }
+            Err(errno) => {
+                self.finish(key, Op::Connect, Outcome::Failed(errno));
+                self.finish(key, Op::Send, Outcome::Failed(Errno(libc::ECANCELED)));
+            }
+        }
+        true
+    }
+
+    fn await_connect(&mut self, key: Key) {
+        match self.register(key, false, BOTH) {
+            Ok(()) => self.slot(key).state |= bit::CONNECT,
+            Err(error) => self.finish(key, Op::Connect, Outcome::Failed(Errno::of(&error))),
+        }
+    }
+
+    fn established(&mut self, key: Key) {
+        let registered = self.register(key, false, INPUT);
+        let outcome = registered.map_or_else(|error| Outcome::Failed(Errno::of(&error)), |()| Outcome::Count(0));
+        self.finish(key, Op::Connect, outcome);
     }
 
     /// Tries connects to unix sockets again whose backlog was full.
@@ -64,32 +99,43 @@ impl EpollBackend {
         }
     }
 
-    /// The socket of a pending connect became ready: its one pending error says what came of it.
+    /// The socket of a pending connect became ready. What failed comes with EPOLLERR or EPOLLHUP, and the pending error says why.
     pub(super) fn connected(&mut self, key: Key) -> Done<OwnedFd> {
-        self.stats.syscalls += 1;
         let slot = self.slot(key);
         slot.state &= !bit::CONNECT;
-        let outcome = match socket::take_error(slot.fd.as_ref().expect("a connect has a socket")) {
-            None => Outcome::Count(0),
-            Some(errno) => Outcome::Failed(errno),
-        };
+        let mut outcome = Outcome::Count(0);
+        if slot.state & bit::HUNG_UP != 0 {
+            let failure = socket::take_error(slot.fd.as_ref().expect("a connect has a socket"));
+            self.stats.syscalls += 1;
+            outcome = failure.map_or(outcome, Outcome::Failed);
+        }
         Done { key, op: Op::Connect, more: false, outcome }
     }
 
     /// Tries at once; on EAGAIN the operation waits for the edge, and then tells that nothing was taken, so that the engine
     /// gathers anew.
     pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue) {
-        let max = self.tuning.gather_max;
-        let fd = self.raw_fd(key);
         let slot = self.slot(key);
         if slot.state & bit::BLOCKED != 0 {
             slot.state |= bit::SEND;
             return;
         }
-        let (result, given) = match queue.entries() {
+        let (result, given) = self.try_send(key, queue);
+        self.sent(key, result, given);
+    }
+
+    /// What the kernel took, of how many bytes.
+    #[inline]
+    fn try_send(&mut self, key: Key, queue: &mut SendQueue) -> (Result<usize, Errno>, usize) {
+        let (max, fd) = (self.tuning.gather_max, self.raw_fd(key));
+        match queue.entries() {
             1 => self.send_one(fd, queue.gather(1).next().expect("counted")),
             _ => self.send_gathered(fd, queue.gather(max)),
-        };
+        }
+    }
+
+    #[inline]
+    fn sent(&mut self, key: Key, result: Result<usize, Errno>, given: usize) {
         let slot = self.slot(key);
         match result {
             Ok(sent) if sent == given => return self.finish(key, Op::Send, Outcome::Count(sent)),

@@ -288,10 +288,14 @@ impl Backend for EpollBackend {
         Ok(fd)
     }
 
-    fn start_connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
+    fn start_connect(
+        &mut self,
+        key: Key,
+        request: &ConnectRequest,
+        first: Option<&mut SendQueue>,
+    ) -> Result<bool, QueueFull> {
         self.occupy(key, false, None);
-        self.connect(key, request);
-        Ok(())
+        Ok(self.connect(key, request, first))
     }
 
     fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull> {

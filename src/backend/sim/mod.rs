@@ -228,8 +228,24 @@ impl Backend for Sim {
         Sim::not_here("releasing a descriptor")
     }
 
-    fn start_connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
-        self.start(|net, engine| net.start_connect(engine, key, request))
+    fn start_connect(
+        &mut self,
+        key: Key,
+        request: &ConnectRequest,
+        first: Option<&mut SendQueue>,
+    ) -> Result<bool, QueueFull> {
+        let mut sends = false;
+        // As io_uring has it: a single payload goes along.
+        let first = first.filter(|queue| queue.entries() == 1);
+        self.start(|net, engine| {
+            if net.start_connect(engine, key, request)
+                && let Some(bytes) = first.and_then(|queue| queue.gather(1).next())
+            {
+                net.send_along(engine, key, bytes);
+                sends = true;
+            }
+        })?;
+        Ok(sends)
     }
 
     fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull> {

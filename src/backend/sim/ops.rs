@@ -110,7 +110,8 @@ impl Net {
         Ok(())
     }
 
-    pub(crate) fn start_connect(&mut self, engine: u32, key: Key, request: &ConnectRequest) {
+    /// False if it failed at once.
+    pub(crate) fn start_connect(&mut self, engine: u32, key: Key, request: &ConnectRequest) -> bool {
         let host = self.host_of_engine(engine);
         self.trace.add(self.now, Kind::Connect, engine, u64::from(key.slot), 0);
         let made = self.take_descriptor(host).and_then(|()| {
@@ -122,6 +123,22 @@ impl Net {
         match made {
             Ok(sock) => self.sock_mut(sock).expect("just made").connect_armed = true,
             Err(errno) => self.connect_told(engine, key, Err(errno)),
+        }
+        made.is_ok()
+    }
+
+    /// The first send of a connection: begun when its engine has heard of the end of the connect.
+    pub(crate) fn send_along(&mut self, engine: u32, key: Key, bytes: &[u8]) {
+        let id = self.engines[engine as usize].conn(key).expect("a connect was just started");
+        self.sock_mut(id).expect("listed while it is there").first_send = Some(bytes.into());
+    }
+
+    fn begin_first_send(&mut self, engine: u32, key: Key, connected: bool) {
+        let Some(id) = self.engines[engine as usize].conn(key) else { return };
+        let Some(bytes) = self.sock_mut(id).and_then(|sock| sock.first_send.take()) else { return };
+        match connected {
+            true => self.start_send(engine, key, std::iter::once(&*bytes)),
+            false => self.notify(engine, Notice::Done(key, Op::Send, Err(Errno(libc::ECANCELED)))),
         }
     }
 
@@ -258,7 +275,7 @@ impl Net {
                 match op {
                     Op::Connect => std::mem::take(&mut sock.connect_armed),
                     Op::Recv => sock.recv.take().is_some(),
-                    Op::Send => std::mem::take(&mut sock.send_waits),
+                    Op::Send => std::mem::take(&mut sock.send_waits) || sock.first_send.take().is_some(),
                     _ => false,
                 }
             }
@@ -291,7 +308,8 @@ impl Net {
         self.trace.add(self.now, kind, engine, u64::from(key.slot), 0);
         if let Some(id) = take(&mut self.engines[engine as usize].conns, key) {
             let sock = self.sock(id).expect("listed while it is there");
-            let busy = sock.recv.is_some() || sock.send_waits || sock.connect_armed;
+            let sends = sock.send_waits || sock.first_send.is_some();
+            let busy = sock.recv.is_some() || sends || sock.connect_armed;
             assert!(!busy, "no operation is in flight when a close starts");
             self.close(id, how == CloseHow::Reset);
         }
@@ -328,8 +346,10 @@ impl Net {
         loop {
             let told = match self.engines[engine as usize].take_ready()? {
                 Notice::Done(key, op, result) => {
-                    if op == Op::Send && result.is_err() {
-                        self.failure_told(engine, key);
+                    match op {
+                        Op::Send if result.is_err() => self.failure_told(engine, key),
+                        Op::Connect => self.begin_first_send(engine, key, result.is_ok()),
+                        _ => {}
                     }
                     Some(Told::Done(key, op, result))
                 }

@@ -71,6 +71,8 @@ pub(crate) struct Sock {
     pub(crate) recv_told: bool,
     pub(crate) send_waits: bool,
     pub(crate) connect_armed: bool,
+    /// What is sent when the connect has succeeded.
+    pub(crate) first_send: Option<Box<[u8]>>,
 }
 
 #[derive(Debug)]
@@ -135,6 +137,7 @@ impl Net {
             recv_told: false,
             send_waits: false,
             connect_armed: false,
+            first_send: None,
         });
         SockId { index: index as u32, serial }
     }

@@ -79,6 +79,10 @@ struct Slot {
     hot: bool,
     /// Nothing was received yet.
     fresh: bool,
+    /// Nothing was sent yet on a socket that was made here: its first send cannot wait for its peer.
+    unused: bool,
+    /// The first receive waits for the end of the first send.
+    held: bool,
     /// The buffer of a receive in flight that the kernel did not pick.
     buffer: u16,
 }
@@ -94,6 +98,8 @@ impl Slot {
             stop: 0,
             hot: false,
             fresh: true,
+            unused: false,
+            held: false,
             buffer: NO_BUFFER,
         }
     }
@@ -108,6 +114,15 @@ impl Slot {
 struct Step {
     key: Key,
     kind: Kind,
+}
+
+/// What is to be done with a socket that is being made.
+#[derive(Debug)]
+struct Opening {
+    key: Key,
+    request: ConnectRequest,
+    /// The first send, linked to the connect: bytes that stay in place until it is told (contract, rule 3).
+    first: Option<(*const u8, u32)>,
 }
 
 #[derive(Debug)]
@@ -127,8 +142,8 @@ pub(crate) struct Uring {
     done: VecDeque<Done<OwnedFd>>,
     steps: VecDeque<Step>,
     unix_retries: Vec<(Key, socket2::SockAddr)>,
-    /// What connects are for whose socket is being made, in the order of their entries.
-    opening: VecDeque<(Key, ConnectRequest)>,
+    /// Connects whose socket is being made, in the order of their entries.
+    opening: VecDeque<Opening>,
     watch: Option<OwnedFd>,
     unknown: u64,
     syscalls: u64,
@@ -285,8 +300,13 @@ impl Backend for Uring {
         slot.fd.take().ok_or(Error::State("the connection has no descriptor"))
     }
 
-    fn start_connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
-        self.connect(key, request)
+    fn start_connect(
+        &mut self,
+        key: Key,
+        request: &ConnectRequest,
+        first: Option<&mut SendQueue>,
+    ) -> Result<bool, QueueFull> {
+        self.connect(key, request, first)
     }
 
     fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull> {
@@ -301,9 +321,13 @@ impl Backend for Uring {
         self.ring.make_room()?;
         let slot = self.slot(key);
         slot.stop &= !(1 << Op::Recv as u8);
-        let hot = slot.hot;
-        let poll_first = !self.style.buf_ring && !hot;
-        self.push_recv(key, if poll_first { Kind::RecvPoll } else { Kind::Recv });
+        // An answer needs a request: until that has left, a receive would only find nothing, and be polled for.
+        slot.held = slot.unused && slot.send != Kind::Idle;
+        let (held, hot) = (slot.held, slot.hot);
+        if !held {
+            let poll_first = !self.style.buf_ring && !hot;
+            self.push_recv(key, if poll_first { Kind::RecvPoll } else { Kind::Recv });
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::bufring::GROUP;
 use super::token::{Kind, pack};
-use super::{NO_BUFFER, Slot, Step, Uring};
+use super::{NO_BUFFER, Opening, Slot, Step, Uring};
 use crate::backend::{ConnectRequest, Op, Outcome, QueueFull};
 use crate::buf::SendQueue;
 use crate::error::Errno;
@@ -14,12 +14,18 @@ use socket2::SockRef;
 use std::os::fd::OwnedFd;
 
 impl Uring {
-    pub(super) fn connect(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
+    /// True if the first send follows without a start.
+    pub(super) fn connect(
+        &mut self,
+        key: Key,
+        request: &ConnectRequest,
+        first: Option<&mut SendQueue>,
+    ) -> Result<bool, QueueFull> {
         let by_call = self.style.polled || request.addr.is_unix();
         if self.style.socket_op && !by_call {
-            return self.open_socket(key, request);
+            return self.open_socket(key, request, first);
         }
-        self.ring.make_addr_room()?;
+        self.ring.make_connect_room()?;
         let options = &request.options;
         self.syscalls += 2;
         let made = socket::connecting(&request.addr, options.local, &options.socket, by_call);
@@ -29,29 +35,36 @@ impl Uring {
                 Err(errno) => {
                     Self::occupy(&mut self.conns, key, None);
                     self.finish(key, Op::Connect, Outcome::Failed(errno));
-                    return Ok(());
+                    return Ok(false);
                 }
             };
         Self::occupy(&mut self.conns, key, Some(fd));
-        if by_call {
-            self.connect_by_call(key, &request.addr, addr);
-            return Ok(());
+        match by_call {
+            true => self.connect_by_call(key, &request.addr, addr),
+            false => self.push_connect(key, addr, Flags::empty()),
         }
-        self.push_connect(key, addr);
-        Ok(())
+        Ok(false)
     }
 
     /// Room for an entry and an address must have been made.
-    fn push_connect(&mut self, key: Key, addr: socket2::SockAddr) {
+    fn push_connect(&mut self, key: Key, addr: socket2::SockAddr, flags: Flags) {
         let (addr, len) = self.ring.arena.addr(addr);
-        let entry = opcode::Connect::new(self.fd_of(key), addr, len).build().user_data(pack(Kind::Connect, key));
+        let entry = opcode::Connect::new(self.fd_of(key), addr, len).build().flags(flags);
         // SAFETY: the address is in the arena, which keeps it until the entry is submitted.
-        unsafe { self.ring.push(entry) };
-        self.slot(key).open = Kind::Connect;
+        unsafe { self.ring.push(entry.user_data(pack(Kind::Connect, key))) };
+        let slot = self.slot(key);
+        slot.open = Kind::Connect;
+        slot.unused = true;
     }
 
-    /// A connect in two entries: the socket first. With hundreds of connects under way both cost less than one entry and a call.
-    fn open_socket(&mut self, key: Key, request: &ConnectRequest) -> Result<(), QueueFull> {
+    /// A connect in two entries: the socket first. With hundreds of connects under way both cost less than one entry and a call. The
+    /// first send is linked to the second, so that the request leaves with the end of the handshake.
+    fn open_socket(
+        &mut self,
+        key: Key,
+        request: &ConnectRequest,
+        first: Option<&mut SendQueue>,
+    ) -> Result<bool, QueueFull> {
         self.ring.make_room()?;
         Self::occupy(&mut self.conns, key, None);
         let domain = request.addr.domain().into();
@@ -59,8 +72,11 @@ impl Uring {
         // SAFETY: names no memory.
         unsafe { self.ring.push(socket.build().user_data(pack(Kind::Socket, key))) };
         self.slot(key).open = Kind::Socket;
-        self.opening.push_back((key, request.clone()));
-        Ok(())
+        // A list of payloads would have to be kept until then: those wait for the connect.
+        let first = first.filter(|queue| queue.entries() == 1).and_then(|queue| queue.gather(1).next());
+        let first = first.map(|bytes| (bytes.as_ptr(), u32::try_from(bytes.len()).unwrap_or(1 << 30)));
+        self.opening.push_back(Opening { key, request: request.clone(), first });
+        Ok(first.is_some())
     }
 
     /// The first entry of a connect is done.
@@ -71,29 +87,44 @@ impl Uring {
                 self.step(key, Kind::Connect);
             }
             Err(errno) => {
-                drop(self.take_request(key));
-                self.finish(key, Op::Connect, Outcome::Failed(errno));
+                let opening = self.take_opening(key);
+                self.not_opened(&opening, errno);
             }
         }
     }
 
-    /// The second one. Room must have been made.
+    /// The second one. Room for it and the send must have been made.
     fn connect_made(&mut self, key: Key) {
-        let request = self.take_request(key);
-        let (addr, options) = (&request.addr, &request.options);
+        let opening = self.take_opening(key);
+        let (addr, options) = (&opening.request.addr, &opening.request.options);
         let fd = self.slot(key).fd.as_ref().expect("made by the entry before");
         let ready = socket::set_up(fd, addr, options.local, &options.socket);
         self.syscalls += 1;
         match ready.and_then(|()| addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))) {
-            Ok(name) => self.push_connect(key, name),
-            Err(errno) => self.finish(key, Op::Connect, Outcome::Failed(errno)),
+            Ok(name) => {
+                self.push_connect(key, name, if opening.first.is_some() { Flags::IO_LINK } else { Flags::empty() });
+                if let Some((start, len)) = opening.first {
+                    let send = opcode::Send::new(self.fd_of(key), start, len).flags(libc::MSG_NOSIGNAL).build();
+                    // SAFETY: the queue keeps the payload in place until the completion (contract, rule 3).
+                    unsafe { self.ring.push(send.user_data(pack(Kind::Send, key))) };
+                    self.slot(key).send = Kind::Send;
+                }
+            }
+            Err(errno) => self.not_opened(&opening, errno),
         }
     }
 
-    fn take_request(&mut self, key: Key) -> ConnectRequest {
+    fn not_opened(&mut self, opening: &Opening, errno: Errno) {
+        self.finish(opening.key, Op::Connect, Outcome::Failed(errno));
+        if opening.first.is_some() {
+            self.finish(opening.key, Op::Send, Outcome::Failed(Errno(libc::ECANCELED)));
+        }
+    }
+
+    fn take_opening(&mut self, key: Key) -> Opening {
         // Most often the first: sockets are made in order.
-        let index = self.opening.iter().position(|(opening, _)| *opening == key);
-        self.opening.remove(index.expect("kept until the connect is staged")).expect("just found").1
+        let index = self.opening.iter().position(|opening| opening.key == key);
+        self.opening.remove(index.expect("kept until the connect is staged")).expect("just found")
     }
 
     /// Tier `polled`: a CONNECT entry of 5.6 would tie up a worker until the peer answers. Unix sockets: one whose listener's
@@ -242,11 +273,12 @@ impl Uring {
                 self.windows.forget(key);
             }
             if kind == Kind::Connect {
-                drop(self.take_request(key));
+                let opening = self.take_opening(key);
+                return self.not_opened(&opening, Errno(libc::ECANCELED));
             }
             return self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
         }
-        let room = if kind == Kind::Connect { self.ring.make_addr_room() } else { self.ring.make_room() };
+        let room = if kind == Kind::Connect { self.ring.make_connect_room() } else { self.ring.make_room() };
         if room.is_err() {
             self.steps.push_back(Step { key, kind });
             return;
@@ -275,6 +307,10 @@ impl Uring {
             Op::Send => self.slot(key).send,
             Op::Close | Op::CloseListener | Op::Wake => Kind::Idle,
         };
+        if op == Op::Recv && std::mem::take(&mut self.slot(key).held) {
+            self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
+            return Ok(());
+        }
         let before = self.unix_retries.len();
         self.unix_retries.retain(|(retry, _)| op != Op::Connect || *retry != key);
         if self.unix_retries.len() < before {

@@ -50,7 +50,7 @@ impl Uring {
             Kind::Fill => self.filled(key, result),
             Kind::RecvPoll | Kind::FillPoll => self.readable(key, token.kind, result),
             Kind::SendPoll => {
-                self.slot(key).send = Kind::Idle;
+                self.send_ended(key);
                 Some(done(key, Op::Send, false, polled(result, || Outcome::Count(0))))
             }
             Kind::Socket => {
@@ -167,12 +167,22 @@ impl Uring {
         if cqueue::notif(flags) {
             return Some(done(key, Op::Send, false, Outcome::Notified));
         }
-        self.slot(key).send = Kind::Idle;
         if result == -libc::EAGAIN && self.style.polled {
+            self.slot(key).send = Kind::Idle;
             self.step(key, Kind::SendPoll);
             return None;
         }
+        self.send_ended(key);
         Some(done(key, Op::Send, cqueue::more(flags), polled(result, || Outcome::Count(result as usize))))
+    }
+
+    #[inline]
+    fn send_ended(&mut self, key: Key) {
+        let slot = self.slot(key);
+        (slot.send, slot.unused) = (Kind::Idle, false);
+        if std::mem::take(&mut slot.held) {
+            self.step(key, if self.style.buf_ring { Kind::Recv } else { Kind::RecvPoll });
+        }
     }
 
     fn accepted(&mut self, key: Key, result: i32, more: bool) -> Option<Done<OwnedFd>> {

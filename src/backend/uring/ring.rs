@@ -86,12 +86,16 @@ impl Ring {
         Ok(())
     }
 
-    /// Makes sure that one more address fits.
-    pub(super) fn make_addr_room(&mut self) -> Result<(), QueueFull> {
-        if self.arena.addr_room() == 0 {
+    /// Makes sure that one more address fits, and two entries that go together: what is linked must be submitted at once.
+    pub(super) fn make_connect_room(&mut self) -> Result<(), QueueFull> {
+        let has_room = |ring: &mut Ring| {
+            let staged = ring.uring.submission();
+            staged.capacity() - staged.len() >= 2 && ring.arena.addr_room() > 0
+        };
+        if !has_room(self) {
             let _ = self.enter(0, Some(Duration::ZERO));
         }
-        if self.arena.addr_room() == 0 { Err(QueueFull) } else { self.make_room() }
+        if has_room(self) { Ok(()) } else { Err(QueueFull) }
     }
 
     /// Makes sure that a gather list fits, and says how long it may be.
