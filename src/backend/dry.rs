@@ -84,7 +84,7 @@ impl Backend for Dry {
         Ok(())
     }
 
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _: bool) -> Result<(), QueueFull> {
+    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _: bool) -> Result<Option<usize>, QueueFull> {
         let mut given = 0;
         for part in queue.gather(self.gather_max) {
             given += part.len();
@@ -95,7 +95,7 @@ impl Backend for Dry {
             self.done.push_back(Done { key, op: Op::Recv, more: true, outcome });
         }
         self.finish(key, Op::Send, false, Outcome::Count(given));
-        Ok(())
+        Ok(None)
     }
 
     fn can_zero_copy(&self) -> bool {

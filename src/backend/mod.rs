@@ -10,7 +10,8 @@
 //! # Rules for every backend
 //!
 //! 1. **Starting never finishes.** An operation is never completed inside the call that starts it; what came of it is told by
-//!    [`Backend::next`] alone. A failure to start (no descriptor for the socket, say) is a finished operation like any other.
+//!    [`Backend::next`] alone. A failure to start (no descriptor for the socket, say) is a finished operation like any other. The
+//!    one exception is a send that a backend can try by itself: the call may say what was taken, and that was it.
 //! 2. **One truth.** Each started operation ends with exactly one [`Done`] without `more`. Until then it may tell any number with
 //!    `more`. A cancel is advice: the operation may still succeed, or tell a partial count, and then ends.
 //! 3. **Memory stays put.** What a send or a receive into a caller's buffer was given is not moved or freed by the engine before
@@ -160,8 +161,9 @@ pub(crate) trait Backend {
     fn start_recv(&mut self, key: Key) -> Result<(), QueueFull>;
     fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull>;
 
-    /// Sends what the queue has, at most `gather_max` payloads of it; `zero_copy` if that is possible.
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<(), QueueFull>;
+    /// Sends what the queue has, at most `gather_max` payloads of it; `zero_copy` if that is possible. Some number of bytes: they were
+    /// taken at once, and nothing is in flight.
+    fn start_send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<Option<usize>, QueueFull>;
 
     /// True if `start_send` can do `zero_copy`.
     fn can_zero_copy(&self) -> bool;

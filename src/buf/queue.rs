@@ -36,6 +36,20 @@ struct Item {
     chunk: bool,
 }
 
+impl Item {
+    /// All of it was taken.
+    #[inline]
+    fn leave(self, chunks: &mut ChunkPool, sent: &mut impl FnMut(u64)) {
+        if let Some(tag) = self.tag {
+            sent(tag);
+        }
+        match self.payload {
+            Payload::Vec(chunk) if self.chunk => chunks.give(chunk),
+            payload => drop(payload),
+        }
+    }
+}
+
 /// Output chunks waiting for their next use.
 #[derive(Debug, Default)]
 pub(crate) struct ChunkPool(Vec<Vec<u8>>);
@@ -138,7 +152,21 @@ impl SendQueue {
     /// The operation in flight ended, and the kernel took `taken` bytes. Reports the tags of payloads that left in full.
     ///
     /// Returns the bytes that were given to the operation and not taken.
-    pub(crate) fn complete(&mut self, taken: usize, chunks: &mut ChunkPool, sent: impl FnMut(u64)) -> usize {
+    #[inline]
+    pub(crate) fn complete(&mut self, taken: usize, chunks: &mut ChunkPool, mut sent: impl FnMut(u64)) -> usize {
+        if taken == self.bytes && self.notices == 0 && self.frozen == self.items.len() {
+            // The common case: all there was, and nothing of it is still read.
+            (self.frozen, self.bytes, self.offset) = (0, 0, 0);
+            while let Some(item) = self.items.pop_front() {
+                item.leave(chunks, &mut sent);
+            }
+            return 0;
+        }
+        self.complete_partly(taken, chunks, sent)
+    }
+
+    #[inline(never)]
+    fn complete_partly(&mut self, taken: usize, chunks: &mut ChunkPool, sent: impl FnMut(u64)) -> usize {
         let given = self.frozen_bytes();
         assert!(taken <= given, "the kernel took {taken} of {given} bytes");
         self.frozen = 0;
@@ -201,18 +229,12 @@ impl SendQueue {
                 return;
             }
             self.offset -= len;
-            let item = self.items.pop_front().expect("looked at above");
-            if let Some(tag) = item.tag {
-                sent(tag);
+            let mut item = self.items.pop_front().expect("looked at above");
+            if self.notices > 0 {
+                self.held_bytes += len;
+                self.held.push(std::mem::take(&mut item.payload));
             }
-            match item.payload {
-                payload if self.notices > 0 => {
-                    self.held_bytes += len;
-                    self.held.push(payload);
-                }
-                Payload::Vec(chunk) if item.chunk => chunks.give(chunk),
-                _ => {}
-            }
+            item.leave(chunks, &mut sent);
         }
         assert_eq!(self.offset, 0, "an empty queue has no offset");
     }

@@ -33,7 +33,7 @@ impl Core {
         let pending = self.pending.iter().filter(|completion| self.conns.get(completion.conn.0).is_some()).count();
         agree("deferred completions", pending, deferred)?;
         for (key, conn) in conns() {
-            let listed = self.dirty.contains(&key);
+            let listed = self.staged.conns.contains(&key);
             if conn.has(flag::DIRTY) != listed {
                 return Err(format!("connection {key:?}: marked {}, listed {listed}", conn.has(flag::DIRTY)));
             }

@@ -18,6 +18,39 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Connections that want something started, and whom to tell of that.
+#[derive(Debug, Default)]
+pub(super) struct Staged {
+    pub(super) conns: VecDeque<Key>,
+    /// Set when the engine sits in a foreign loop, which must hear of what is staged.
+    pub(super) foreign: Option<Arc<Bell>>,
+    kicked: bool,
+}
+
+impl Staged {
+    #[inline]
+    pub(super) fn mark(&mut self, conn: &mut Conn, key: Key) {
+        if !conn.has(flag::DIRTY) {
+            conn.set(flag::DIRTY);
+            self.conns.push_back(key);
+            self.kick();
+        }
+    }
+
+    /// Tells a foreign loop that `poll` has something to do.
+    #[inline]
+    pub(super) fn kick(&mut self) {
+        if let Some(bell) = self.foreign.as_ref().filter(|_| !self.kicked) {
+            self.kicked = true;
+            bell.ring();
+        }
+    }
+
+    pub(super) fn unkick(&mut self) {
+        self.kicked = false;
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) config: Config,
@@ -25,8 +58,7 @@ pub(super) struct Core {
     pub(super) listeners: Table<Listener>,
     pub(super) wheel: Wheel,
     pub(super) user_timers: usize,
-    /// Connections that want something started.
-    pub(super) dirty: VecDeque<Key>,
+    pub(super) staged: Staged,
     pub(super) dirty_listeners: VecDeque<Key>,
     /// Connections that wait for a receive buffer, first come first served.
     pub(super) parked: VecDeque<Key>,
@@ -46,9 +78,6 @@ pub(super) struct Core {
     pub(super) draining: bool,
     /// When `drain` gives up on what is still open.
     pub(super) drain_until: u64,
-    /// Set when the engine sits in a foreign loop, which must hear of what is staged.
-    pub(super) foreign: Option<Arc<Bell>>,
-    kicked: bool,
     /// Connections told to the caller and not yet closed.
     pub(super) live: usize,
 }
@@ -62,7 +91,7 @@ impl Core {
             wheel: Wheel::new(),
             user_timers: 0,
             config,
-            dirty: VecDeque::new(),
+            staged: Staged::default(),
             dirty_listeners: VecDeque::new(),
             parked: VecDeque::new(),
             pending: VecDeque::new(),
@@ -77,8 +106,6 @@ impl Core {
             inbox,
             draining: false,
             drain_until: u64::MAX,
-            foreign: None,
-            kicked: false,
             live: 0,
         }
     }
@@ -100,11 +127,8 @@ impl Core {
 
     #[inline]
     pub(super) fn mark_dirty(&mut self, key: Key) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.has(flag::DIRTY) {
-            conn.set(flag::DIRTY);
-            self.dirty.push_back(key);
-            self.kick();
+        if let Some(conn) = self.conns.get_mut(key) {
+            self.staged.mark(conn, key);
         }
     }
 
@@ -113,26 +137,13 @@ impl Core {
         if !listener.dirty {
             listener.dirty = true;
             self.dirty_listeners.push_back(key);
-            self.kick();
+            self.staged.kick();
         }
     }
 
     /// True if something waits to be started.
     pub(super) fn has_staged(&self) -> bool {
-        !self.dirty.is_empty() || !self.dirty_listeners.is_empty()
-    }
-
-    /// Tells a foreign loop that `poll` has something to do.
-    #[inline]
-    pub(super) fn kick(&mut self) {
-        if let Some(bell) = self.foreign.as_ref().filter(|_| !self.kicked) {
-            self.kicked = true;
-            bell.ring();
-        }
-    }
-
-    pub(super) fn unkick(&mut self) {
-        self.kicked = false;
+        !self.staged.conns.is_empty() || !self.dirty_listeners.is_empty()
     }
 
     /// Tells the caller something about a connection: now, or in the next poll if the buffer is full, the connection has used

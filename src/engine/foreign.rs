@@ -47,20 +47,20 @@ impl Engine {
             // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write
             // has to signal may be signalled late, or not at all.
             let watch = Watch::new(inner, self.core.inbox.fd()).map_err(|error| Error::os("as_fd", &error))?;
-            self.core.foreign = Some(Arc::clone(&watch.bell));
+            self.core.staged.foreign = Some(Arc::clone(&watch.bell));
             self.watch = Some(watch);
             // From here on calls of the waker write the descriptor, whether the engine sleeps or not.
             if self.core.inbox.signal.take(true) {
                 self.waker().wake();
             }
-            self.core.kick();
+            self.core.staged.kick();
         }
         Ok(self.watch.as_ref().expect("just made").outer.fd().as_fd())
     }
 
     pub(super) fn enter_foreign(&mut self) {
         if let Some(watch) = &self.watch {
-            self.core.unkick();
+            self.core.staged.unkick();
             watch.bell.reset();
         }
     }
@@ -74,7 +74,7 @@ impl Engine {
             backend.has_next()
         });
         if left_over || !core.pending.is_empty() || core.has_staged() {
-            core.kick();
+            core.staged.kick();
         }
         let deadline = core.wheel.next_deadline_ns();
         if deadline != watch.armed_ns {

@@ -99,8 +99,8 @@ impl Core {
             self.stats.sends_refused += 1;
             return Err(Refusal::Full);
         }
-        self.mark_dirty(key);
-        Ok((self.conns.get_mut(key).expect("looked up above"), &mut self.chunks))
+        self.staged.mark(conn, key);
+        Ok((conn, &mut self.chunks))
     }
 
     #[inline]
@@ -170,11 +170,14 @@ impl Core {
             let zero_copy = large && self.wants_zero_copy(backend, key);
             let conn = self.conns.get_mut(key).expect("still there");
             let queue = conn.queue.as_mut().expect("not empty");
-            backend.start_send(key, queue, zero_copy)?;
+            let taken = backend.start_send(key, queue, zero_copy)?;
             if zero_copy {
                 self.stats.zero_copy_sends += 1;
             }
-            conn.started(Op::Send);
+            match taken {
+                Some(taken) => self.sent(key, taken, None, out),
+                None => conn.started(Op::Send),
+            }
             return Ok(());
         }
         if conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT | flag::WRITE_DEAD) {
@@ -206,26 +209,30 @@ impl Core {
     }
 
     pub(super) fn on_send<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
-        let now = self.now;
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let chunks = &mut self.chunks;
-        let notified = matches!(outcome, Outcome::Notified);
-        if !notified {
-            conn.ended(Op::Send);
-        }
-        let Some(queue) = conn.queue.as_mut() else { return };
-        if notified {
+        if matches!(outcome, Outcome::Notified) {
+            let Some(queue) = conn.queue.as_mut() else { return };
             queue.notice();
             return self.after_notice(key);
         }
-        if more {
+        conn.ended(Op::Send);
+        if let Some(queue) = conn.queue.as_mut().filter(|_| more) {
             queue.expect_notice();
         }
-        let taken = match outcome {
-            Outcome::Count(taken) => taken,
-            _ => 0,
-        };
-        let left = queue.complete(taken, chunks, |tag| self.sent_tags.push(tag));
+        match outcome {
+            Outcome::Count(taken) => self.sent(key, taken, None, out),
+            Outcome::Failed(errno) => self.sent(key, 0, Some(errno), out),
+            _ => self.sent(key, 0, None, out),
+        }
+    }
+
+    /// A send ended. The kernel took so many bytes.
+    #[inline]
+    fn sent(&mut self, key: Key, taken: usize, failure: Option<Errno>, out: &mut Completions) {
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(queue) = conn.queue.as_mut() else { return };
+        let left = queue.complete(taken, &mut self.chunks, |tag| self.sent_tags.push(tag));
         conn.active_at = now;
         let (empty, at_rest) = (queue.is_empty(), queue.is_idle());
         let idle = empty && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
@@ -242,7 +249,7 @@ impl Core {
             false if mutant::is(Mutant::LostRest) && taken > 0 => {}
             false => self.mark_dirty(key),
         }
-        if let Outcome::Failed(errno) = outcome {
+        if let Some(errno) = failure {
             self.send_failed(key, errno);
         }
         self.tell_sent(key, out);

@@ -33,7 +33,7 @@ impl Engine {
             return Err(Error::Limit { limit: "timers_max", value: self.core.config.timers_max });
         }
         self.core.user_timers += 1;
-        self.core.kick();
+        self.core.staged.kick();
         Ok(TimerId(self.core.wheel.add(deadline, Owner::User { tag })))
     }
 
@@ -51,7 +51,7 @@ impl Engine {
     pub fn timer_reset(&mut self, id: TimerId, delay: Duration) -> bool {
         self.refresh_clock();
         let deadline = self.core.later(delay);
-        self.core.kick();
+        self.core.staged.kick();
         self.core.wheel.reset(id.0, deadline)
     }
 

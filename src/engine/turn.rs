@@ -56,7 +56,7 @@ impl Core {
             backend.wait(if sleeps { until } else { Some(0) })?;
         }
         self.now = backend.now();
-        let called = self.inbox.signal.take(self.foreign.is_some());
+        let called = self.inbox.signal.take(self.staged.foreign.is_some());
         if called && !(mutant::is(Mutant::MissedWakeup) && self.turn.is_multiple_of(3)) {
             self.stats.wakes += 1;
             self.emit_other(0, Event::Woken, out);
@@ -89,8 +89,8 @@ impl Core {
             }
         }
         // Servicing one step of a connection can make the next one possible: go on, but not for ever.
-        for _ in 0..self.dirty.len() * 4 {
-            let Some(key) = self.dirty.pop_front() else { return };
+        for _ in 0..self.staged.conns.len() * 4 {
+            let Some(key) = self.staged.conns.pop_front() else { return };
             let Some(conn) = self.conns.get_mut(key) else { continue };
             conn.unset(flag::DIRTY);
             if self.service(backend, key, out).is_err() {

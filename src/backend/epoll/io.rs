@@ -50,11 +50,15 @@ impl EpollBackend {
     /// Through the loopback device the peer has answered before connect(2) returns: then the first send goes at once, and nobody has to
     /// wait until the socket is writable.
     fn send_along(&mut self, key: Key, queue: &mut SendQueue) -> bool {
-        let (result, given) = self.try_send(key, queue);
+        let fd = self.slot(key).raw_fd();
+        let (result, given) = self.try_send(fd, queue);
         match result {
             Ok(sent) => {
                 self.established(key);
-                self.sent(key, Ok(sent), given);
+                if sent < given {
+                    self.cut_short(key, result);
+                }
+                self.finish(key, Op::Send, Outcome::Count(sent));
             }
             Err(Errno(libc::EAGAIN)) => {
                 self.slot(key).state |= bit::SEND | bit::BLOCKED;
@@ -112,46 +116,54 @@ impl EpollBackend {
         Done { key, op: Op::Connect, more: false, outcome }
     }
 
-    /// Tries at once; on EAGAIN the operation waits for the edge, and then tells that nothing was taken, so that the engine
-    /// gathers anew.
-    pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue) {
+    /// Tries at once, and tells what was taken; on EAGAIN the operation waits for the edge, and then tells that nothing was, so that
+    /// the engine gathers anew.
+    #[inline]
+    pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue) -> Option<usize> {
         let slot = self.slot(key);
         if slot.state & bit::BLOCKED != 0 {
             slot.state |= bit::SEND;
-            return;
+            return None;
         }
-        let (result, given) = self.try_send(key, queue);
-        self.sent(key, result, given);
+        let fd = slot.raw_fd();
+        match self.try_send(fd, queue) {
+            (Ok(sent), given) if sent == given => Some(sent),
+            (result, _) => self.cut_short(key, result),
+        }
     }
 
     /// What the kernel took, of how many bytes.
     #[inline]
-    fn try_send(&mut self, key: Key, queue: &mut SendQueue) -> (Result<usize, Errno>, usize) {
-        let (max, fd) = (self.tuning.gather_max, self.raw_fd(key));
+    fn try_send(&mut self, fd: RawFd, queue: &mut SendQueue) -> (Result<usize, Errno>, usize) {
         match queue.entries() {
             1 => self.send_one(fd, queue.gather(1).next().expect("counted")),
-            _ => self.send_gathered(fd, queue.gather(max)),
+            _ => self.send_gathered(fd, queue.gather(self.tuning.gather_max)),
         }
     }
 
-    #[inline]
-    fn sent(&mut self, key: Key, result: Result<usize, Errno>, given: usize) {
-        let slot = self.slot(key);
-        match result {
-            Ok(sent) if sent == given => return self.finish(key, Op::Send, Outcome::Count(sent)),
-            Ok(sent) => {
-                slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED;
-                self.finish(key, Op::Send, Outcome::Count(sent));
+    /// Not all of a send was taken: the rest waits for the edge.
+    #[inline(never)]
+    fn cut_short(&mut self, key: Key, result: Result<usize, Errno>) -> Option<usize> {
+        let taken = match result {
+            Err(Errno(libc::EAGAIN)) => {
+                self.slot(key).state |= bit::SEND;
+                None
             }
-            Err(Errno(libc::EAGAIN)) => slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED | bit::SEND,
-            Err(errno) => return self.finish(key, Op::Send, Outcome::Failed(errno)),
-        }
+            Err(errno) => {
+                self.finish(key, Op::Send, Outcome::Failed(errno));
+                return None;
+            }
+            Ok(taken) => Some(taken),
+        };
+        let slot = self.slot(key);
+        slot.state = slot.state & !bit::WRITABLE | bit::BLOCKED;
         // The kernel refuses this only when it is out of memory. Then sending is simply tried again and again.
         if self.watch_output(key).is_err() {
             let slot = self.slot(key);
             slot.state = slot.state & !(bit::BLOCKED | bit::WATCHES_OUTPUT) | bit::WRITABLE;
             self.list(Target { slot: key.slot, listener: false });
         }
+        taken
     }
 
     #[inline]
@@ -252,11 +264,12 @@ impl EpollBackend {
 
     /// # Safety
     /// `len` bytes at `start` must be writable, and nobody else's.
+    #[inline]
     unsafe fn recv_at(&mut self, key: Key, start: *mut u8, len: usize) -> Result<usize, Errno> {
-        let fd = self.raw_fd(key);
+        let fd = self.slot(key).raw_fd();
         // SAFETY: as promised by the caller.
         let result = self.patiently(|| unsafe { libc::recv(fd, start.cast(), len, 0) });
-        let slot = self.slot(key);
+        let slot = &mut self.conns[key.slot as usize];
         match result {
             Err(Errno(libc::EAGAIN)) => slot.state &= !(bit::READABLE | bit::HUNG_UP),
             // A short read emptied the socket, and what comes next makes a new edge.
@@ -292,16 +305,5 @@ impl EpollBackend {
                 }
             }
         }
-    }
-
-    /// The key of a slot that is in use.
-    pub(super) fn key_of(&mut self, target: Target) -> Option<Key> {
-        let slot = self.slots(target.listener).get(target.slot as usize)?;
-        let generation = std::num::NonZeroU32::new(slot.generation)?;
-        Some(Key { slot: target.slot, generation })
-    }
-
-    fn raw_fd(&mut self, key: Key) -> RawFd {
-        self.slot(key).fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 }

@@ -19,7 +19,7 @@ use crate::options::ListenOptions;
 use crate::sys::Epoll;
 use crate::waker::Inbox;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -134,11 +134,13 @@ impl EpollBackend {
         epoll.wait_precise(&mut events, Some(Duration::ZERO)).map(drop)
     }
 
+    #[inline]
     fn slots(&mut self, listener: bool) -> &mut Vec<Slot> {
         if listener { &mut self.listeners } else { &mut self.conns }
     }
 
     /// The slot of a key that the engine holds.
+    #[inline]
     fn slot(&mut self, key: Key) -> &mut Slot {
         let slot = &mut self.conns[key.slot as usize];
         assert_eq!(slot.generation, key.generation.get(), "the engine names only what it holds");
@@ -189,13 +191,14 @@ impl EpollBackend {
     }
 
     /// Puts a slot on the work list if an armed operation of it can go on.
+    #[inline]
     fn list(&mut self, target: Target) {
-        let slot = &mut self.slots(target.listener)[target.slot as usize];
-        if slot.state & bit::LISTED != 0 || !slot.can_work() {
-            return;
+        let slots = if target.listener { &mut self.listeners } else { &mut self.conns };
+        let slot = &mut slots[target.slot as usize];
+        if slot.state & bit::LISTED == 0 && slot.can_work() {
+            slot.state |= bit::LISTED;
+            self.work.push_back(target);
         }
-        slot.state |= bit::LISTED;
-        self.work.push_back(target);
     }
 
     fn arm(&mut self, key: Key, listener: bool, operation: u16) {
@@ -235,6 +238,12 @@ fn token(key: Key, listener: bool) -> u64 {
 }
 
 impl Slot {
+    #[inline]
+    fn raw_fd(&self) -> RawFd {
+        self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    #[inline]
     fn can_work(&self) -> bool {
         let readable = self.state & bit::READABLE != 0 && self.state & (bit::RECV | bit::FILL | bit::ACCEPT) != 0;
         let writable = self.state & bit::WRITABLE != 0 && self.state & (bit::SEND | bit::CONNECT) != 0;
@@ -314,9 +323,8 @@ impl Backend for EpollBackend {
         Ok(())
     }
 
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<(), QueueFull> {
-        self.send(key, queue);
-        Ok(())
+    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<Option<usize>, QueueFull> {
+        Ok(self.send(key, queue))
     }
 
     fn can_zero_copy(&self) -> bool {

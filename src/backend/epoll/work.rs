@@ -49,14 +49,14 @@ impl EpollBackend {
         }
         let target = Target { slot: token as u32, listener: token & super::LISTENER_BIT != 0 };
         let generation24 = (token >> 32) as u32 & 0x00ff_ffff;
-        match self.key_of(target) {
-            Some(key) if key.generation24() == generation24 => {}
+        let slots = if target.listener { &mut self.listeners } else { &mut self.conns };
+        let slot = match slots.get_mut(target.slot as usize) {
+            Some(slot) if slot.generation != 0 && slot.generation & 0x00ff_ffff == generation24 => slot,
             _ => {
                 self.stats.unknown_completions += 1;
                 return;
             }
-        }
-        let slot = &mut self.slots(target.listener)[target.slot as usize];
+        };
         let hung_up = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0;
         if hung_up {
             slot.state |= bit::HUNG_UP | bit::READABLE;

@@ -261,9 +261,10 @@ impl Backend for Sim {
         self.start(|net, engine| net.start_recv(engine, key, Recv::Window(len)))
     }
 
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<(), QueueFull> {
+    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<Option<usize>, QueueFull> {
         let max = self.tuning.gather_max;
-        self.start(|net, engine| net.start_send(engine, key, queue.gather(max)))
+        self.start(|net, engine| net.start_send(engine, key, queue.gather(max)))?;
+        Ok(None)
     }
 
     fn can_zero_copy(&self) -> bool {

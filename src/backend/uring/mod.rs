@@ -339,8 +339,9 @@ impl Backend for Uring {
         Ok(())
     }
 
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<(), QueueFull> {
-        self.send(key, queue, zero_copy)
+    fn start_send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<Option<usize>, QueueFull> {
+        self.send(key, queue, zero_copy)?;
+        Ok(None)
     }
 
     fn can_zero_copy(&self) -> bool {
