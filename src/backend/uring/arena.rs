@@ -40,26 +40,20 @@ impl Arena {
         }
     }
 
-    /// Writes a gather list. Use [`Arena::message`] to make it stay, or write the next one over it.
+    /// Keeps a gather list with a header over it.
     ///
     /// # Panics
     /// If there are more parts than [`Arena::iovec_room`].
-    pub(super) fn gather<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> &[libc::iovec] {
+    pub(super) fn message<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> *const libc::msghdr {
         let room = &mut self.iovecs[self.iovecs_used..];
         let mut count = 0;
         for part in parts {
             room[count].write(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
             count += 1;
         }
-        // SAFETY: the first `count` entries were just written.
-        unsafe { room[..count].assume_init_ref() }
-    }
-
-    /// Keeps the first `count` entries of the list just gathered, with a header over them.
-    pub(super) fn message(&mut self, count: usize) -> *const libc::msghdr {
         // SAFETY: zero is a valid msghdr: no name, no control data.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_iov = self.iovecs[self.iovecs_used..].as_mut_ptr().cast();
+        header.msg_iov = room.as_mut_ptr().cast();
         header.msg_iovlen = count as _;
         self.iovecs_used += count;
         let place = &mut self.headers[self.headers_used];

@@ -227,32 +227,36 @@ impl Uring {
         self.slot(key).recv = kind;
     }
 
+    #[inline]
     pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<(), QueueFull> {
-        let fd = self.fd_of(key);
-        let most = if zero_copy { 1 } else { self.gather_max.min(queue.entries()) };
-        let most = self.ring.make_gather_room(most)?;
         // No MSG_WAITALL: the kernel gives up polling for one operation after 128 partial sends, and lets a worker block for the
         // rest. A few slow readers could hold all workers. A short send is continued by the engine instead.
         let flags = libc::MSG_NOSIGNAL | if self.style.polled { libc::MSG_DONTWAIT } else { 0 };
-        let parts = self.ring.arena.gather(queue.gather(most));
-        let entry = if let [part] = parts {
-            let (start, len) = (part.iov_base.cast_const().cast(), u32::try_from(part.iov_len).unwrap_or(1 << 30));
+        let entry = if zero_copy || queue.entries() == 1 || self.gather_max == 1 {
+            self.ring.make_room()?;
+            let part = queue.gather(1).next().expect("started with something to send");
+            let (start, len) = (part.as_ptr(), u32::try_from(part.len()).unwrap_or(1 << 30));
             match zero_copy {
-                true => opcode::SendZc::new(fd, start, len).flags(flags).build(),
-                false => opcode::Send::new(fd, start, len).flags(flags).build(),
+                true => opcode::SendZc::new(self.fd_of(key), start, len).flags(flags).build(),
+                false => opcode::Send::new(self.fd_of(key), start, len).flags(flags).build(),
             }
         } else {
-            let count = parts.len();
-            let message = self.ring.arena.message(count);
-            opcode::SendMsg::new(fd, message).flags(flags as u32).build()
+            self.gathered(key, queue, flags)?
         };
-        // SAFETY: header and list are in the arena, which keeps them until the entry is submitted; the queue keeps the payloads
-        // in place until the completion, or the notification (contract, rule 3).
+        // SAFETY: the queue keeps the payloads in place until the completion, or the notification (contract, rule 3). Header and list
+        // of a gathered send are in the arena, which keeps them until the entry is submitted.
         unsafe { self.ring.push(entry.user_data(pack(Kind::Send, key))) };
         let slot = self.slot(key);
         slot.stop &= !(1 << Op::Send as u8);
         slot.send = Kind::Send;
         Ok(())
+    }
+
+    #[inline(never)]
+    fn gathered(&mut self, key: Key, queue: &mut SendQueue, flags: i32) -> Result<Entry, QueueFull> {
+        let most = self.ring.make_gather_room(self.gather_max.min(queue.entries()))?;
+        let message = self.ring.arena.message(queue.gather(most));
+        Ok(opcode::SendMsg::new(self.fd_of(key), message).flags(flags as u32).build())
     }
 
     /// Tier `polled`: the socket was full.
