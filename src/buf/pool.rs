@@ -116,7 +116,7 @@ impl Pool {
     ///
     /// # Panics
     /// If the buffer is not checked out or has less room: the backend's book-keeping would be broken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn deliver(&self, id: u16, len: u32, more: bool) -> Lease {
         let shared = &self.shared;
         let buffer = &shared.buffers[id as usize];

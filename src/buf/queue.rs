@@ -106,6 +106,7 @@ impl SendQueue {
         self.items.is_empty() && self.held.is_empty() && self.notices == 0
     }
 
+    #[inline(always)]
     pub(crate) fn push(&mut self, payload: Payload, tag: Option<u64>) {
         self.bytes += payload.len();
         self.items.push_back(Item { payload, tag, chunk: false });
@@ -152,7 +153,7 @@ impl SendQueue {
     /// The operation in flight ended, and the kernel took `taken` bytes. Reports the tags of payloads that left in full.
     ///
     /// Returns the bytes that were given to the operation and not taken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete(&mut self, taken: usize, chunks: &mut ChunkPool, mut sent: impl FnMut(u64)) -> usize {
         if taken == self.bytes && self.notices == 0 && self.frozen == self.items.len() {
             // The common case: all there was, and nothing of it is still read.

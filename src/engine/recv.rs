@@ -101,7 +101,7 @@ impl Core {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn on_recv<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
         let (now, turn, budget) = (self.now, self.turn, self.config.budget as u16);
         let Some(conn) = self.conns.get_mut(key) else { return };

@@ -86,7 +86,7 @@ impl Conn {
 impl Core {
     /// A connection whose queue takes something more, with that queue made, and put on the list of those whose next turn will see
     /// to them.
-    #[inline]
+    #[inline(always)]
     fn welcome(&mut self, key: Key) -> Result<(&mut Conn, &mut ChunkPool), Refusal> {
         let (high, entries_max) = (self.config.send_high_watermark, self.config.send_entries_max);
         let conn = self.conns.get_mut(key).filter(|conn| conn.phase != Phase::Ghost).ok_or(Refusal::Stale)?;
@@ -227,7 +227,7 @@ impl Core {
     }
 
     /// A send ended. The kernel took so many bytes.
-    #[inline]
+    #[inline(always)]
     fn sent(&mut self, key: Key, taken: usize, failure: Option<Errno>, out: &mut Completions) {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(key) else { return };

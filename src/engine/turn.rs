@@ -129,6 +129,7 @@ impl Core {
         }
     }
 
+    #[inline(always)]
     fn finish_op<B: Backend>(&mut self, backend: &mut B, done: Done<B::Socket>, out: &mut Completions) {
         let Done { key, op, more, outcome } = done;
         match op {

@@ -118,7 +118,7 @@ impl EpollBackend {
 
     /// Tries at once, and tells what was taken; on EAGAIN the operation waits for the edge, and then tells that nothing was, so that
     /// the engine gathers anew.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send(&mut self, key: Key, queue: &mut SendQueue) -> Option<usize> {
         let slot = self.slot(key);
         if slot.state & bit::BLOCKED != 0 {
@@ -133,7 +133,7 @@ impl EpollBackend {
     }
 
     /// What the kernel took, of how many bytes.
-    #[inline]
+    #[inline(always)]
     fn try_send(&mut self, fd: RawFd, queue: &mut SendQueue) -> (Result<usize, Errno>, usize) {
         match queue.entries() {
             1 => self.send_one(fd, queue.gather(1).next().expect("counted")),
@@ -166,7 +166,7 @@ impl EpollBackend {
         taken
     }
 
-    #[inline]
+    #[inline(always)]
     fn send_one(&mut self, fd: RawFd, bytes: &[u8]) -> (Result<usize, Errno>, usize) {
         // SAFETY: the bytes are readable through the call. MSG_NOSIGNAL: an error, not a SIGPIPE.
         let result =
@@ -193,7 +193,7 @@ impl EpollBackend {
     }
 
     /// Repeats a system call that a signal interrupted.
-    #[inline]
+    #[inline(always)]
     fn patiently(&mut self, call: impl Fn() -> isize) -> Result<usize, Errno> {
         loop {
             self.stats.syscalls += 1;
@@ -205,10 +205,10 @@ impl EpollBackend {
     }
 
     /// One read into the pool. `None`: nothing there yet.
+    #[inline(always)]
     pub(super) fn recv(&mut self, key: Key) -> Option<Done<OwnedFd>> {
         let Some(buffer) = self.open_buffer.take().or_else(|| self.pool.checkout()) else {
-            self.slot(key).state &= !bit::RECV;
-            return Some(Done { key, op: Op::Recv, more: false, outcome: Outcome::Failed(Errno(libc::ENOBUFS)) });
+            return self.recv_ended(key, bit::RECV, Some(Errno(libc::ENOBUFS)));
         };
         self.pool.rewind(buffer);
         let (start, room) = self.pool.room(buffer);
@@ -218,11 +218,12 @@ impl EpollBackend {
             self.keep_open(buffer);
             return self.recv_ended(key, bit::RECV, result.map(drop).err());
         };
+        self.list(Target { slot: key.slot, listener: false });
         let more = room - len as u32 >= LEAST_ROOM.min(self.pool.size());
-        let lease = self.pool.deliver(buffer, len as u32, more);
         if more {
             self.open_buffer = Some(buffer);
         }
+        let lease = self.pool.deliver(buffer, len as u32, more);
         Some(Done { key, op: Op::Recv, more: true, outcome: Outcome::Data(lease) })
     }
 
@@ -264,7 +265,7 @@ impl EpollBackend {
 
     /// # Safety
     /// `len` bytes at `start` must be writable, and nobody else's.
-    #[inline]
+    #[inline(always)]
     unsafe fn recv_at(&mut self, key: Key, start: *mut u8, len: usize) -> Result<usize, Errno> {
         let fd = self.slot(key).raw_fd();
         // SAFETY: as promised by the caller.

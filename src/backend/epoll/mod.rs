@@ -323,6 +323,7 @@ impl Backend for EpollBackend {
         Ok(())
     }
 
+    #[inline(always)]
     fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<Option<usize>, QueueFull> {
         Ok(self.send(key, queue))
     }
@@ -375,6 +376,7 @@ impl Backend for EpollBackend {
         self.wait_for_events(until)
     }
 
+    #[inline(always)]
     fn next(&mut self) -> Option<Done<OwnedFd>> {
         self.next_done()
     }

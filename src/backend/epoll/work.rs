@@ -70,7 +70,7 @@ impl EpollBackend {
         self.list(target);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn next_done(&mut self) -> Option<Done<OwnedFd>> {
         loop {
             if let Some(done) = self.done.pop_front() {
@@ -89,39 +89,39 @@ impl EpollBackend {
                 self.spent.push_back(target);
                 continue;
             }
-            let done = self.work_on(Key { slot: target.slot, generation }, target.listener);
-            self.list(target);
+            slot.spent = slot.spent.saturating_add(1);
+            let (key, state) = (Key { slot: target.slot, generation }, slot.state);
+            let done = match state & (bit::RECV | bit::FILL | bit::SEND | bit::CONNECT | bit::ACCEPT) == bit::RECV {
+                true => self.recv(key),
+                false => self.rare_work(key, target, state),
+            };
             if done.is_some() {
                 return done;
             }
         }
     }
 
-    /// Does one thing for a slot that can work.
-    #[inline]
-    fn work_on(&mut self, key: Key, listener: bool) -> Option<Done<OwnedFd>> {
-        let slot = &mut self.slots(listener)[key.slot as usize];
-        let state = slot.state;
-        slot.spent = slot.spent.saturating_add(1);
-        if state & bit::WRITABLE != 0 && state & bit::CONNECT != 0 {
-            return Some(self.connected(key));
-        }
-        if state & bit::WRITABLE != 0 && state & bit::SEND != 0 {
-            slot.state &= !bit::SEND;
-            return Some(Done { key, op: Op::Send, more: false, outcome: Outcome::Count(0) });
-        }
-        if state & bit::READABLE == 0 {
-            return None;
-        }
-        if state & bit::ACCEPT != 0 {
+    /// Does one thing for a slot that can work, but for the most common.
+    #[inline(never)]
+    fn rare_work(&mut self, key: Key, target: Target, state: u16) -> Option<Done<OwnedFd>> {
+        let done = if state & bit::WRITABLE != 0 && state & bit::CONNECT != 0 {
+            Some(self.connected(key))
+        } else if state & bit::WRITABLE != 0 && state & bit::SEND != 0 {
+            self.slot(key).state &= !bit::SEND;
+            Some(Done { key, op: Op::Send, more: false, outcome: Outcome::Count(0) })
+        } else if state & bit::READABLE == 0 {
+            None
+        } else if state & bit::ACCEPT != 0 {
             self.accept(key)
         } else if state & bit::FILL != 0 {
             self.recv_into(key)
         } else if state & bit::RECV != 0 {
-            self.recv(key)
+            return self.recv(key);
         } else {
             None
-        }
+        };
+        self.list(target);
+        done
     }
 
     /// A new turn: those that spent their budget may go on.
