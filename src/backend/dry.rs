@@ -1,8 +1,8 @@
 //! A backend that enters no kernel: a connect succeeds, a send is taken whole and comes back as received bytes, a close is done. Owns: what is
 //! finished and not yet told. For measuring what the engine itself costs; not one that an engine of a user can have.
 
-use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull};
-use crate::buf::{Fill, Pool, SendQueue};
+use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull};
+use crate::buf::{Fill, Lease, Pool, SendQueue};
 use crate::error::{Errno, Error};
 use crate::id::Key;
 use crate::net::Addr;
@@ -17,16 +17,17 @@ pub(crate) struct Dry {
     pool: Pool,
     gather_max: usize,
     done: VecDeque<Done<()>>,
+    data: VecDeque<(Key, Lease)>,
     epoch: Instant,
 }
 
 impl Dry {
     pub(crate) fn new(pool: Pool, gather_max: usize, epoch: Instant) -> Dry {
-        Dry { pool, gather_max, done: VecDeque::new(), epoch }
+        Dry { pool, gather_max, done: VecDeque::new(), data: VecDeque::new(), epoch }
     }
 
-    fn finish(&mut self, key: Key, op: Op, more: bool, outcome: Outcome<()>) {
-        self.done.push_back(Done { key, op, more, outcome });
+    fn finish(&mut self, key: Key, op: Op, outcome: Outcome<()>) {
+        self.done.push_back(Done { key, op, more: false, outcome });
     }
 }
 
@@ -68,7 +69,7 @@ impl Backend for Dry {
     }
 
     fn start_connect(&mut self, key: Key, _: &ConnectRequest, _: Option<&mut SendQueue>) -> Result<bool, QueueFull> {
-        self.finish(key, Op::Connect, false, Outcome::Count(0));
+        self.finish(key, Op::Connect, Outcome::Count(0));
         Ok(false)
     }
 
@@ -91,10 +92,9 @@ impl Backend for Dry {
             let Some(buffer) = self.pool.checkout() else { continue };
             let len = part.len().min(self.pool.size() as usize);
             self.pool.write(buffer, 0, &part[..len]);
-            let outcome = Outcome::Data(self.pool.deliver(buffer, len as u32, false));
-            self.done.push_back(Done { key, op: Op::Recv, more: true, outcome });
+            self.data.push_back((key, self.pool.deliver(buffer, len as u32, false)));
         }
-        self.finish(key, Op::Send, false, Outcome::Count(given));
+        self.finish(key, Op::Send, Outcome::Count(given));
         Ok(None)
     }
 
@@ -103,19 +103,19 @@ impl Backend for Dry {
     }
 
     fn cancel(&mut self, key: Key, op: Op) -> Result<(), QueueFull> {
-        self.finish(key, op, false, Outcome::Failed(Errno(libc::ECANCELED)));
+        self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
         Ok(())
     }
 
     fn shutdown_write(&mut self, _: Key) {}
 
     fn start_close(&mut self, key: Key, _: CloseHow) -> Result<(), QueueFull> {
-        self.finish(key, Op::Close, false, Outcome::Count(0));
+        self.finish(key, Op::Close, Outcome::Count(0));
         Ok(())
     }
 
     fn start_close_listener(&mut self, listener: Key) -> Result<(), QueueFull> {
-        self.finish(listener, Op::CloseListener, false, Outcome::Count(0));
+        self.finish(listener, Op::CloseListener, Outcome::Count(0));
         Ok(())
     }
 
@@ -123,12 +123,17 @@ impl Backend for Dry {
         Ok(())
     }
 
-    fn next(&mut self) -> Option<Done<()>> {
-        self.done.pop_front()
+    fn next(&mut self, mut data: impl FnMut(Key, bool, Lease)) -> Next<()> {
+        if let Some(done) = self.done.pop_front() {
+            return Next::Done(done);
+        }
+        let Some((key, lease)) = self.data.pop_front() else { return Next::Nothing };
+        data(key, true, lease);
+        Next::Data
     }
 
     fn has_next(&self) -> bool {
-        !self.done.is_empty()
+        !self.done.is_empty() || !self.data.is_empty()
     }
 
     fn free_buffers(&self) -> usize {

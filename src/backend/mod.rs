@@ -29,9 +29,9 @@
 //!   is in flight from then on, is told after the connect, and fails with it (ECANCELED).
 //! - *accept* goes on telling `Socket` with `more` until cancelled or failed, or tells one and ends; the engine starts it again.
 //!   A socket is attached to a new key with [`Backend::attach`], or dropped, which closes it.
-//! - *recv* tells `Data`, with `more` or without; `Count(0)` is the end of the stream. ENOBUFS means that the pool has no buffer:
+//! - *recv* hands bytes over, with `more` or without; `Count(0)` is the end of the stream. ENOBUFS means that the pool has no buffer:
 //!   nothing is lost, the engine starts again when there is one.
-//! - *recv_into* fills one window: `Filled`, or `Data` of no more than fits, which the engine copies; `Count(0)` is the end of the
+//! - *recv_into* fills one window: `Filled`, or bytes, no more than fit, which the engine copies; `Count(0)` is the end of the
 //!   stream.
 //! - *send* tells `Count`: how many of the given bytes were taken. Any number from zero (nothing was taken, start again) to all.
 //! - *close* always succeeds.
@@ -73,7 +73,6 @@ pub(crate) enum Op {
 #[derive(Debug)]
 pub(crate) enum Outcome<S> {
     Count(usize),
-    Data(Lease),
     Filled(Written),
     Socket(S),
     Notified,
@@ -87,6 +86,15 @@ pub(crate) struct Done<S> {
     pub(crate) op: Op,
     pub(crate) more: bool,
     pub(crate) outcome: Outcome<S>,
+}
+
+/// What [`Backend::next`] came to.
+#[derive(Debug)]
+pub(crate) enum Next<S> {
+    Nothing,
+    /// Bytes, handed over already.
+    Data,
+    Done(Done<S>),
 }
 
 /// No room to start an operation before the next wait.
@@ -181,8 +189,9 @@ pub(crate) trait Backend {
     /// ever; a time that has passed: not at all). May return early with nothing.
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error>;
 
-    /// The next finished operation, if there is one. Never blocks.
-    fn next(&mut self) -> Option<Done<Self::Socket>>;
+    /// The next finished operation, or received bytes, which go to `data` with their connection and whether the receive goes on: the
+    /// most common thing takes the shortest way. Never blocks.
+    fn next(&mut self, data: impl FnMut(Key, bool, Lease)) -> Next<Self::Socket>;
 
     /// True if [`Backend::next`] has something, or a wait of no time would find something.
     fn has_next(&self) -> bool;

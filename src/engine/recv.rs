@@ -101,41 +101,33 @@ impl Core {
         Ok(())
     }
 
+    /// A receive has bytes.
     #[inline(always)]
-    pub(super) fn on_recv<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
+    pub(super) fn on_data(&mut self, key: Key, more: bool, lease: Lease, out: &mut Completions) {
         let (now, turn, budget) = (self.now, self.turn, self.config.budget as u16);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let told = match outcome {
-            Outcome::Data(lease) => {
-                self.stats.receives += 1;
-                self.stats.bytes_received += lease.len() as u64;
-                conn.active_at = now;
-                if conn.takes_data_as_it_comes() && !out.is_full() && conn.within_budget(turn, budget) {
-                    out.push(Completion { conn: ConnId(key), tag: conn.tag, event: Event::Received(lease) });
-                    if more {
-                        return;
-                    }
-                    None
-                } else {
-                    Some(Outcome::Data(lease))
-                }
-            }
-            outcome => Some(outcome),
-        };
+        self.stats.receives += 1;
+        self.stats.bytes_received += lease.len() as u64;
+        conn.active_at = now;
         if !more {
             conn.ended(Op::Recv);
             conn.unset(flag::FILLING);
-            self.mark_dirty(key);
+            self.staged.mark(conn, key);
         }
-        if let Some(outcome) = told {
-            self.on_rare_recv(key, outcome, out);
+        if conn.takes_data_as_it_comes() && !out.is_full() && conn.within_budget(turn, budget) {
+            out.push(Completion { conn: ConnId(key), tag: conn.tag, event: Event::Received(lease) });
+        } else {
+            self.absorb(key, lease, out);
         }
     }
 
-    /// What a receive told, in any state of the connection.
-    fn on_rare_recv<S>(&mut self, key: Key, outcome: Outcome<S>, out: &mut Completions) {
+    /// A receive ended, but for the bytes it had.
+    pub(super) fn on_recv<S>(&mut self, key: Key, outcome: Outcome<S>, out: &mut Completions) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.ended(Op::Recv);
+        conn.unset(flag::FILLING);
+        self.staged.mark(conn, key);
         match outcome {
-            Outcome::Data(lease) => self.absorb(key, lease, out),
             Outcome::Filled(written) => {
                 self.stats.receives += 1;
                 self.stats.bytes_received += written.bytes() as u64;
@@ -152,6 +144,7 @@ impl Core {
     }
 
     /// Received bytes go where the caller wants them.
+    #[inline(never)]
     fn absorb(&mut self, key: Key, lease: Lease, out: &mut Completions) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if !conn.is_open() {

@@ -3,7 +3,7 @@
 
 use super::conn::{Phase, flag};
 use super::core::Core;
-use crate::backend::{Backend, Done, Op, QueueFull};
+use crate::backend::{Backend, Done, Next, Op, QueueFull};
 use crate::completion::{Completions, Event};
 use crate::error::Error;
 use crate::id::{Key, TimerId};
@@ -64,9 +64,10 @@ impl Core {
         // What waits to be told is bounded: the rest stays with the kernel, which holds the peers back.
         let pending_max = out.capacity().max(PENDING_MIN);
         while !out.is_full() && self.pending.len() < pending_max {
-            match backend.next() {
-                Some(done) => self.finish_op(backend, done, out),
-                None => break,
+            match backend.next(|key, more, lease| self.on_data(key, more, lease, out)) {
+                Next::Data => {}
+                Next::Done(done) => self.finish_op(backend, done, out),
+                Next::Nothing => break,
             }
         }
         self.fire_timers(out);
@@ -133,7 +134,7 @@ impl Core {
     fn finish_op<B: Backend>(&mut self, backend: &mut B, done: Done<B::Socket>, out: &mut Completions) {
         let Done { key, op, more, outcome } = done;
         match op {
-            Op::Recv => self.on_recv(key, more, outcome, out),
+            Op::Recv => self.on_recv(key, outcome, out),
             Op::Send => self.on_send(key, more, outcome, out),
             Op::Accept => self.on_accept(backend, key, more, outcome, out),
             Op::Connect => self.on_connect(key, outcome, out),
@@ -177,8 +178,12 @@ impl Core {
                 return false;
             }
             self.now = backend.now();
-            while let Some(done) = backend.next() {
-                self.finish_op(backend, done, &mut out);
+            loop {
+                match backend.next(|key, more, lease| self.on_data(key, more, lease, &mut out)) {
+                    Next::Data => {}
+                    Next::Done(done) => self.finish_op(backend, done, &mut out),
+                    Next::Nothing => break,
+                }
                 out.drain();
                 self.pending.clear();
                 until = self.later(patience);

@@ -4,7 +4,7 @@
 use super::{BOTH, Done, EpollBackend, INPUT, Outcome, Retry, Target, bit};
 use crate::backend::windows::Window;
 use crate::backend::{ConnectRequest, Op};
-use crate::buf::{SendQueue, Written};
+use crate::buf::{Lease, SendQueue, Written};
 use crate::error::Errno;
 use crate::id::Key;
 use crate::net::socket;
@@ -204,11 +204,11 @@ impl EpollBackend {
         }
     }
 
-    /// One read into the pool. `None`: nothing there yet.
+    /// One read into the pool. `Err(None)`: nothing there yet.
     #[inline(always)]
-    pub(super) fn recv(&mut self, key: Key) -> Option<Done<OwnedFd>> {
+    pub(super) fn recv(&mut self, key: Key) -> Result<Lease, Option<Done<OwnedFd>>> {
         let Some(buffer) = self.open_buffer.take().or_else(|| self.pool.checkout()) else {
-            return self.recv_ended(key, bit::RECV, Some(Errno(libc::ENOBUFS)));
+            return Err(self.recv_ended(key, bit::RECV, Some(Errno(libc::ENOBUFS))));
         };
         self.pool.rewind(buffer);
         let (start, room) = self.pool.room(buffer);
@@ -216,15 +216,14 @@ impl EpollBackend {
         let result = unsafe { self.recv_at(key, start.as_ptr(), room as usize) };
         let Ok(len @ 1..) = result else {
             self.keep_open(buffer);
-            return self.recv_ended(key, bit::RECV, result.map(drop).err());
+            return Err(self.recv_ended(key, bit::RECV, result.map(drop).err()));
         };
         self.list(Target { slot: key.slot, listener: false });
         let more = room - len as u32 >= LEAST_ROOM.min(self.pool.size());
         if more {
             self.open_buffer = Some(buffer);
         }
-        let lease = self.pool.deliver(buffer, len as u32, more);
-        Some(Done { key, op: Op::Recv, more: true, outcome: Outcome::Data(lease) })
+        Ok(self.pool.deliver(buffer, len as u32, more))
     }
 
     /// One read into a caller's buffer.
@@ -247,6 +246,7 @@ impl EpollBackend {
         }
     }
 
+    #[inline(never)]
     fn recv_ended(&mut self, key: Key, operation: u16, errno: Option<Errno>) -> Option<Done<OwnedFd>> {
         if errno == Some(Errno(libc::EAGAIN)) {
             return None;

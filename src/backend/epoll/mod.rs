@@ -10,8 +10,8 @@ mod io;
 mod work;
 
 use super::windows::Windows;
-use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
-use crate::buf::{Fill, Pool, SendQueue};
+use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull, Tuning};
+use crate::buf::{Fill, Lease, Pool, SendQueue};
 use crate::error::{Errno, Error};
 use crate::id::Key;
 use crate::net::{Addr, socket};
@@ -51,6 +51,7 @@ mod bit {
     pub(super) const BLOCKED: u16 = 1 << 10;
     /// Registered for output too.
     pub(super) const WATCHES_OUTPUT: u16 = 1 << 11;
+    pub(super) const OPERATIONS: u16 = CONNECT | RECV | FILL | SEND | ACCEPT;
 }
 
 /// One connection or listener.
@@ -377,8 +378,8 @@ impl Backend for EpollBackend {
     }
 
     #[inline(always)]
-    fn next(&mut self) -> Option<Done<OwnedFd>> {
-        self.next_done()
+    fn next(&mut self, data: impl FnMut(Key, bool, Lease)) -> Next<OwnedFd> {
+        self.next_thing(data)
     }
 
     fn has_next(&self) -> bool {

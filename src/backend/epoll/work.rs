@@ -2,7 +2,8 @@
 //! its budget goes to the end, behind everybody else, until the next wait.
 
 use super::{EpollBackend, Op, Outcome, Target, UNIX_RETRY, WAKE_TOKEN, bit};
-use crate::backend::{Backend, Done};
+use crate::backend::{Backend, Done, Next};
+use crate::buf::Lease;
 use crate::error::{Errno, Error};
 use crate::id::Key;
 use std::num::NonZeroU32;
@@ -71,12 +72,12 @@ impl EpollBackend {
     }
 
     #[inline(always)]
-    pub(super) fn next_done(&mut self) -> Option<Done<OwnedFd>> {
+    pub(super) fn next_thing(&mut self, mut data: impl FnMut(Key, bool, Lease)) -> Next<OwnedFd> {
         loop {
             if let Some(done) = self.done.pop_front() {
-                return Some(done);
+                return Next::Done(done);
             }
-            let target = self.work.pop_front()?;
+            let Some(target) = self.work.pop_front() else { return Next::Nothing };
             let (turn, budget) = (self.turn, self.tuning.budget);
             let slot = &mut self.slots(target.listener)[target.slot as usize];
             slot.state &= !bit::LISTED;
@@ -91,22 +92,31 @@ impl EpollBackend {
             }
             slot.spent = slot.spent.saturating_add(1);
             let (key, state) = (Key { slot: target.slot, generation }, slot.state);
-            let done = match state & (bit::RECV | bit::FILL | bit::SEND | bit::CONNECT | bit::ACCEPT) == bit::RECV {
-                true => self.recv(key),
-                false => self.rare_work(key, target, state),
-            };
-            if done.is_some() {
-                return done;
+            if state & bit::OPERATIONS != bit::RECV
+                && let Some(next) = self.work_on(key, target, state)
+            {
+                return next;
+            }
+            if state & bit::RECV != 0 && state & bit::READABLE != 0 {
+                match self.recv(key) {
+                    Ok(lease) => {
+                        data(key, true, lease);
+                        return Next::Data;
+                    }
+                    Err(Some(done)) => return Next::Done(done),
+                    Err(None) => {}
+                }
             }
         }
     }
 
-    /// Does one thing for a slot that can work, but for the most common.
+    /// Does one thing for a slot that can work, but for the most common. `None`: a receive is left to do, or nothing.
     #[inline(never)]
-    fn rare_work(&mut self, key: Key, target: Target, state: u16) -> Option<Done<OwnedFd>> {
-        let done = if state & bit::WRITABLE != 0 && state & bit::CONNECT != 0 {
+    fn work_on(&mut self, key: Key, target: Target, state: u16) -> Option<Next<OwnedFd>> {
+        let writable = state & bit::WRITABLE != 0;
+        let done = if writable && state & bit::CONNECT != 0 {
             Some(self.connected(key))
-        } else if state & bit::WRITABLE != 0 && state & bit::SEND != 0 {
+        } else if writable && state & bit::SEND != 0 {
             self.slot(key).state &= !bit::SEND;
             Some(Done { key, op: Op::Send, more: false, outcome: Outcome::Count(0) })
         } else if state & bit::READABLE == 0 {
@@ -115,13 +125,11 @@ impl EpollBackend {
             self.accept(key)
         } else if state & bit::FILL != 0 {
             self.recv_into(key)
-        } else if state & bit::RECV != 0 {
-            return self.recv(key);
         } else {
-            None
+            return None;
         };
         self.list(target);
-        done
+        done.map(Next::Done)
     }
 
     /// A new turn: those that spent their budget may go on.

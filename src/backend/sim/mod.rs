@@ -22,7 +22,7 @@ mod stream;
 mod trace;
 mod view;
 
-use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
+use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull, Tuning};
 use crate::buf::{Fill, Lease, Pool, SendQueue};
 use crate::error::{Errno, Error, Halt};
 use crate::id::Key;
@@ -300,18 +300,21 @@ impl Backend for Sim {
         waited.map(drop).map_err(Error::Simulation)
     }
 
-    fn next(&mut self) -> Option<Done<Accepted>> {
+    fn next(&mut self, mut data: impl FnMut(Key, bool, Lease)) -> Next<Accepted> {
         if !self.status.has_ready() {
-            return None;
+            return Next::Nothing;
         }
-        let told = self.world.lock().net.next(self.engine, &mut self.buffers)?;
+        let Some(told) = self.world.lock().net.next(self.engine, &mut self.buffers) else { return Next::Nothing };
         self.stats.cqes += 1;
-        Some(match told {
+        Next::Done(match told {
             Told::Done(key, op, result) => {
                 let outcome = result.map_or_else(Outcome::Failed, Outcome::Count);
                 Done { key, op, more: false, outcome }
             }
-            Told::Data { key, more } => Done { key, op: Op::Recv, more, outcome: Outcome::Data(self.pick_up()) },
+            Told::Data { key, more } => {
+                data(key, more, self.pick_up());
+                return Next::Data;
+            }
             Told::Accepted { listener, sock, more } => {
                 let socket = Accepted { world: Arc::clone(&self.world), sock };
                 Done { key: listener, op: Op::Accept, more, outcome: Outcome::Socket(socket) }

@@ -25,8 +25,8 @@ mod sys;
 mod token;
 
 use super::windows::Windows;
-use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Op, Outcome, QueueFull, Tuning};
-use crate::buf::{Fill, Pool, SendQueue};
+use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull, Tuning};
+use crate::buf::{Fill, Lease, Pool, SendQueue};
 use crate::error::{Errno, Error};
 use crate::id::Key;
 use crate::net::{Addr, socket};
@@ -230,7 +230,7 @@ impl Uring {
                 return;
             }
             while let Some(entry) = self.ring.next() {
-                drop(self.translate(&entry));
+                drop(self.translate(&entry, |_, _, _| {}));
             }
         }
     }
@@ -405,14 +405,15 @@ impl Backend for Uring {
         self.ring.enter(u32::from(!ready), timeout).map_err(Ring::fatal)
     }
 
-    fn next(&mut self) -> Option<Done<OwnedFd>> {
+    #[inline(always)]
+    fn next(&mut self, mut data: impl FnMut(Key, bool, Lease)) -> Next<OwnedFd> {
         loop {
             if let Some(done) = self.done.pop_front() {
-                return Some(done);
+                return Next::Done(done);
             }
-            let entry = self.ring.next()?;
-            if let Some(done) = self.translate(&entry) {
-                return Some(done);
+            let Some(entry) = self.ring.next() else { return Next::Nothing };
+            if let Some(next) = self.translate(&entry, &mut data) {
+                return next;
             }
         }
     }
@@ -484,7 +485,7 @@ impl Backend for Uring {
                     break;
                 }
                 while let Some(entry) = self.ring.next() {
-                    drop(self.translate(&entry));
+                    drop(self.translate(&entry, |_, _, _| {}));
                 }
                 self.done.clear();
             }

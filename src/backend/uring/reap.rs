@@ -3,7 +3,7 @@
 
 use super::ops::op_of;
 use super::token::{Kind, Token, unpack};
-use super::{Done, Op, Outcome, Uring};
+use super::{Done, Next, Op, Outcome, Uring};
 use crate::buf::{Lease, Written};
 use crate::error::Errno;
 use crate::id::Key;
@@ -14,8 +14,12 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 impl Uring {
     /// What a completion means to the engine; `None` if it is an affair of the backend.
-    #[inline]
-    pub(super) fn translate(&mut self, entry: &cqueue::Entry) -> Option<Done<OwnedFd>> {
+    #[inline(always)]
+    pub(super) fn translate(
+        &mut self,
+        entry: &cqueue::Entry,
+        data: impl FnMut(Key, bool, Lease),
+    ) -> Option<Next<OwnedFd>> {
         let (result, flags) = (entry.result(), entry.flags());
         let Some(token) = unpack(entry.user_data()) else {
             self.unknown += 1;
@@ -27,7 +31,7 @@ impl Uring {
             Kind::Wake => {
                 self.wake_armed = false;
                 self.inbox.reset();
-                return Some(Done { key: Key::NONE, op: Op::Wake, more: false, outcome: Outcome::Notified });
+                return Some(Next::Done(done(Key::NONE, Op::Wake, false, Outcome::Notified)));
             }
             Kind::Timeout => {
                 self.ring.alarm.ended(token.slot);
@@ -45,10 +49,17 @@ impl Uring {
             return None;
         };
         match token.kind {
-            Kind::Recv => self.received(key, result, more, lease),
-            Kind::Send => self.sent(key, result, flags),
+            Kind::Recv => self.received(key, result, more, lease, data),
+            Kind::Send => self.sent(key, result, flags).map(Next::Done),
+            _ => self.others(key, token.kind, result, more).map(Next::Done),
+        }
+    }
+
+    #[inline(never)]
+    fn others(&mut self, key: Key, kind: Kind, result: i32, more: bool) -> Option<Done<OwnedFd>> {
+        match kind {
             Kind::Fill => self.filled(key, result),
-            Kind::RecvPoll | Kind::FillPoll => self.readable(key, token.kind, result),
+            Kind::RecvPoll | Kind::FillPoll => self.readable(key, kind, result),
             Kind::SendPoll => {
                 self.send_ended(key);
                 Some(done(key, Op::Send, false, polled(result, || Outcome::Count(0))))
@@ -81,8 +92,8 @@ impl Uring {
                 self.step(key, Kind::Accept);
                 None
             }
-            Kind::Close | Kind::CloseListener => Some(done(key, op_of(token.kind), false, Outcome::Count(0))),
-            Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::Idle => None,
+            Kind::Close | Kind::CloseListener => Some(done(key, op_of(kind), false, Outcome::Count(0))),
+            Kind::Recv | Kind::Send | Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::Idle => None,
         }
     }
 
@@ -106,8 +117,15 @@ impl Uring {
         (result > 0).then_some(lease)
     }
 
-    #[inline]
-    fn received(&mut self, key: Key, result: i32, more: bool, lease: Option<Lease>) -> Option<Done<OwnedFd>> {
+    #[inline(always)]
+    fn received(
+        &mut self,
+        key: Key,
+        result: i32,
+        more: bool,
+        lease: Option<Lease>,
+        mut data: impl FnMut(Key, bool, Lease),
+    ) -> Option<Next<OwnedFd>> {
         let slot = self.conns.get_mut(key.slot as usize)?;
         if !more {
             slot.recv = Kind::Idle;
@@ -126,12 +144,13 @@ impl Uring {
                 return None;
             }
         }
-        let outcome = match (lease, result) {
-            (Some(lease), _) => Outcome::Data(lease),
-            (None, 0) => Outcome::Count(0),
-            (None, result) => Outcome::Failed(Errno(result.saturating_neg().max(1))),
-        };
-        Some(done(key, Op::Recv, more, outcome))
+        if let Some(lease) = lease {
+            data(key, more, lease);
+            return Some(Next::Data);
+        }
+        let outcome =
+            if result == 0 { Outcome::Count(0) } else { Outcome::Failed(Errno(result.saturating_neg().max(1))) };
+        Some(Next::Done(done(key, Op::Recv, more, outcome)))
     }
 
     fn filled(&mut self, key: Key, result: i32) -> Option<Done<OwnedFd>> {
