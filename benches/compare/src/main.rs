@@ -6,6 +6,7 @@
 //! cargo run --release --manifest-path benches/compare/Cargo.toml -- techniques
 //! ```
 
+mod bufring;
 mod chart;
 mod clients;
 mod load;

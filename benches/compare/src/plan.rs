@@ -177,20 +177,23 @@ impl Plan<'_> {
 
     fn clients(&mut self) -> Vec<Table> {
         let workloads = [
-            ("connect, 64 B, close; 64 at once", "--mode connect --conns 64", true),
-            ("client of 64 connections, 64 B", "--conns 64", false),
-            ("client of 1,024 connections, 64 B", "--conns 1024", false),
-            ("stream of 64 B messages, 4 connections", "--mode stream --conns 4", false),
+            ("connect, 64 B, close; 64 at once", "--mode connect --conns 64"),
+            ("client of 64 connections, 64 B", "--conns 64"),
+            ("client of 1,024 connections, 64 B", "--conns 1024"),
+            ("stream of 64 B messages, 4 connections", "--mode stream --conns 4"),
         ];
         let server = Program::own("server", "serve epoll --read 65536");
         let mut tables = Vec::new();
-        for (name, arguments, has_ring) in workloads {
+        for (name, arguments) in workloads {
             if !self.choice.wants(name) {
                 continue;
             }
             self.progress.begin(name);
             let mut programs = vec![Program::own("epoll client", "client")];
-            if has_ring {
+            if arguments.contains("connect") {
+                programs.push(Program::own("epoll client, edge-triggered", "client --edge"));
+            }
+            if !arguments.contains("stream") {
                 programs.push(Program::own("bare ring client", "client --ring"));
             }
             programs.push(Program::example(OURS_URING, "load", "--backend uring"));

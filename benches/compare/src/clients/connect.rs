@@ -1,5 +1,5 @@
 //! Connect, one request, close, over and over, the usual way: a non-blocking connect, EPOLL_CTL_ADD for output, SO_ERROR when it is writable,
-//! EPOLL_CTL_MOD for input, send, receive, close. Source addresses change as those of `load` do, so that ports do not run out.
+//! EPOLL_CTL_MOD for input, send, receive, close. With `--edge` as sparingly as epoll allows. Source addresses change as those of `load` do, so that ports do not run out.
 
 use super::{Options, Outcome};
 use crate::sys::{self, Addr, Epoll};
@@ -18,39 +18,50 @@ struct Conn {
 pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
     let (mut epoll, addr) = (Epoll::new()?, addr.to_sockaddr()?);
     let message = vec![b'x'; options.size];
+    let once = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+    let wanted = if options.edge { once } else { libc::EPOLLOUT };
     let (start, mut opened) = (Instant::now(), first_source());
     let mut outcome = Outcome { requests: 0, elapsed: Duration::ZERO, latencies_us: Vec::new() };
     let blank = |_| Conn { socket: None, connecting: true, missing: 0, asked_at: start };
     let mut conns: Vec<Conn> = (0..options.conns).map(blank).collect();
     for (index, conn) in conns.iter_mut().enumerate() {
-        open(conn, index, &addr, &epoll, &mut opened)?;
+        open(conn, index, &addr, &epoll, wanted, &mut opened)?;
     }
     let mut buffer = vec![0; 64 << 10];
     let mut ready = Vec::with_capacity(1024);
     let end = start + Duration::from_secs_f64(options.seconds);
     while Instant::now() < end {
         ready.clear();
-        ready.extend(epoll.wait(Some(Duration::from_millis(20)))?.iter().map(|event| event.u64 as usize));
-        for &index in &ready {
+        let events = epoll.wait(Some(Duration::from_millis(20)))?;
+        ready.extend(events.iter().map(|event| (event.u64 as usize, event.events as i32)));
+        for &(index, events) in &ready {
             let conn = &mut conns[index];
             let Some(socket) = &conn.socket else { continue };
             let fd = socket.as_raw_fd();
             if conn.connecting {
-                if let Some(error) = socket.take_error()? {
+                if (!options.edge || events & (libc::EPOLLERR | libc::EPOLLHUP) != 0)
+                    && let Some(error) = socket.take_error()?
+                {
                     return Err(error);
                 }
-                epoll.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN, index as u64)?;
+                if !options.edge {
+                    epoll.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN, index as u64)?;
+                }
                 sys::send(fd, &message)?;
                 (conn.connecting, conn.missing) = (false, options.size);
                 continue;
             }
-            let len = sys::recv(fd, &mut buffer)?;
+            let len = match sys::recv(fd, &mut buffer) {
+                // An edge of output alone.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                result => result?,
+            };
             conn.missing -= len;
             if conn.missing == 0 {
                 outcome.requests += 1;
                 outcome.latencies_us.push(conn.asked_at.elapsed().as_micros() as u32);
                 conn.socket = None;
-                open(conn, index, &addr, &epoll, &mut opened)?;
+                open(conn, index, &addr, &epoll, wanted, &mut opened)?;
             }
         }
     }
@@ -58,7 +69,14 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
     Ok(outcome)
 }
 
-fn open(conn: &mut Conn, index: usize, addr: &socket2::SockAddr, epoll: &Epoll, opened: &mut u64) -> io::Result<()> {
+fn open(
+    conn: &mut Conn,
+    index: usize,
+    addr: &socket2::SockAddr,
+    epoll: &Epoll,
+    wanted: libc::c_int,
+    opened: &mut u64,
+) -> io::Result<()> {
     let kind = socket2::Type::STREAM.nonblocking().cloexec();
     let socket = socket2::Socket::new(addr.domain(), kind, None)?;
     set_up(socket.as_raw_fd(), opened)?;
@@ -66,7 +84,7 @@ fn open(conn: &mut Conn, index: usize, addr: &socket2::SockAddr, epoll: &Epoll, 
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
         _ => {}
     }
-    epoll.add(socket.as_raw_fd(), libc::EPOLLOUT, index as u64)?;
+    epoll.add(socket.as_raw_fd(), wanted, index as u64)?;
     *conn = Conn { socket: Some(socket), connecting: true, missing: 0, asked_at: Instant::now() };
     Ok(())
 }

@@ -3,7 +3,8 @@
 
 mod connect;
 mod echo;
-mod ring;
+mod ring_connect;
+mod ring_echo;
 mod stream;
 
 use crate::sys::Addr;
@@ -33,9 +34,12 @@ pub struct Options {
     pub depth: usize,
     #[arg(long, default_value_t = 1.0)]
     pub seconds: f64,
-    /// On a bare ring instead of epoll (mode connect)
-    #[arg(long)]
+    /// On a bare ring instead of epoll (modes echo and connect)
+    #[arg(long, conflicts_with = "edge")]
     pub ring: bool,
+    /// Edge-triggered: one EPOLL_CTL_ADD a connection, no SO_ERROR unless epoll tells of an error (mode connect)
+    #[arg(long)]
+    pub edge: bool,
     /// As `load` has it: the output is a line of JSON in any case
     #[arg(long)]
     pub json: bool,
@@ -51,8 +55,10 @@ pub struct Outcome {
 pub fn run(addr: &Addr, options: &Options) -> io::Result<()> {
     let cpu = crate::sys::cpu_ns(std::process::id())?;
     let mut outcome = match options.mode {
-        Mode::Connect if options.ring => ring::run(addr, options)?,
-        _ if options.ring => return Err(io::Error::other("--ring is for mode connect")),
+        Mode::Connect if options.ring => ring_connect::run(addr, options)?,
+        Mode::Echo if options.ring => ring_echo::run(addr, options)?,
+        _ if options.ring => return Err(io::Error::other("--ring is for the modes echo and connect")),
+        Mode::Echo | Mode::Stream if options.edge => return Err(io::Error::other("--edge is for mode connect")),
         Mode::Echo => echo::run(addr, options)?,
         Mode::Connect => connect::run(addr, options)?,
         Mode::Stream => stream::run(addr, options)?,

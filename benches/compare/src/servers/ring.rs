@@ -3,14 +3,13 @@
 //! receive, a ring of provided buffers, one gathered send per connection and turn. Each technique can be switched, to
 //! measure it.
 
+use crate::bufring::{Buffers, GROUP, Piece};
 use crate::sys::{self, Addr};
 use clap::{Args, ValueEnum};
 use io_uring::squeue::{Entry, Flags};
-use io_uring::types::{self, BufRingEntry};
-use io_uring::{IoUring, cqueue, opcode};
+use io_uring::{IoUring, cqueue, opcode, types};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU16, Ordering};
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
@@ -83,10 +82,8 @@ pub struct Options {
     pub spin: u32,
 }
 
-const GROUP: u16 = 0;
 const GATHER_MAX: usize = 64;
 const DIRECT_MAX: u32 = 19_000;
-const INCREMENTAL: u16 = 2;
 const POLL_FIRST: u16 = 1;
 const ENTER_GETEVENTS: u32 = 1;
 const ENTER_SQ_WAKEUP: u32 = 2;
@@ -97,14 +94,6 @@ const ACCEPT: u64 = 0;
 const RECV: u64 = 1 << 32;
 const SEND: u64 = 2 << 32;
 const CLOSE: u64 = 3 << 32;
-
-/// Received bytes that wait to be sent, or are being sent.
-#[derive(Clone, Copy)]
-struct Piece {
-    start: *const u8,
-    len: usize,
-    buffer: u16,
-}
 
 #[derive(Default)]
 struct Conn {
@@ -122,86 +111,6 @@ struct Conn {
     own: Vec<u8>,
     iovecs: Vec<libc::iovec>,
     header: Option<Box<libc::msghdr>>,
-}
-
-struct Buffers {
-    memory: Vec<u8>,
-    /// The entries, page-aligned, shared with the kernel.
-    ring: *mut BufRingEntry,
-    count: u16,
-    size: usize,
-    tail: u16,
-    /// Which buffer lies at which place of the ring, and where each lies: bundles go on with the next place.
-    order: Vec<u16>,
-    place: Vec<u16>,
-    filled: Vec<usize>,
-    claims: Vec<u32>,
-}
-
-impl Buffers {
-    fn new(count: u16, size: usize) -> Buffers {
-        let bytes = usize::from(count) * size_of::<BufRingEntry>();
-        let layout = std::alloc::Layout::from_size_align(bytes, 4096).expect("a valid layout");
-        // SAFETY: not of zero size. Kept until the process ends.
-        let ring = unsafe { std::alloc::alloc_zeroed(layout) }.cast();
-        let entries = usize::from(count);
-        Buffers {
-            memory: vec![0; entries * size],
-            ring,
-            count,
-            size,
-            tail: 0,
-            order: vec![0; entries],
-            place: vec![0; entries],
-            filled: vec![0; entries],
-            claims: vec![0; entries],
-        }
-    }
-
-    fn provide(&mut self, buffer: u16) {
-        let place = self.tail & (self.count - 1);
-        // SAFETY: within the ring; the kernel reads the entry only once the tail is past it.
-        let entry = unsafe { &mut *self.ring.add(usize::from(place)) };
-        entry.set_addr(self.memory[usize::from(buffer) * self.size..].as_ptr() as u64);
-        entry.set_len(self.size as u32);
-        entry.set_bid(buffer);
-        (self.order[usize::from(place)], self.place[usize::from(buffer)]) = (buffer, place);
-        (self.filled[usize::from(buffer)], self.claims[usize::from(buffer)]) = (0, 1);
-        self.tail = self.tail.wrapping_add(1);
-    }
-
-    fn publish(&self) {
-        // SAFETY: the tail lies in the first entry, aligned for u16.
-        unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.ring).cast_mut()) }.store(self.tail, Ordering::Release);
-    }
-
-    /// The bytes that a completion brought, in one piece per buffer.
-    fn take(&mut self, first: u16, mut len: usize, more: bool, pieces: &mut Vec<Piece>) {
-        let mut buffer = first;
-        loop {
-            let index = usize::from(buffer);
-            let part = len.min(self.size - self.filled[index]);
-            let start = self.memory[index * self.size + self.filled[index]..].as_ptr();
-            pieces.push(Piece { start, len: part, buffer });
-            self.filled[index] += part;
-            self.claims[index] += 1;
-            len -= part;
-            if len > 0 || !more {
-                self.end_claim(buffer);
-            }
-            if len == 0 {
-                return;
-            }
-            buffer = self.order[usize::from((self.place[index] + 1) & (self.count - 1))];
-        }
-    }
-
-    fn end_claim(&mut self, buffer: u16) {
-        self.claims[usize::from(buffer)] -= 1;
-        if self.claims[usize::from(buffer)] == 0 {
-            self.provide(buffer);
-        }
-    }
 }
 
 struct Server {
@@ -252,13 +161,7 @@ impl Server {
         let uring: IoUring = builder.build(4096)?;
         let mut buffers = Buffers::new(options.buffers, options.buffer_size as usize);
         if options.receive != Receive::Own {
-            let flags = if options.incremental { INCREMENTAL } else { 0 };
-            // SAFETY: the ring of buffers is kept until the process ends.
-            unsafe {
-                uring.submitter().register_buf_ring_with_flags(buffers.ring as u64, options.buffers, GROUP, flags)?
-            };
-            (0..options.buffers).for_each(|buffer| buffers.provide(buffer));
-            buffers.publish();
+            buffers.register(&uring, options.incremental)?;
         }
         if options.direct {
             uring.submitter().register_files_sparse(DIRECT_MAX)?;
