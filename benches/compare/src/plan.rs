@@ -29,6 +29,15 @@ fn ours() -> Vec<Program> {
     ]
 }
 
+/// They look for completions before they sleep.
+fn ours_spinning() -> Vec<Program> {
+    let spinning = |(name, backend): (&str, &str)| {
+        let arguments = format!("--backend {backend} --spin 100");
+        Program::example(&format!("{name}, spinning"), "echo_server", &arguments)
+    };
+    [(OURS_URING, "uring"), (OURS_EPOLL, "epoll")].into_iter().map(spinning).collect()
+}
+
 fn peers() -> Vec<Program> {
     let names = ["mio", "tokio", "tokio-uring", "monoio", "compio", "glommio", "a10", "ringline"];
     names.iter().map(|name| Program::own(name, &format!("serve {name}"))).collect()
@@ -196,6 +205,12 @@ impl Plan<'_> {
             if !arguments.contains("stream") {
                 programs.push(Program::own("bare ring client", "client --ring"));
             }
+            if arguments.contains("connect") {
+                let variants = [("send not linked", "--unlinked"), ("receive with the send", "--early-receive")];
+                let variant =
+                    |(name, flag)| Program::own(&format!("bare ring client, {name}"), &format!("client --ring {flag}"));
+                programs.extend(variants.map(variant));
+            }
             programs.push(Program::example(OURS_URING, "load", "--backend uring"));
             programs.push(Program::example(OURS_EPOLL, "load", "--backend epoll"));
             let pace = self.choice.pace((11, 500), (3, 200));
@@ -220,10 +235,7 @@ impl Plan<'_> {
         let mut programs = baselines();
         programs.remove(1);
         programs.extend(ours());
-        for (name, backend) in [(OURS_URING, "uring"), (OURS_EPOLL, "epoll")] {
-            let arguments = format!("--backend {backend} --spin 100");
-            programs.push(Program::example(&format!("{name}, spinning"), "echo_server", &arguments));
-        }
+        programs.extend(ours_spinning());
         let pace = self.choice.pace((11, 500), (3, 200));
         let series = measure::latency("--conns 1", &["p50_us"], &programs, pace, &mut self.progress.teller());
         let note = "The client sleeps between its requests in all rows; with `Config::spin` only the server does not.";
@@ -237,8 +249,9 @@ impl Plan<'_> {
             return Vec::new();
         }
         self.progress.begin(name);
-        let mut programs = vec![Program::own(EPOLL, "serve epoll")];
+        let mut programs = vec![Program::own(EPOLL, "serve epoll"), Program::own(RING, "serve ring")];
         programs.extend(ours());
+        programs.extend(ours_spinning());
         programs.push(Program::own("tokio", "serve tokio"));
         let peak = Pace { rounds: 3, ..self.choice.pace((3, 500), (3, 200)) };
         let figure = &["requests_per_s"];
@@ -246,7 +259,8 @@ impl Plan<'_> {
         let Some(peak) = Spread::of(seen[0][0].samples.iter().map(|sample| sample.figure)) else { return Vec::new() };
         let rate = (peak.median / 2.0 / 1000.0).round() * 1000.0;
         let arguments = format!("--conns 50 --rate {rate}");
-        let pace = self.choice.pace((15, 1000), (3, 300));
+        // Short slices and many: a stall of the machine spoils few of them, and the median does not see those.
+        let pace = self.choice.pace((100, 100), (10, 100));
         let keys = ["p99_us", "p999_us"];
         let series = measure::latency(&arguments, &keys, &programs, pace, &mut self.progress.teller());
         let note = format!(

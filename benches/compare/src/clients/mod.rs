@@ -40,6 +40,12 @@ pub struct Options {
     /// Edge-triggered: one EPOLL_CTL_ADD a connection, no SO_ERROR unless epoll tells of an error (mode connect)
     #[arg(long)]
     pub edge: bool,
+    /// The send waits for the completion of the connect, instead of being linked to it (--ring, mode connect)
+    #[arg(long, requires = "ring")]
+    pub unlinked: bool,
+    /// The receive is linked to the send, instead of waiting for its completion (--ring, mode connect)
+    #[arg(long, requires = "ring")]
+    pub early_receive: bool,
     /// As `load` has it: the output is a line of JSON in any case
     #[arg(long)]
     pub json: bool,

@@ -1,5 +1,6 @@
 //! Connect, one request, close, on a bare ring: an entry for each step (socket, connect, send, receive, close), SINGLE_ISSUER and
-//! DEFER_TASKRUN. The floor of what the interface allows for the connect workload.
+//! DEFER_TASKRUN. The send is linked to the connect, and the receive waits for the end of the send; both can be switched. The floor of
+//! what the interface allows for the connect workload.
 
 use super::{Options, Outcome, connect};
 use crate::sys::Addr;
@@ -52,12 +53,15 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
                     connect::set_up(conn.fd, &mut opened)?;
                     let fd = types::Fd(conn.fd);
                     let connect = opcode::Connect::new(fd, addr.as_ptr().cast(), addr.len()).build();
-                    let send = opcode::Send::new(fd, message.as_ptr(), message.len() as u32).flags(libc::MSG_NOSIGNAL);
-                    push(&mut ring, connect.flags(Flags::IO_LINK).user_data(CONNECT | index));
-                    push(&mut ring, send.build().user_data(SEND | index));
+                    let link = if options.unlinked { Flags::empty() } else { Flags::IO_LINK };
+                    push(&mut ring, connect.flags(link).user_data(CONNECT | index));
+                    if !options.unlinked {
+                        ask(&mut ring, conn, index, &message, options);
+                    }
                 }
-                CONNECT => {}
-                SEND => push(&mut ring, recv(conn, index)),
+                CONNECT if options.unlinked => ask(&mut ring, conn, index, &message, options),
+                SEND if !options.early_receive => push(&mut ring, recv(conn, index)),
+                CONNECT | SEND => {}
                 RECV => {
                     conn.missing = conn.missing.saturating_sub(entry.result() as usize);
                     if conn.missing > 0 && entry.result() > 0 {
@@ -82,6 +86,15 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
 fn socket(addr: &socket2::SockAddr, index: u64) -> Entry {
     let (domain, kind) = (i32::from(addr.domain()), libc::SOCK_STREAM | libc::SOCK_CLOEXEC);
     opcode::Socket::new(domain, kind, 0).build().user_data(SOCKET | index)
+}
+
+fn ask(ring: &mut IoUring, conn: &mut Conn, index: u64, message: &[u8], options: &Options) {
+    let send = opcode::Send::new(types::Fd(conn.fd), message.as_ptr(), message.len() as u32).flags(libc::MSG_NOSIGNAL);
+    let link = if options.early_receive { Flags::IO_LINK } else { Flags::empty() };
+    push(ring, send.build().flags(link).user_data(SEND | index));
+    if options.early_receive {
+        push(ring, recv(conn, index));
+    }
 }
 
 fn recv(conn: &mut Conn, index: u64) -> Entry {
