@@ -147,9 +147,14 @@ pub fn hardened_ring(variant: &Variant) {
         Err(error) => panic!("{error}"),
     };
     works(&mut rig);
-    let (conn, peer) = rig.pair();
-    let reader = spawn(move || read_all(peer));
-    for chunk in pattern(1 << 20).chunks(30_000) {
+    // The first payload leaves with the connect, the others as they come.
+    let listener = listen_local().unwrap();
+    let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    let payload = pattern(1 << 20);
+    rig.engine.send(conn, payload[..3000].to_vec()).unwrap();
+    rig.poll(Duration::from_millis(10));
+    let reader = spawn(move || read_all(listener.accept().unwrap().0));
+    for chunk in payload[3000..].chunks(30_000) {
         rig.send_all(conn, chunk.to_vec());
     }
     rig.engine.timer_after(Duration::from_millis(1), 1).unwrap();

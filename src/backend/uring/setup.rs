@@ -242,7 +242,7 @@ fn restrict(uring: &IoUring, choice: &Choice<'_>, modern: bool) -> std::io::Resu
         allowed.push(opcode::Socket::CODE);
     }
     let mut rules: Vec<Restriction> = allowed.into_iter().map(Restriction::sqe_op).collect();
-    let flags = if modern { squeue::Flags::BUFFER_SELECT } else { squeue::Flags::empty() };
+    let flags = if modern { squeue::Flags::BUFFER_SELECT | squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
     rules.push(Restriction::sqe_flags_allowed(flags.bits()));
     rules.push(Restriction::register_op(REGISTER_EVENTFD));
     rules.push(Restriction::register_op(UNREGISTER_EVENTFD));
