@@ -134,6 +134,10 @@ pub(crate) trait Backend {
     /// An accepted or adopted connection that has no key yet. Dropping it closes it.
     type Socket;
 
+    /// After so many received bytes a turn ends, so that what is sent in answer is read again while it is in the cache. Only where the
+    /// engine decides when bytes are received.
+    const TURN_BYTES: u64 = u64::MAX / 2;
+
     /// Real time passes while somebody looks with waits of no time.
     const CAN_SPIN: bool = true;
 

@@ -63,7 +63,8 @@ impl Core {
         }
         // What waits to be told is bounded: the rest stays with the kernel, which holds the peers back.
         let pending_max = out.capacity().max(PENDING_MIN);
-        while !out.is_full() && self.pending.len() < pending_max {
+        let enough = self.stats.bytes_received + B::TURN_BYTES;
+        while !out.is_full() && self.pending.len() < pending_max && self.stats.bytes_received < enough {
             match backend.next(|key, more, lease| self.on_data(key, more, lease, out)) {
                 Next::Data => {}
                 Next::Done(done) => self.finish_op(backend, done, out),

@@ -30,6 +30,10 @@ const LISTENER_BIT: u64 = 1 << 63;
 const INPUT: libc::c_int = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 const BOTH: libc::c_int = INPUT | libc::EPOLLOUT;
 const EVENTS_PER_WAIT: usize = 512;
+/// Ends a turn: sixteen answers of 16 KiB are sent while what was received is still in the cache next to a core.
+const TURN_BYTES: u64 = 256 << 10;
+/// While there is work, the kernel is asked for more of it in each of so many turns only.
+const TURNS_PER_WAIT: u32 = 8;
 /// How long a connect to a unix socket with a full backlog waits before it tries again: readiness does not tell.
 const UNIX_RETRY: Duration = Duration::from_millis(2);
 
@@ -86,6 +90,8 @@ pub(crate) struct EpollBackend {
     retries: Vec<Retry>,
     events: Box<[libc::epoll_event]>,
     turn: u32,
+    /// Turns since the kernel was asked.
+    unasked: u32,
     stats: BackendStats,
 }
 
@@ -124,6 +130,7 @@ impl EpollBackend {
             retries: Vec::new(),
             events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_PER_WAIT].into(),
             turn: 0,
+            unasked: 0,
             stats: BackendStats::default(),
         })
     }
@@ -254,6 +261,7 @@ impl Slot {
 
 impl Backend for EpollBackend {
     type Socket = OwnedFd;
+    const TURN_BYTES: u64 = TURN_BYTES;
 
     fn epoch(&self) -> Instant {
         self.epoch

@@ -1,7 +1,7 @@
 //! The turn of the epoll backend. Owns: the work list. Invariant: what is ready and wanted is on a list; a slot that spent
 //! its budget goes to the end, behind everybody else, until the next wait.
 
-use super::{EpollBackend, Op, Outcome, Target, UNIX_RETRY, WAKE_TOKEN, bit};
+use super::{EpollBackend, Op, Outcome, TURNS_PER_WAIT, Target, UNIX_RETRY, WAKE_TOKEN, bit};
 use crate::backend::{Backend, Done, Next};
 use crate::buf::Lease;
 use crate::error::{Errno, Error};
@@ -20,7 +20,12 @@ impl EpollBackend {
         self.renew_budgets();
         if self.has_next() {
             timeout = Some(Duration::ZERO);
+            self.unasked += 1;
+            if self.unasked < TURNS_PER_WAIT && self.retries.is_empty() {
+                return Ok(());
+            }
         }
+        self.unasked = 0;
         if !self.retries.is_empty() {
             timeout = Some(timeout.map_or(UNIX_RETRY, |timeout| timeout.min(UNIX_RETRY)));
         }
