@@ -20,6 +20,7 @@ mod ops;
 mod reap;
 mod ring;
 pub(super) mod setup;
+mod slot;
 mod survey;
 mod sys;
 mod token;
@@ -35,9 +36,10 @@ use crate::waker::Inbox;
 use bufring::BufRing;
 use io_uring::{opcode, types};
 use ring::Ring;
+use slot::{Slot, mark};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 pub(super) use survey::Refusal;
@@ -45,7 +47,6 @@ use token::{Kind, pack};
 
 /// How long a connect to a unix socket with a full backlog waits before it tries again.
 const UNIX_RETRY_NS: u64 = 2_000_000;
-const NO_BUFFER: u16 = u16::MAX;
 
 /// How operations are made into entries; follows from the tier and the capabilities.
 #[derive(Clone, Copy, Debug)]
@@ -62,51 +63,6 @@ pub(super) struct Style {
     /// Completions are made only when the owner enters the kernel.
     pub(super) deferred: bool,
     pub(super) zero_copy: bool,
-}
-
-/// One connection or listener.
-#[derive(Debug)]
-struct Slot {
-    fd: Option<OwnedFd>,
-    generation: u32,
-    /// What is in flight: a receive, a send, a connect or accept.
-    recv: Kind,
-    send: Kind,
-    open: Kind,
-    /// The operations (bits by [`Op`]) that were advised to end: no next step for them.
-    stop: u8,
-    /// The last receive filled its buffer: try the next one without a poll before it.
-    hot: bool,
-    /// Nothing was received yet.
-    fresh: bool,
-    /// Nothing was sent yet on a socket that was made here: its first send cannot wait for its peer.
-    unused: bool,
-    /// The first receive waits for the end of the first send.
-    held: bool,
-    /// The buffer of a receive in flight that the kernel did not pick.
-    buffer: u16,
-}
-
-impl Slot {
-    fn new(fd: Option<OwnedFd>, generation: u32) -> Slot {
-        Slot {
-            fd,
-            generation,
-            recv: Kind::Idle,
-            send: Kind::Idle,
-            open: Kind::Idle,
-            stop: 0,
-            hot: false,
-            fresh: true,
-            unused: false,
-            held: false,
-            buffer: NO_BUFFER,
-        }
-    }
-
-    fn raw_fd(&self) -> RawFd {
-        self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
-    }
 }
 
 /// The second step of an operation that found the submission queue full.
@@ -322,10 +278,10 @@ impl Backend for Uring {
         let slot = self.slot(key);
         slot.stop &= !(1 << Op::Recv as u8);
         // An answer needs a request: until that has left, a receive would only find nothing, and be polled for.
-        slot.held = slot.unused && slot.send != Kind::Idle;
-        let (held, hot) = (slot.held, slot.hot);
+        let held = slot.has(mark::UNUSED) && slot.send != Kind::Idle;
+        slot.set(mark::HELD, held);
         if !held {
-            let poll_first = !self.style.buf_ring && !hot;
+            let poll_first = !self.slot(key).has(mark::HOT) && !self.style.buf_ring;
             self.push_recv(key, if poll_first { Kind::RecvPoll } else { Kind::Recv });
         }
         Ok(())

@@ -1,8 +1,9 @@
 //! Operations as submission queue entries. Owns: which entry an operation starts with, and how it is cancelled.
 
 use super::bufring::GROUP;
+use super::slot::mark;
 use super::token::{Kind, pack};
-use super::{NO_BUFFER, Opening, Slot, Step, Uring};
+use super::{Opening, Step, Uring};
 use crate::backend::{ConnectRequest, Op, Outcome, QueueFull};
 use crate::buf::SendQueue;
 use crate::error::Errno;
@@ -54,7 +55,7 @@ impl Uring {
         unsafe { self.ring.push(entry.user_data(pack(Kind::Connect, key))) };
         let slot = self.slot(key);
         slot.open = Kind::Connect;
-        slot.unused = true;
+        slot.set(mark::UNUSED, true);
     }
 
     /// A connect in two entries: the socket first. With hundreds of connects under way both cost less than one entry and a call. The
@@ -185,7 +186,7 @@ impl Uring {
     /// Room must have been made.
     pub(super) fn push_recv(&mut self, key: Key, kind: Kind) {
         let fd = self.fd_of(key);
-        let single = self.style.first_single && std::mem::replace(&mut self.slot(key).fresh, false);
+        let single = self.style.first_single && self.slot(key).take(mark::FRESH);
         self.ring.stats.single_receives += u64::from(single);
         let entry = if kind == Kind::RecvPoll {
             poll_read(fd)
@@ -311,7 +312,7 @@ impl Uring {
             Op::Send => self.slot(key).send,
             Op::Close | Op::CloseListener | Op::Wake => Kind::Idle,
         };
-        if op == Op::Recv && std::mem::take(&mut self.slot(key).held) {
+        if op == Op::Recv && self.slot(key).take(mark::HELD) {
             self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
             return Ok(());
         }
@@ -339,12 +340,6 @@ impl Uring {
 
     fn fd_of(&mut self, key: Key) -> types::Fd {
         types::Fd(self.slot(key).raw_fd())
-    }
-
-    /// Takes the buffer that a receive was given, if the kernel did not pick one.
-    pub(super) fn take_buffer(slot: &mut Slot) -> Option<u16> {
-        let buffer = std::mem::replace(&mut slot.buffer, NO_BUFFER);
-        (buffer != NO_BUFFER).then_some(buffer)
     }
 }
 

@@ -2,6 +2,7 @@
 //! accounted for before anything else is looked at.
 
 use super::ops::op_of;
+use super::slot::mark;
 use super::token::{Kind, Token, unpack};
 use super::{Done, Next, Op, Outcome, Uring};
 use crate::buf::{Lease, Written};
@@ -131,9 +132,9 @@ impl Uring {
             slot.recv = Kind::Idle;
         }
         let mut lease = lease;
-        if let Some(buffer) = Self::take_buffer(slot) {
+        if let Some(buffer) = slot.take_buffer() {
             let size = self.pool.size() as i32;
-            slot.hot = result == size;
+            slot.set(mark::HOT, result == size);
             if result > 0 {
                 lease = Some(self.pool.deliver(buffer, result as u32, false));
             } else {
@@ -198,8 +199,9 @@ impl Uring {
     #[inline]
     fn send_ended(&mut self, key: Key) {
         let slot = self.slot(key);
-        (slot.send, slot.unused) = (Kind::Idle, false);
-        if std::mem::take(&mut slot.held) {
+        slot.send = Kind::Idle;
+        slot.set(mark::UNUSED, false);
+        if slot.take(mark::HELD) {
             self.step(key, if self.style.buf_ring { Kind::Recv } else { Kind::RecvPoll });
         }
     }
