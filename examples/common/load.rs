@@ -235,7 +235,7 @@ impl Load {
         starts.clear();
         *client = Client::new(conn, starts);
         if self.plan.mode == Mode::Connect {
-            // The request waits behind the connect.
+            // The request leaves with the connect.
             self.push(engine, index);
         }
         Ok(())

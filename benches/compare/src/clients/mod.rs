@@ -58,6 +58,13 @@ pub struct Outcome {
     pub latencies_us: Vec<u32>,
 }
 
+fn push(ring: &mut io_uring::IoUring, entry: io_uring::squeue::Entry) {
+    // SAFETY: the memory that entries name lives until the process ends.
+    while unsafe { ring.submission().push(&entry) }.is_err() {
+        ring.submit().expect("a full queue can be submitted");
+    }
+}
+
 pub fn run(addr: &Addr, options: &Options) -> io::Result<()> {
     let cpu = crate::sys::cpu_ns(std::process::id())?;
     let mut outcome = match options.mode {

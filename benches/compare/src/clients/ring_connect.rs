@@ -2,7 +2,7 @@
 //! DEFER_TASKRUN. The send is linked to the connect, and the receive waits for the end of the send; both can be switched. The floor of
 //! what the interface allows for the connect workload.
 
-use super::{Options, Outcome, connect};
+use super::{Options, Outcome, connect, push};
 use crate::sys::Addr;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
@@ -100,11 +100,4 @@ fn ask(ring: &mut IoUring, conn: &mut Conn, index: u64, message: &[u8], options:
 fn recv(conn: &mut Conn, index: u64) -> Entry {
     let (start, len) = (conn.buffer.as_mut_ptr(), conn.buffer.len() as u32);
     opcode::Recv::new(types::Fd(conn.fd), start, len).build().user_data(RECV | index)
-}
-
-fn push(ring: &mut IoUring, entry: Entry) {
-    // SAFETY: the memory that entries name lives as long as the connections, which outlive the loop.
-    while unsafe { ring.submission().push(&entry) }.is_err() {
-        ring.submit().expect("a full queue can be submitted");
-    }
 }

@@ -1,7 +1,7 @@
 //! Connections that ask again when they were answered, on a bare ring: SINGLE_ISSUER and DEFER_TASKRUN, one multishot receive a connection, one
 //! SEND a request; a turn receives all that there is, and then asks. The floor of what the interface allows for the echo workload.
 
-use super::{Options, Outcome};
+use super::{Options, Outcome, push};
 use crate::bufring::{Buffers, GROUP};
 use crate::sys::Addr;
 use io_uring::squeue::Entry;
@@ -103,11 +103,4 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
 
 fn receive(conn: &Conn, index: usize) -> Entry {
     opcode::RecvMulti::new(types::Fd(conn.socket.as_raw_fd()), GROUP).build().user_data(RECV | index as u64)
-}
-
-fn push(ring: &mut IoUring, entry: Entry) {
-    // SAFETY: the memory that entries name is kept until the process ends.
-    while unsafe { ring.submission().push(&entry) }.is_err() {
-        ring.submit().expect("a full queue can be submitted");
-    }
 }
