@@ -26,7 +26,7 @@ pub(super) struct Slot {
     pub(super) recv: Kind,
     pub(super) send: Kind,
     pub(super) open: Kind,
-    /// The operations (bits by [`Op`]) that were advised to end: no next step for them.
+    /// The operations (bits by [`Op`](crate::backend::Op)) that were advised to end: no next step for them.
     pub(super) stop: u8,
     /// Bits of [`mark`].
     marks: u8,
