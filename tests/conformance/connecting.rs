@@ -159,11 +159,11 @@ pub fn sends_wait_behind_the_connect(variant: &Variant) {
 
 /// One payload queued before the connect was started, small ones and some that no socket takes at once, to peers that speak first.
 pub fn requests_leave_with_the_connect(variant: &Variant) {
-    let lens = [1, 64, 5000, 300_000, 1_000_000];
-    let mut rig = Rig::with(variant.config().submission_entries(4));
+    let mut rig = Rig::with(variant.config().submission_entries(2));
     let listener = listen_local().unwrap();
     let addr = listener.local_addr().unwrap();
-    let all: Vec<usize> = (0..20).map(|index| lens[index % lens.len()] + index).collect();
+    // Few enough for the environments without descriptors, and too many for the submission queue.
+    let all = [1, 64, 5000, 300_000, 1_000_000, 3];
     let accepted = all.len();
     let server = spawn(move || {
         let greet = |_| {
