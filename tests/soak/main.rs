@@ -82,13 +82,14 @@ fn soak(backend: Backend) -> Result<(), Failed> {
         }
         let rest = server.rest(&fresh)?;
         eprintln!(
-            "soak/{backend} round {round} of {}, {:.0} s: {}; server {} connections and {} KiB, then {} KiB, {} descriptors",
+            "soak/{backend} round {round} of {}, {:.0} s: {}; server {} connections and {} KiB, then {} KiB in use, {} KiB resident, {} descriptors",
             plan.rounds,
             start.elapsed().as_secs_f64(),
             crowd.report(),
             busy.connections,
             busy.resident_kib,
             rest.trimmed_kib,
+            rest.resident_kib,
             rest.descriptors,
         );
         samples.push(rest);
@@ -98,8 +99,8 @@ fn soak(backend: Backend) -> Result<(), Failed> {
     flat(&samples)
 }
 
-/// Memory in the last quarter of the rounds is what it was in the second: strictly what is in use, and within what one larger crowd
-/// explains what the C library keeps.
+/// Memory in the last quarter of the rounds is what it was in the second: strictly what is in use; and roughly what the C library keeps, as
+/// that is most of what the largest crowd so far needed, or half of it, by chance (277 MiB and 632 MiB in one run).
 fn flat(samples: &[Sample]) -> Result<(), Failed> {
     let quarter = samples.len() / 4;
     let most = |part: &[Sample], kib: fn(&Sample) -> usize| part.iter().map(kib).max().expect("rounds in each quarter");
@@ -112,6 +113,6 @@ fn flat(samples: &[Sample]) -> Result<(), Failed> {
         }
     };
     check("in use", |sample| sample.trimmed_kib, 20, 1 << 10)?;
-    check("resident", |sample| sample.resident_kib, 2, 16 << 10)?;
+    check("resident", |sample| sample.resident_kib, 1, 256 << 10)?;
     Ok(())
 }
