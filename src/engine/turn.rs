@@ -64,13 +64,11 @@ impl Core {
         // What waits to be told is bounded: the rest stays with the kernel, which holds the peers back.
         let pending_max = out.capacity().max(PENDING_MIN);
         let enough = self.stats.bytes_received + B::TURN_BYTES;
-        while !out.is_full() && self.pending.len() < pending_max && self.stats.bytes_received < enough {
-            match backend.next(|key, more, lease| self.on_data(key, more, lease, out)) {
-                Next::Data => {}
-                Next::Done(done) => self.finish_op(backend, done, out),
-                Next::Nothing => break,
-            }
-        }
+        while !out.is_full()
+            && self.pending.len() < pending_max
+            && self.stats.bytes_received < enough
+            && self.take_next(backend, out)
+        {}
         self.fire_timers(out);
         self.deliver_pending(usize::MAX, out);
         Ok(())
@@ -131,6 +129,17 @@ impl Core {
         }
     }
 
+    /// Takes the next thing that the backend has to tell. False if there is none.
+    #[inline(always)]
+    fn take_next<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) -> bool {
+        match backend.next(|key, more, lease| self.on_data(key, more, lease, out)) {
+            Next::Nothing => return false,
+            Next::Data => {}
+            Next::Done(done) => self.finish_op(backend, done, out),
+        }
+        true
+    }
+
     #[inline(always)]
     fn finish_op<B: Backend>(&mut self, backend: &mut B, done: Done<B::Socket>, out: &mut Completions) {
         let Done { key, op, more, outcome } = done;
@@ -179,12 +188,7 @@ impl Core {
                 return false;
             }
             self.now = backend.now();
-            loop {
-                match backend.next(|key, more, lease| self.on_data(key, more, lease, &mut out)) {
-                    Next::Data => {}
-                    Next::Done(done) => self.finish_op(backend, done, &mut out),
-                    Next::Nothing => break,
-                }
+            while self.take_next(backend, &mut out) {
                 out.drain();
                 self.pending.clear();
                 until = self.later(patience);

@@ -91,15 +91,16 @@ impl EpollBackend {
             let key = retry.key;
             self.stats.syscalls += 1;
             let fd = self.slot(key).fd.as_ref().expect("kept for the retry");
-            let result = match SockRef::from(fd).connect(&retry.addr).map_err(|error| Errno::of(&error)) {
-                Err(Errno(libc::EAGAIN)) => {
-                    self.retries.push(retry);
-                    continue;
-                }
-                result => result.and_then(|()| self.register(key, false, INPUT).map_err(|error| Errno::of(&error))),
-            };
+            let tried = SockRef::from(fd).connect(&retry.addr).map_err(|error| Errno::of(&error));
+            if tried == Err(Errno(libc::EAGAIN)) {
+                self.retries.push(retry);
+                continue;
+            }
             self.slot(key).state &= !bit::RETRY;
-            self.finish(key, Op::Connect, result.map_or_else(Outcome::Failed, |()| Outcome::Count(0)));
+            match tried {
+                Ok(()) => self.established(key),
+                Err(errno) => self.finish(key, Op::Connect, Outcome::Failed(errno)),
+            }
         }
     }
 
