@@ -47,6 +47,10 @@ struct Args {
     /// were due (mode echo). Keeps one core busy
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     rate: Option<f64>,
+    /// How long a close waits for the peer's FIN, in milliseconds. When a connection is closed here the whole answer is there: nothing can
+    /// come late
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    fin_wait: u32,
     /// Print the result as one line of JSON, and no progress
     #[arg(long)]
     json: bool,
@@ -66,8 +70,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     if !(0.01..=86_400.0).contains(&args.seconds) {
         return Err("--seconds: expected 0.01 to 86400".into());
     }
-    // When a connection is closed the whole answer is there: nothing can come late.
-    let mut engine = Engine::new(args.backend.config()?.fin_wait(Duration::ZERO))?;
+    let fin_wait = Duration::from_millis(args.fin_wait.into());
+    let mut engine = Engine::new(args.backend.config()?.fin_wait(fin_wait))?;
     let plan = Plan {
         addr: args.addr.clone(),
         conns: args.conns as usize,

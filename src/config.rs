@@ -143,7 +143,9 @@ pub struct Config {
     pub(crate) gather_max: usize,
     pub(crate) budget: u32,
     pub(crate) spin: Duration,
+    pub(crate) turn_bytes: usize,
     pub(crate) adaptive_receives: bool,
+    pub(crate) early_sends: bool,
     pub(crate) zero_copy_threshold: Option<usize>,
     pub(crate) zero_copy_anywhere: bool,
     pub(crate) connect_timeout: Option<Duration>,
@@ -176,7 +178,9 @@ impl Default for Config {
             gather_max: 64,
             budget: 32,
             spin: Duration::ZERO,
+            turn_bytes: 256 << 10,
             adaptive_receives: true,
+            early_sends: true,
             zero_copy_threshold: Some(64 << 10),
             zero_copy_anywhere: false,
             connect_timeout: Some(Duration::from_secs(30)),
@@ -273,13 +277,28 @@ impl Config {
         /// # Backends
         /// io_uring looks at memory shared with the kernel; epoll makes a system call a look (epoll_wait with no timeout).
         spin: Duration;
+        /// How many bytes a poll receives, at least, before it returns and leaves the rest to the next one: what is then sent in answer is read
+        /// again while it is in the cache next to a core. 1 or more; `usize::MAX` for no such end. Default: 256 KiB.
+        ///
+        /// # Backends
+        /// For epoll. On io_uring the kernel receives, before the engine sees how much it is.
+        turn_bytes: usize;
         /// Lets a connection begin with a single-shot receive, and go over to multishot with the second: a connection of one request
         /// and one answer then has nothing to cancel when it is closed, which is a twentieth of the CPU time of a connect, a request and
-        /// a close. One more entry for all others. [`Stats::single_receives`](crate::Stats::single_receives) counts. Default: true.
+        /// a close. One more entry for all others. And a connection that is made here and has something to send begins to receive when
+        /// that has left, as there is no answer before. [`Stats::single_receives`](crate::Stats::single_receives) and
+        /// [`Stats::late_receives`](crate::Stats::late_receives) count. Default: true.
         ///
         /// # Backends
         /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere.
         adaptive_receives: bool;
+        /// Lets what is queued before the first poll after `connect` leave with the end of the handshake, and not a turn later.
+        /// [`Stats::early_sends`](crate::Stats::early_sends) counts. Default: true.
+        ///
+        /// # Backends
+        /// On io_uring (5.19) a single payload goes by an entry linked to the connect; on epoll sends are tried right after connect(2) if the
+        /// peer is on this machine.
+        early_sends: bool;
         /// Payloads of at least this many bytes go by SEND_ZC, if the peer is neither on loopback nor on a unix socket. `None`
         /// for never. Default: 64 KiB.
         zero_copy_threshold: Option<usize>;
@@ -325,6 +344,7 @@ impl Config {
         range("send_watermarks (low)", self.send_low_watermark, 0, self.send_high_watermark - 1)?;
         range("send_entries_max", self.send_entries_max, 1, usize::MAX)?;
         range("gather_max", self.gather_max, 1, 1024)?;
+        range("turn_bytes", self.turn_bytes, 1, usize::MAX)?;
         range("budget", self.budget as usize, 1, u16::MAX as usize)?;
         range("spin (ns)", usize::try_from(self.spin.as_nanos()).unwrap_or(usize::MAX), 0, 10_000_000)?;
         range("zero_copy_threshold", self.zero_copy_threshold.unwrap_or(1), 1, usize::MAX)?;
@@ -395,6 +415,7 @@ mod tests {
         assert_eq!(field(Config::default().buffers(3, 4096)), "buffers");
         assert_eq!(field(Config::default().send_watermarks(10, 10)), "send_watermarks (low)");
         assert_eq!(field(Config::default().budget(0)), "budget");
+        assert_eq!(field(Config::default().turn_bytes(0)), "turn_bytes");
         assert_eq!(field(Config::default().backend(Backend::Epoll).tier(Tier::Polled)), "tier");
     }
 

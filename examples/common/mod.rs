@@ -31,9 +31,15 @@ pub struct BackendArgs {
     /// Look for completions so many microseconds before sleeping
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, hide_default_value = true)]
     pub spin: u64,
-    /// Receive by multishot from the first
+    /// Receive by multishot from the first, and from the beginning of a connection
     #[arg(long)]
     pub fixed_receives: bool,
+    /// Send nothing before a connection is told to be there
+    #[arg(long)]
+    pub no_early_sends: bool,
+    /// Bytes that a poll receives before it returns (epoll)
+    #[arg(long, value_name = "BYTES")]
+    pub turn_bytes: Option<usize>,
     /// Completions with data that one connection gets in a poll while others wait
     #[arg(long)]
     pub budget: Option<u32>,
@@ -52,8 +58,10 @@ fn count_and_size(text: &str) -> Result<(u32, u32), String> {
 
 impl BackendArgs {
     pub fn config(&self) -> Result<Config, Failure> {
-        let mut config =
-            Config::default().spin(Duration::from_micros(self.spin)).adaptive_receives(!self.fixed_receives);
+        let mut config = Config::default()
+            .spin(Duration::from_micros(self.spin))
+            .adaptive_receives(!self.fixed_receives)
+            .early_sends(!self.no_early_sends);
         if let Some(backend) = Backend::from_name(&self.backend) {
             config = config.backend(backend);
         }
@@ -65,6 +73,9 @@ impl BackendArgs {
         }
         if let Some((count, size)) = self.buffers {
             config = config.buffers(count, size);
+        }
+        if let Some(bytes) = self.turn_bytes {
+            config = config.turn_bytes(bytes);
         }
         if let Some(budget) = self.budget {
             config = config.budget(budget);

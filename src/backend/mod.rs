@@ -127,6 +127,7 @@ pub(crate) struct BackendStats {
     pub(crate) queue_overflows: u64,
     pub(crate) heap_copies: u64,
     pub(crate) single_receives: u64,
+    pub(crate) late_receives: u64,
 }
 
 /// See the module's documentation for the rules.
@@ -134,9 +135,8 @@ pub(crate) trait Backend {
     /// An accepted or adopted connection that has no key yet. Dropping it closes it.
     type Socket;
 
-    /// After so many received bytes a turn ends, so that what is sent in answer is read again while it is in the cache. Only where the
-    /// engine decides when bytes are received.
-    const TURN_BYTES: u64 = u64::MAX / 2;
+    /// Bytes are received as [`Backend::next`] is asked, so that the engine decides how many a turn takes (`Config::turn_bytes`).
+    const RECEIVES_WHEN_ASKED: bool = false;
 
     /// Real time passes while somebody looks with waits of no time.
     const CAN_SPIN: bool = true;

@@ -34,7 +34,7 @@ impl Engine {
     /// A unix socket whose listener's backlog is full makes the connect wait on both backends, until its timeout.
     ///
     /// What is queued before the next poll leaves as soon as the connection is there, without a turn in between: on io_uring (5.19) if it
-    /// is one payload, by an entry linked to the connect; on epoll if the peer is on this machine.
+    /// is one payload, by an entry linked to the connect; on epoll if the peer is on this machine. `Config::early_sends` turns it off.
     pub fn connect(&mut self, addr: impl Into<Addr>, options: ConnectOptions) -> Result<ConnId, Error> {
         let addr = addr.into();
         if addr.is_unix() {
@@ -156,10 +156,12 @@ impl Core {
         let Some(request) = conn.cold.as_ref().and_then(|cold| cold.request.as_ref()) else { return Ok(()) };
         let small = 1..self.config.zero_copy_threshold.unwrap_or(usize::MAX);
         let first = conn.queue.as_deref_mut().filter(|queue| small.contains(&queue.front_len()));
+        let first = first.filter(|_| self.config.early_sends);
         let sends = backend.start_connect(key, request, first)?;
         conn.started(Op::Connect);
         if sends {
             conn.started(Op::Send);
+            self.stats.early_sends += 1;
         }
         Ok(())
     }

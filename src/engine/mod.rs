@@ -162,6 +162,7 @@ impl Engine {
             queue_overflows: backend.queue_overflows,
             heap_copies: backend.heap_copies,
             single_receives: backend.single_receives,
+            late_receives: backend.late_receives,
             ..self.core.stats
         }
     }

@@ -63,7 +63,8 @@ impl Core {
         }
         // What waits to be told is bounded: the rest stays with the kernel, which holds the peers back.
         let pending_max = out.capacity().max(PENDING_MIN);
-        let enough = self.stats.bytes_received + B::TURN_BYTES;
+        let most = if B::RECEIVES_WHEN_ASKED { self.config.turn_bytes as u64 } else { u64::MAX };
+        let enough = self.stats.bytes_received.saturating_add(most);
         while !out.is_full()
             && self.pending.len() < pending_max
             && self.stats.bytes_received < enough

@@ -157,9 +157,28 @@ pub fn sends_wait_behind_the_connect(variant: &Variant) {
     assert_eq!(reader.join().unwrap(), "one two 3");
 }
 
-/// One payload queued before the connect was started, small ones and some that no socket takes at once, to peers that speak first.
+/// As they do by default, and with that switched off.
 pub fn requests_leave_with_the_connect(variant: &Variant) {
-    let mut rig = Rig::with(variant.config().submission_entries(2));
+    let config = variant.config().submission_entries(2);
+    let can = |engine: &Engine| {
+        let socket_op = |report: &CapabilityReport| {
+            report.capability == Capability::SocketOp && report.state == CapabilityState::Used
+        };
+        engine.info().backend != Backend::Uring || engine.info().capabilities().iter().any(socket_op)
+    };
+    let rig = requests_before_the_connect(config.clone());
+    // The others are large enough for SEND_ZC.
+    let expected = if can(&rig.engine) { 4 } else { 0 };
+    assert_eq!(rig.engine.stats().early_sends, expected);
+    drop(rig);
+    let rig = requests_before_the_connect(config.early_sends(false).adaptive_receives(false));
+    let stats = rig.engine.stats();
+    assert_eq!((stats.early_sends, stats.late_receives, stats.single_receives), (0, 0, 0));
+}
+
+/// One payload queued before the connect was started, small ones and some that no socket takes at once, to peers that speak first.
+fn requests_before_the_connect(config: Config) -> Rig {
+    let mut rig = Rig::with(config);
     let listener = listen_local().unwrap();
     let addr = listener.local_addr().unwrap();
     // Few enough for the environments without descriptors, and too many for the submission queue.
@@ -201,6 +220,7 @@ pub fn requests_leave_with_the_connect(variant: &Variant) {
     all.sort_unstable();
     assert!(received.iter().map(Vec::len).eq(all.iter().copied()), "another number of bytes arrived");
     all.iter().zip(&received).for_each(|(len, bytes)| assert!(*bytes == pattern(*len), "other bytes arrived"));
+    rig
 }
 
 pub fn close_while_connecting_flushes(variant: &Variant) {

@@ -549,3 +549,30 @@ pub fn two_messages_in_one_read(variant: &Variant) {
     let bytes = rig.receive(conn, requests.len());
     assert_eq!(bytes, requests.as_bytes());
 }
+
+/// A poll that is to end after one byte tells no more than it must, and nothing is lost between two of them.
+pub fn turns_end_after_their_bytes(variant: &Variant) {
+    let mut rig = Rig::with(variant.config().turn_bytes(1).buffers(64, 4096));
+    let pairs: Vec<_> = (0..4).map(|_| rig.pair()).collect();
+    let sent = pattern(20_000);
+    for (_, peer) in &pairs {
+        peer.try_clone().unwrap().write_all(&sent).unwrap();
+    }
+    let one_each = rig.engine.info().backend == Backend::Epoll;
+    let mut received: Vec<Vec<u8>> = vec![Vec::new(); pairs.len()];
+    let deadline = now() + patience();
+    while received.iter().any(|received| received.len() < sent.len()) {
+        assert!(now() < deadline, "not all of it came");
+        let told = rig.poll(Duration::from_millis(100));
+        let mut pieces = 0;
+        for completion in told {
+            let index = pairs.iter().position(|(conn, _)| *conn == completion.conn).expect("one of ours");
+            if let Event::Received(data) = completion.event {
+                received[index].extend_from_slice(&data);
+                pieces += 1;
+            }
+        }
+        assert!(!one_each || pieces <= 1, "{pieces} receives in a turn of one byte");
+    }
+    assert!(received.iter().all(|received| *received == sent), "other bytes arrived");
+}

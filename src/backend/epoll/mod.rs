@@ -30,8 +30,6 @@ const LISTENER_BIT: u64 = 1 << 63;
 const INPUT: libc::c_int = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 const BOTH: libc::c_int = INPUT | libc::EPOLLOUT;
 const EVENTS_PER_WAIT: usize = 512;
-/// Ends a turn: sixteen answers of 16 KiB are sent while what was received is still in the cache next to a core.
-const TURN_BYTES: u64 = 256 << 10;
 /// While there is work, the kernel is asked for more of it in each of so many turns only.
 const TURNS_PER_WAIT: u32 = 8;
 /// How long a connect to a unix socket with a full backlog waits before it tries again: readiness does not tell.
@@ -261,7 +259,7 @@ impl Slot {
 
 impl Backend for EpollBackend {
     type Socket = OwnedFd;
-    const TURN_BYTES: u64 = TURN_BYTES;
+    const RECEIVES_WHEN_ASKED: bool = true;
 
     fn epoch(&self) -> Instant {
         self.epoch

@@ -275,11 +275,13 @@ impl Backend for Uring {
 
     fn start_recv(&mut self, key: Key) -> Result<(), QueueFull> {
         self.ring.make_room()?;
+        let first_single = self.style.first_single;
         let slot = self.slot(key);
         slot.stop &= !(1 << Op::Recv as u8);
         // An answer needs a request: until that has left, a receive would only find nothing, and be polled for.
-        let held = slot.has(mark::UNUSED) && slot.send != Kind::Idle;
+        let held = first_single && slot.has(mark::UNUSED) && slot.send != Kind::Idle;
         slot.set(mark::HELD, held);
+        self.ring.stats.late_receives += u64::from(held);
         if !held {
             let poll_first = !self.slot(key).has(mark::HOT) && !self.style.buf_ring;
             self.push_recv(key, if poll_first { Kind::RecvPoll } else { Kind::Recv });
