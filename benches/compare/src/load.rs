@@ -21,6 +21,7 @@ pub struct Load {
     size: usize,
     message: Vec<u8>,
     scratch: Vec<u8>,
+    ready: Vec<(usize, i32)>,
 }
 
 impl Load {
@@ -33,12 +34,10 @@ impl Load {
             size,
             message: vec![b'x'; (size * depth).max(64 << 10)],
             scratch: vec![0; SCRATCH],
+            ready: Vec::with_capacity(1024),
         };
         load.open(addr, conns)?;
-        for index in 0..conns {
-            load.ask(index, depth);
-            load.push(index)?;
-        }
+        (0..conns).try_for_each(|index| load.send(index, depth))?;
         Ok(load)
     }
 
@@ -59,6 +58,12 @@ impl Load {
             self.conns.push(Conn { socket, unsent: 0, missing: 0 });
         }
         Ok(())
+    }
+
+    /// Sends requests, as far as there is room.
+    pub fn send(&mut self, index: usize, requests: usize) -> io::Result<()> {
+        self.ask(index, requests);
+        self.push(index)
     }
 
     fn ask(&mut self, index: usize, requests: usize) {
@@ -84,26 +89,48 @@ impl Load {
     pub fn run(&mut self, duration: Duration) -> io::Result<u64> {
         let end = Instant::now() + duration;
         let mut answered = 0;
-        let mut ready = Vec::with_capacity(1024);
         while Instant::now() < end {
-            ready.clear();
-            let events = self.epoll.wait(Some(Duration::from_millis(20)))?;
-            ready.extend(events.iter().map(|event| (event.u64 as usize, event.events as i32)));
+            let ready = self.ready(Some(Duration::from_millis(20)))?;
             // First all receives, then all sends, as an engine does it: the server gets its requests in one go.
             for &(index, events) in &ready {
                 if events & libc::EPOLLIN != 0 {
-                    answered += self.take(index)?;
+                    let complete = self.take(index)?;
+                    self.ask(index, complete);
+                    answered += complete as u64;
                 }
             }
             for &(index, _) in &ready {
                 self.push(index)?;
             }
+            self.ready = ready;
         }
         Ok(answered)
     }
 
-    /// Takes what came, and asks as many times again as answers are complete.
-    fn take(&mut self, index: usize) -> io::Result<u64> {
+    /// Without waiting: takes the answers that are there, tells how many on which connection, and sends what had no room before.
+    pub fn look(&mut self, mut answered: impl FnMut(usize, usize)) -> io::Result<()> {
+        let ready = self.ready(Some(Duration::ZERO))?;
+        for &(index, events) in &ready {
+            if events & libc::EPOLLIN != 0 {
+                answered(index, self.take(index)?);
+            }
+            self.push(index)?;
+        }
+        self.ready = ready;
+        Ok(())
+    }
+
+    /// The connections with something to do, and what; the list goes back to `self.ready` to be used again.
+    fn ready(&mut self, timeout: Option<Duration>) -> io::Result<Vec<(usize, i32)>> {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
+        let events = self.epoll.wait(timeout)?;
+        ready.extend(events.iter().map(|event| (event.u64 as usize, event.events as i32)));
+        Ok(ready)
+    }
+
+    /// Takes what came, and returns how many answers are complete.
+    fn take(&mut self, index: usize) -> io::Result<usize> {
         let mut answered = 0;
         loop {
             let conn = &mut self.conns[index];
@@ -118,9 +145,7 @@ impl Load {
                 .missing
                 .checked_sub(len)
                 .ok_or_else(|| io::Error::other("the server sent more than it was sent"))?;
-            let complete = before - conn.missing.div_ceil(self.size);
-            answered += complete as u64;
-            self.ask(index, complete);
+            answered += before - conn.missing.div_ceil(self.size);
             if len < self.scratch.len() {
                 // A short read emptied the socket; the next bytes make a new edge.
                 return Ok(answered);

@@ -12,6 +12,7 @@ mod clients;
 mod load;
 mod machine;
 mod measure;
+mod open;
 mod plan;
 mod process;
 mod report;

@@ -2,8 +2,10 @@
 //! all of them alike; what is reported are ratios to the baseline of the same round, and their median.
 
 use crate::load::Load;
+use crate::open::OpenLoop;
 use crate::process::{LOAD_CORE, Program, SUBJECT_CORE, Server};
 use crate::sys;
+use hdrhistogram::Histogram;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -134,6 +136,80 @@ pub fn latency(
         let said = load.run(LOAD_CORE, &server.addr, &arguments)?;
         Ok(keys.iter().map(|key| sample(&said, key)).collect())
     })
+}
+
+/// An open loop against servers.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    pub conns: usize,
+    pub size: usize,
+    /// Requests per second.
+    pub rate: f64,
+}
+
+/// A round of [`tails`] goes round the contenders so often; a slice of one is a part of the round's.
+const LAPS: usize = 40;
+/// In these workloads a server needs some 5 us a request and has half of its time left: an answer that is so late was kept by the machine.
+pub const STALL: Duration = Duration::from_micros(500);
+const TAIL_WARM_UP: Duration = Duration::from_millis(2);
+
+/// What [`tails`] found.
+pub struct Tails {
+    /// For each quantile the latency in microseconds, one sample a round.
+    pub quantiles: Vec<Vec<Series>>,
+    /// For each contender the part of its slices that was left out, since the machine stalled in them.
+    pub stalled: Vec<f64>,
+}
+
+/// Latencies under an open loop. The slices are short, and those with a stall of the machine ([`STALL`]) are left out: such stalls come to each
+/// contender alike, some of them a second, and would decide all that is beyond the 99th percentile. What is left of a round makes one sample.
+pub fn tails(open: Open, quantiles: &[f64], programs: &[Program], pace: Pace, tell: &mut dyn FnMut(String)) -> Tails {
+    let servers: Vec<_> = programs.iter().map(|program| program.start(SUBJECT_CORE, "127.0.0.1:0")).collect();
+    let mut loops: Vec<Option<OpenLoop>> = programs.iter().map(|_| None).collect();
+    let mut stalled = vec![0; programs.len()];
+    let blank: Vec<Series> = programs.iter().map(|program| Series::of(&program.name)).collect();
+    let mut all = vec![blank; quantiles.len()];
+    let slice = pace.slice / LAPS as u32;
+    for round in 0..pace.rounds {
+        let mut quiet: Vec<Option<Histogram<u64>>> = vec![None; programs.len()];
+        for place in 0..programs.len() * LAPS {
+            let index = (place + place / programs.len() + round) % programs.len();
+            if all[0][index].failure.is_some() {
+                continue;
+            }
+            tell(format!("round {} of {}: {}", round + 1, pace.rounds, programs[index].name));
+            match tail_slice(open, &servers[index], &mut loops[index], slice) {
+                Ok(seen) if seen.max() > STALL.as_nanos() as u64 => stalled[index] += 1,
+                Ok(seen) => match &mut quiet[index] {
+                    Some(quiet) => quiet.add(seen).expect("histograms of one kind"),
+                    none => *none = Some(seen),
+                },
+                Err(error) => all.iter_mut().for_each(|list| list[index].failure = Some(error.to_string())),
+            }
+        }
+        for (list, &quantile) in all.iter_mut().zip(quantiles) {
+            for (series, quiet) in list.iter_mut().zip(&quiet) {
+                // A round without a quiet slice has no figure, but keeps its place beside those of the others.
+                let figure = quiet.as_ref().map(|quiet| quiet.value_at_quantile(quantile) as f64 / 1e3);
+                series.samples.push(Sample { figure: figure.unwrap_or(f64::NAN), per_second: open.rate });
+            }
+        }
+    }
+    let stalled = stalled.iter().map(|&count| f64::from(count) / (pace.rounds * LAPS) as f64).collect();
+    Tails { quantiles: all, stalled }
+}
+
+fn tail_slice(
+    open: Open,
+    server: &io::Result<Server>,
+    kept: &mut Option<OpenLoop>,
+    slice: Duration,
+) -> io::Result<Histogram<u64>> {
+    let server = server.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+    if kept.is_none() {
+        *kept = Some(OpenLoop::connect(&server.addr, open.conns, open.size, open.rate)?);
+    }
+    kept.as_mut().expect("just made").run(TAIL_WARM_UP, slice)
 }
 
 fn timed(arguments: &str, pace: Pace) -> Vec<String> {

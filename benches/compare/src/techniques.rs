@@ -1,12 +1,12 @@
-//! Each technique by itself: variants of the bare ring, which show what the interface can do, and of the engine, which show what its
+//! Each technique by itself: variants of the loops written by hand, which show what the interfaces can do, and of the engine, which show what its
 //! settings do. The reference of both is in the first rows.
 
 use crate::Choice;
-use crate::measure::{self, Echo};
-use crate::plan::{EPOLL, OURS_URING, Progress, RING};
+use crate::machine;
+use crate::measure::{self, Echo, Series};
+use crate::plan::{CONNECTS, EPOLL, EPOLL_LARGE, OURS_EPOLL, OURS_URING, Progress, RING};
 use crate::process::{Program, library};
 use crate::report::Table;
-use crate::{machine, measure::Series};
 use std::io;
 
 /// What differs from the bare ring as it is.
@@ -32,7 +32,7 @@ const RING_VARIANTS: &[&str] = &[
     "--spin 50",
 ];
 
-/// What differs from the engine as it is.
+/// What differs from the engine as it is, on io_uring.
 const ENGINE_VARIANTS: &[&str] = &[
     "--disable registered_ring_fd",
     "--disable incremental",
@@ -49,22 +49,63 @@ const ENGINE_VARIANTS: &[&str] = &[
     "--spin 50",
 ];
 
+/// And on epoll.
+const EPOLL_VARIANTS: &[&str] =
+    &["--turn-bytes 1", "--turn-bytes 65536", "--turn-bytes 1073741824", "--gather 1", "--spin 50"];
+
+/// Of clients that connect, ask and close.
+const CLIENT_VARIANTS: &[(&str, &str)] = &[
+    ("epoll client", "--no-so-error"),
+    ("epoll client", "--edge"),
+    ("bare ring client", "--unlinked"),
+    ("bare ring client", "--early-receive"),
+    ("engine", "--fixed-receives"),
+    ("engine", "--no-early-sends"),
+    ("engine", "--disable socket_op"),
+    ("engine", "--fin-wait 250"),
+    ("engine on epoll", "--no-early-sends"),
+    ("engine on epoll", "--fin-wait 250"),
+];
+
 pub fn run(choice: &Choice) -> io::Result<()> {
+    let mut progress = Progress::new();
+    let servers = servers(choice, &mut progress);
+    let clients = clients(choice, &mut progress);
+    if choice.writes() {
+        std::fs::write(library().join("docs/techniques.md"), page(&servers, clients.as_ref()))?;
+        println!("written: docs/techniques.md");
+    }
+    Ok(())
+}
+
+/// Chosen by name: all, or those of which a part was asked for.
+fn wanted(choice: &Choice, name: &str) -> bool {
+    choice.with.is_empty() || choice.with.iter().any(|part| name.contains(part.as_str()))
+}
+
+fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Series>)> {
     let mut programs = vec![
         Program::own(EPOLL, "serve epoll"),
         Program::own(RING, "serve ring"),
         Program::example(OURS_URING, "echo_server", "--backend uring"),
+        Program::own(EPOLL_LARGE, "serve epoll --read 65536"),
+        Program::example(OURS_EPOLL, "echo_server", "--backend epoll"),
     ];
-    let wanted = |name: &str| choice.with.is_empty() || choice.with.iter().any(|part| name.contains(part.as_str()));
-    for variant in RING_VARIANTS.iter().filter(|variant| wanted(variant)) {
-        programs.push(Program::own(&format!("bare ring {variant}"), &format!("serve ring {variant}")));
+    let mut add = |name: String, program: &dyn Fn(&str) -> Program| {
+        if wanted(choice, &name) {
+            programs.push(program(&name));
+        }
+    };
+    for variant in RING_VARIANTS {
+        add(format!("bare ring {variant}"), &|name| Program::own(name, &format!("serve ring {variant}")));
     }
-    for variant in ENGINE_VARIANTS.iter().filter(|variant| wanted(variant)) {
-        programs.push(Program::example(
-            &format!("engine {variant}"),
-            "echo_server",
-            &format!("--backend uring {variant}"),
-        ));
+    for (engine, backend, variants) in
+        [("engine", "uring", ENGINE_VARIANTS), ("engine on epoll", "epoll", EPOLL_VARIANTS)]
+    {
+        for variant in variants {
+            let arguments = format!("--backend {backend} {variant}");
+            add(format!("{engine} {variant}"), &|name| Program::example(name, "echo_server", &arguments));
+        }
     }
     let workloads = [
         ("50 x 64 B", 50, 64, 1),
@@ -74,8 +115,7 @@ pub fn run(choice: &Choice) -> io::Result<()> {
         ("50 x 16 KiB", 50, 16 << 10, 1),
         ("4 x 256 KiB", 4, 256 << 10, 1),
     ];
-    let mut progress = Progress::new();
-    let mut columns: Vec<(&str, Vec<Series>)> = Vec::new();
+    let mut columns = Vec::new();
     for (name, conns, size, depth) in workloads {
         if !choice.wants(name) {
             continue;
@@ -87,23 +127,51 @@ pub fn run(choice: &Choice) -> io::Result<()> {
         progress.print(&Table::of_cpu(name, 1, &series, "").markdown());
         columns.push((name, series));
     }
-    if choice.writes() {
-        std::fs::write(library().join("docs/techniques.md"), page(&columns))?;
-        println!("written: docs/techniques.md");
-    }
-    Ok(())
+    columns
 }
 
-fn page(columns: &[(&str, Vec<Series>)]) -> String {
+fn clients(choice: &Choice, progress: &mut Progress) -> Option<Table> {
+    let (title, arguments) = CONNECTS;
+    if !choice.wants(title) {
+        return None;
+    }
+    let client = |name: &str, kind: &str, variant: &str| match kind {
+        "epoll client" => Program::own(name, &format!("client {variant}")),
+        "bare ring client" => Program::own(name, &format!("client --ring {variant}")),
+        "engine" => Program::example(name, "load", &format!("--backend uring {variant}")),
+        _ => Program::example(name, "load", &format!("--backend epoll {variant}")),
+    };
+    let mut programs = vec![
+        client("bare ring client", "bare ring client", ""),
+        client("epoll client", "epoll client", ""),
+        client(OURS_URING, "engine", ""),
+        client(OURS_EPOLL, "engine on epoll", ""),
+    ];
+    for (kind, variant) in CLIENT_VARIANTS {
+        let name = format!("{kind} {variant}");
+        if wanted(choice, &name) {
+            programs.push(client(&name, kind, variant));
+        }
+    }
+    progress.begin(title);
+    let server = Program::own("server", "serve epoll --read 65536");
+    let pace = choice.pace((15, 300), (3, 200));
+    let series = measure::client(arguments, &programs, &server, pace, &mut progress.teller());
+    let table = Table::of_cpu(title, 0, &series, "");
+    progress.print(&table.markdown());
+    Some(table)
+}
+
+fn page(columns: &[(&str, Vec<Series>)], clients: Option<&Table>) -> String {
     let mut text = String::from(
         "# Techniques, measured\n\n\
          Written by `cargo run --release --manifest-path benches/compare/Cargo.toml -- techniques`. What they are and which are used:\n\
          [How it got fast](how-it-got-fast.md).\n\n",
     );
     text += &machine::describe();
-    text += "\nCPU time of the server per request, as a ratio to the bare ring as it is (the second row) in the same round: medians over the rounds, in\n\
-             brackets the least and the most. The rows show what was added to the command of the first column's beginning: `proactor-compare serve ring`, or\n\
-             `echo_server --backend uring`.\n\n";
+    text += "\n## Servers\n\nCPU time of the server per request, as a ratio to the bare ring as it is (the second row) in the same round: medians over the rounds, in\n\
+             brackets the least and the most. The rows show what was added to the command of the first column's beginning: `proactor-compare serve ring`,\n\
+             `echo_server --backend uring` (engine) or `--backend epoll` (engine on epoll).\n\n";
     text += &format!("| |{}\n", columns.iter().map(|(name, _)| format!(" {name} |")).collect::<String>());
     text += &format!("|---|{}\n", "---|".repeat(columns.len()));
     let rows = columns.first().map_or(0, |(_, series)| series.len());
@@ -118,5 +186,10 @@ fn page(columns: &[(&str, Vec<Series>)]) -> String {
         }
         text += "\n";
     }
-    text
+    if let Some(clients) = clients {
+        text += "\n## Clients\n\nCPU time of a client per connection that is opened, asked and closed. The commands are `proactor-compare client`, the same with `--ring`, and\n\
+                 `load --mode connect --backend uring` (engine) or `--backend epoll` (engine on epoll).\n\n";
+        text += &clients.markdown();
+    }
+    text.trim_end().to_owned() + "\n"
 }

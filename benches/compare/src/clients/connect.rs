@@ -20,6 +20,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
     let message = vec![b'x'; options.size];
     let once = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
     let wanted = if options.edge { once } else { libc::EPOLLOUT };
+    let asks = !options.edge && !options.no_so_error;
     let (start, mut opened) = (Instant::now(), first_source());
     let mut outcome = Outcome { requests: 0, elapsed: Duration::ZERO, latencies_us: Vec::new() };
     let blank = |_| Conn { socket: None, connecting: true, missing: 0, asked_at: start };
@@ -39,7 +40,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
             let Some(socket) = &conn.socket else { continue };
             let fd = socket.as_raw_fd();
             if conn.connecting {
-                if (!options.edge || events & (libc::EPOLLERR | libc::EPOLLHUP) != 0)
+                if (asks || events & (libc::EPOLLERR | libc::EPOLLHUP) != 0)
                     && let Some(error) = socket.take_error()?
                 {
                     return Err(error);
