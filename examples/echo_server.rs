@@ -32,6 +32,9 @@ struct Args {
     /// Close connections that are idle for so many seconds
     #[arg(long, value_parser = seconds)]
     idle: Option<f64>,
+    /// Completions that one poll tells at most
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    completions: u32,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -58,7 +61,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     println!("listening on {} backend={backend} tier={tier}", engine.listener_addr(listener)?);
     std::io::stdout().flush()?;
 
-    let mut completions = Completions::with_capacity(1024);
+    let mut completions = Completions::with_capacity(args.completions as usize);
     let mut echo = Echo::default();
     let mut draining: Option<Instant> = None;
     while !engine.is_drained() {

@@ -151,7 +151,12 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// A buffer for at most `capacity` completions a poll.
+    /// A buffer for at most `capacity` completions a poll. Hundreds let an engine gather what many connections send to one, and make
+    /// turns rare; with few, the first of a burst is answered before the last is looked at.
+    ///
+    /// # Backends
+    /// On epoll a poll receives what it tells, so that a capacity of 8 takes some percent off the slowest answers of a busy server, for
+    /// at most 2% of CPU. On io_uring the kernel has received all of them by then, and the capacity matters little.
     ///
     /// # Panics
     /// If `capacity` is zero.

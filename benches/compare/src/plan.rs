@@ -255,6 +255,8 @@ impl Plan<'_> {
         let spinning = format!("{RING}, spinning");
         let mut programs = vec![Program::own(EPOLL, "serve epoll"), Program::own(RING, "serve ring")];
         programs.extend(ours());
+        let few = format!("{OURS_EPOLL}, 8 completions a poll");
+        programs.push(Program::example(&few, "echo_server", "--backend epoll --completions 8"));
         programs.push(Program::own("tokio", "serve tokio"));
         programs.push(Program::own(&spinning, "serve ring --spin 100"));
         programs.extend(ours_spinning());
@@ -264,7 +266,7 @@ impl Plan<'_> {
         let Some(peak) = Spread::of(seen[0].samples.iter().map(|sample| sample.per_second)) else { return Vec::new() };
         let rate = (peak.median / 2.0 / 1000.0).round() * 1000.0;
         let open = Open { conns: 50, size: 64, rate };
-        let pace = self.choice.pace((15, 800), (3, 400));
+        let pace = self.choice.pace((40, 800), (5, 400));
         let seen = measure::tails(open, &[0.5, 0.99, 0.999], &programs, pace, &mut self.progress.teller());
         let each =
             programs.iter().zip(&seen.stalled).map(|(program, part)| format!("{} {:.0}%", program.name, part * 100.0));

@@ -20,6 +20,7 @@ const RING_VARIANTS: &[&str] = &[
     "--receive select",
     "--receive select --poll-first",
     "--receive own --buffer-size 16384",
+    "--receive own --buffer-size 262144",
     "--bundle",
     "--incremental --buffers 64 --buffer-size 65536",
     "--incremental --buffers 128 --buffer-size 16384",
@@ -45,13 +46,14 @@ const ENGINE_VARIANTS: &[&str] = &[
     "--budget 1",
     "--budget 1000",
     "--gather 1",
+    "--completions 8",
     "--zero-copy 1024",
     "--spin 50",
 ];
 
 /// And on epoll.
 const EPOLL_VARIANTS: &[&str] =
-    &["--turn-bytes 1", "--turn-bytes 65536", "--turn-bytes 1073741824", "--gather 1", "--spin 50"];
+    &["--turn-bytes 1", "--turn-bytes 65536", "--turn-bytes 1073741824", "--completions 8", "--gather 1", "--spin 50"];
 
 /// Of clients that connect, ask and close.
 const CLIENT_VARIANTS: &[(&str, &str)] = &[

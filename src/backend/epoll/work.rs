@@ -1,7 +1,7 @@
 //! The turn of the epoll backend. Owns: the work list. Invariant: what is ready and wanted is on a list; a slot that spent
 //! its budget goes to the end, behind everybody else, until the next wait.
 
-use super::{EpollBackend, Op, Outcome, TURNS_PER_WAIT, Target, UNIX_RETRY, WAKE_TOKEN, bit};
+use super::{EpollBackend, Op, Outcome, Slot, TURNS_PER_WAIT, Target, UNIX_RETRY, WAKE_TOKEN, bit};
 use crate::backend::{Backend, Done, Next};
 use crate::buf::Lease;
 use crate::error::{Errno, Error};
@@ -54,14 +54,15 @@ impl EpollBackend {
             return;
         }
         let target = Target { slot: token as u32, listener: token & super::LISTENER_BIT != 0 };
-        let generation24 = (token >> 32) as u32 & 0x00ff_ffff;
         let slots = if target.listener { &mut self.listeners } else { &mut self.conns };
-        let slot = match slots.get_mut(target.slot as usize) {
-            Some(slot) if slot.generation != 0 && slot.generation & 0x00ff_ffff == generation24 => slot,
-            _ => {
-                self.stats.unknown_completions += 1;
-                return;
-            }
+        // A free slot has generation zero, which is no key's.
+        let is_meant = |slot: &Slot| {
+            NonZeroU32::new(slot.generation)
+                .is_some_and(|generation| super::token(Key { slot: target.slot, generation }, target.listener) == token)
+        };
+        let Some(slot) = slots.get_mut(target.slot as usize).filter(|slot| is_meant(slot)) else {
+            self.stats.unknown_completions += 1;
+            return;
         };
         let hung_up = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0;
         if hung_up {
