@@ -138,13 +138,12 @@ pub fn latency(
     })
 }
 
-/// An open loop against servers.
+/// An open loop against servers, at a part of the rate that the first of them reaches in a closed loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
     pub conns: usize,
     pub size: usize,
-    /// Requests per second.
-    pub rate: f64,
+    pub part_of_peak: f64,
 }
 
 /// A round of [`tails`] goes round the contenders so often; a slice of one is a part of the round's.
@@ -152,6 +151,8 @@ const LAPS: usize = 40;
 /// In these workloads a server needs some 5 us a request and has half of its time left: an answer that is so late was kept by the machine.
 pub const STALL: Duration = Duration::from_micros(500);
 const TAIL_WARM_UP: Duration = Duration::from_millis(2);
+/// How long the peak is looked for, each round: the machine is not equally fast all the time.
+const PEAK: Duration = Duration::from_millis(150);
 
 /// What [`tails`] found.
 pub struct Tails {
@@ -159,18 +160,32 @@ pub struct Tails {
     pub quantiles: Vec<Vec<Series>>,
     /// For each contender the part of its slices that was left out, since the machine stalled in them.
     pub stalled: Vec<f64>,
+    /// Requests per second.
+    pub rate: Spread,
 }
 
 /// Latencies under an open loop. The slices are short, and those with a stall of the machine ([`STALL`]) are left out: such stalls come to each
 /// contender alike, some of them a second, and would decide all that is beyond the 99th percentile. What is left of a round makes one sample.
-pub fn tails(open: Open, quantiles: &[f64], programs: &[Program], pace: Pace, tell: &mut dyn FnMut(String)) -> Tails {
+pub fn tails(
+    open: Open,
+    quantiles: &[f64],
+    programs: &[Program],
+    pace: Pace,
+    tell: &mut dyn FnMut(String),
+) -> io::Result<Tails> {
     let servers: Vec<_> = programs.iter().map(|program| program.start(SUBJECT_CORE, "127.0.0.1:0")).collect();
+    let first = servers[0].as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+    let mut closed = Load::connect(&first.addr, open.conns, open.size, 1)?;
     let mut loops: Vec<Option<OpenLoop>> = programs.iter().map(|_| None).collect();
     let mut stalled = vec![0; programs.len()];
     let blank: Vec<Series> = programs.iter().map(|program| Series::of(&program.name)).collect();
     let mut all = vec![blank; quantiles.len()];
+    let mut rates = Vec::new();
     let slice = pace.slice / LAPS as u32;
     for round in 0..pace.rounds {
+        closed.run(WARM_UP)?;
+        let rate = closed.run(PEAK)? as f64 / PEAK.as_secs_f64() * open.part_of_peak;
+        rates.push(rate);
         let mut quiet: Vec<Option<Histogram<u64>>> = vec![None; programs.len()];
         for place in 0..programs.len() * LAPS {
             let index = (place + place / programs.len() + round) % programs.len();
@@ -178,7 +193,7 @@ pub fn tails(open: Open, quantiles: &[f64], programs: &[Program], pace: Pace, te
                 continue;
             }
             tell(format!("round {} of {}: {}", round + 1, pace.rounds, programs[index].name));
-            match tail_slice(open, &servers[index], &mut loops[index], slice) {
+            match tail_slice(open, rate, &servers[index], &mut loops[index], slice) {
                 Ok(seen) if seen.max() > STALL.as_nanos() as u64 => stalled[index] += 1,
                 Ok(seen) => match &mut quiet[index] {
                     Some(quiet) => quiet.add(seen).expect("histograms of one kind"),
@@ -191,25 +206,27 @@ pub fn tails(open: Open, quantiles: &[f64], programs: &[Program], pace: Pace, te
             for (series, quiet) in list.iter_mut().zip(&quiet) {
                 // A round without a quiet slice has no figure, but keeps its place beside those of the others.
                 let figure = quiet.as_ref().map(|quiet| quiet.value_at_quantile(quantile) as f64 / 1e3);
-                series.samples.push(Sample { figure: figure.unwrap_or(f64::NAN), per_second: open.rate });
+                series.samples.push(Sample { figure: figure.unwrap_or(f64::NAN), per_second: rate });
             }
         }
     }
     let stalled = stalled.iter().map(|&count| f64::from(count) / (pace.rounds * LAPS) as f64).collect();
-    Tails { quantiles: all, stalled }
+    let rate = Spread::of(rates).ok_or_else(|| io::Error::other("no round was measured"))?;
+    Ok(Tails { quantiles: all, stalled, rate })
 }
 
 fn tail_slice(
     open: Open,
+    rate: f64,
     server: &io::Result<Server>,
     kept: &mut Option<OpenLoop>,
     slice: Duration,
 ) -> io::Result<Histogram<u64>> {
     let server = server.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
     if kept.is_none() {
-        *kept = Some(OpenLoop::connect(&server.addr, open.conns, open.size, open.rate)?);
+        *kept = Some(OpenLoop::connect(&server.addr, open.conns, open.size)?);
     }
-    kept.as_mut().expect("just made").run(TAIL_WARM_UP, slice)
+    kept.as_mut().expect("just made").run(rate, TAIL_WARM_UP, slice)
 }
 
 fn timed(arguments: &str, pace: Pace) -> Vec<String> {

@@ -16,19 +16,18 @@ pub struct OpenLoop {
     load: Load,
     /// Of each connection: when its unanswered requests were due.
     due: Vec<VecDeque<Instant>>,
-    interval: Duration,
 }
 
 impl OpenLoop {
-    /// `rate` in requests per second, over all connections.
-    pub fn connect(addr: &Addr, conns: usize, size: usize, rate: f64) -> io::Result<OpenLoop> {
+    pub fn connect(addr: &Addr, conns: usize, size: usize) -> io::Result<OpenLoop> {
         let load = Load::connect(addr, conns, size, 0)?;
-        Ok(OpenLoop { load, due: vec![VecDeque::new(); conns], interval: Duration::from_secs_f64(1.0 / rate) })
+        Ok(OpenLoop { load, due: vec![VecDeque::new(); conns] })
     }
 
-    /// Sends so long, waits for the last answers, and returns the nanoseconds that each request took. What was due in the first part, `warm_up`,
-    /// does not count.
-    pub fn run(&mut self, warm_up: Duration, duration: Duration) -> io::Result<Histogram<u64>> {
+    /// Sends so long at `rate`, in requests per second over all connections, waits for the last answers, and returns the nanoseconds that each
+    /// request took. What was due in the first part, `warm_up`, does not count.
+    pub fn run(&mut self, rate: f64, warm_up: Duration, duration: Duration) -> io::Result<Histogram<u64>> {
+        let interval = Duration::from_secs_f64(1.0 / rate);
         let mut latencies = Histogram::new_with_bounds(100, 60_000_000_000, 3).map_err(io::Error::other)?;
         let (start, conns) = (Instant::now(), self.due.len());
         let (counts_from, end) = (start + warm_up, start + warm_up + duration);
@@ -39,7 +38,7 @@ impl OpenLoop {
                 self.due[next].push_back(next_due);
                 self.load.send(next, 1)?;
                 next = (next + 1) % conns;
-                next_due += self.interval;
+                next_due += interval;
                 unanswered += 1;
             }
             if next_due >= end && unanswered == 0 {

@@ -1,7 +1,7 @@
 //! The comparison: which contenders meet in which workloads, and what is written about it.
 
 use crate::Choice;
-use crate::measure::{self, Echo, Open, Pace, Sample, Series, Spread};
+use crate::measure::{self, Echo, Open, Sample, Series};
 use crate::process::{Program, library};
 use crate::report::Table;
 use crate::{chart, machine};
@@ -260,20 +260,26 @@ impl Plan<'_> {
         programs.push(Program::own("tokio", "serve tokio"));
         programs.push(Program::own(&spinning, "serve ring --spin 100"));
         programs.extend(ours_spinning());
-        let peak = Pace { rounds: 5, ..self.choice.pace((5, 200), (5, 200)) };
-        let closed = Echo { conns: 50, size: 64, depth: 1, unix: false };
-        let seen = measure::echo(&closed, &programs[..1], peak, &mut self.progress.teller());
-        let Some(peak) = Spread::of(seen[0].samples.iter().map(|sample| sample.per_second)) else { return Vec::new() };
-        let rate = (peak.median / 2.0 / 1000.0).round() * 1000.0;
-        let open = Open { conns: 50, size: 64, rate };
+        let open = Open { conns: 50, size: 64, part_of_peak: 0.5 };
         let pace = self.choice.pace((40, 800), (5, 400));
-        let seen = measure::tails(open, &[0.5, 0.99, 0.999], &programs, pace, &mut self.progress.teller());
+        let quantiles = [0.5, 0.99, 0.999];
+        let seen = match measure::tails(open, &quantiles, &programs, pace, &mut self.progress.teller()) {
+            Ok(seen) => seen,
+            Err(error) => {
+                self.progress.print(&format!("{name}: {error}\n"));
+                return Vec::new();
+            }
+        };
         let each =
             programs.iter().zip(&seen.stalled).map(|(program, part)| format!("{} {:.0}%", program.name, part * 100.0));
         let note = format!(
-            "64 B on 50 connections, {rate:.0} requests/s: half of what the epoll loop reaches. An open loop: requests are sent when they are due, and\n\
-             their time counts from then (for a server of your own: `load --rate`). In short slices; left out are those in which an answer took longer than\n\
-             {} us, a hundred times what a server needs: the machine stood still in them. They were: {}.",
+            "64 B on 50 connections, at half of the rate that the epoll loop reaches in the same round ({:.0} requests/s, {:.0} to {:.0}). An open loop:\n\
+             requests are sent when they are due, and their time counts from then (for a server of your own: `load --rate`). It goes round the contenders\n\
+             in slices of 20 ms. Left out are those in which an answer took longer than {} us, a hundred times what a server needs: the machine stood still\n\
+             in them. They were: {}.",
+            seen.rate.median,
+            seen.rate.least,
+            seen.rate.most,
             measure::STALL.as_micros(),
             each.collect::<Vec<_>>().join("; ")
         );

@@ -9,6 +9,9 @@ use crate::process::{Program, library};
 use crate::report::Table;
 use std::io;
 
+/// What differs from the epoll loop with 64 KiB reads.
+const LOOP_VARIANTS: &[&str] = &["--edge", "--watch-output", "--pool 4194304"];
+
 /// What differs from the bare ring as it is.
 const RING_VARIANTS: &[&str] = &[
     "--setup none",
@@ -59,6 +62,7 @@ const EPOLL_VARIANTS: &[&str] =
 const CLIENT_VARIANTS: &[(&str, &str)] = &[
     ("epoll client", "--no-so-error"),
     ("epoll client", "--edge"),
+    ("epoll client", "--delete"),
     ("bare ring client", "--unlinked"),
     ("bare ring client", "--early-receive"),
     ("engine", "--fixed-receives"),
@@ -98,6 +102,10 @@ fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Se
             programs.push(program(&name));
         }
     };
+    for variant in LOOP_VARIANTS {
+        let arguments = format!("serve epoll --read 65536 {variant}");
+        add(format!("epoll loop, 64 KiB reads {variant}"), &|name| Program::own(name, &arguments));
+    }
     for variant in RING_VARIANTS {
         add(format!("bare ring {variant}"), &|name| Program::own(name, &format!("serve ring {variant}")));
     }
@@ -110,20 +118,21 @@ fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Se
         }
     }
     let workloads = [
-        ("50 x 64 B", 50, 64, 1),
-        ("500 x 64 B", 500, 64, 1),
-        ("5,000 x 64 B", 5000, 64, 1),
-        ("50 x 1 KiB, 16 in flight", 50, 1024, 16),
-        ("50 x 16 KiB", 50, 16 << 10, 1),
-        ("4 x 256 KiB", 4, 256 << 10, 1),
+        ("50 x 64 B", 50, 64, 1, false),
+        ("500 x 64 B", 500, 64, 1, false),
+        ("5,000 x 64 B", 5000, 64, 1, false),
+        ("64 x 64 B, unix", 64, 64, 1, true),
+        ("50 x 1 KiB, 16 in flight", 50, 1024, 16, false),
+        ("50 x 16 KiB", 50, 16 << 10, 1, false),
+        ("4 x 256 KiB", 4, 256 << 10, 1, false),
     ];
     let mut columns = Vec::new();
-    for (name, conns, size, depth) in workloads {
+    for (name, conns, size, depth, unix) in workloads {
         if !choice.wants(name) {
             continue;
         }
         progress.begin(name);
-        let echo = Echo { conns, size, depth, unix: false };
+        let echo = Echo { conns, size, depth, unix };
         let pace = choice.pace((7, 120), (3, 50));
         let series = measure::echo(&echo, &programs, pace, &mut progress.teller());
         progress.print(&Table::of_cpu(name, 1, &series, "").markdown());

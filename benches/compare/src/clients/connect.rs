@@ -61,6 +61,9 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
             if conn.missing == 0 {
                 outcome.requests += 1;
                 outcome.latencies_us.push(conn.asked_at.elapsed().as_micros() as u32);
+                if options.delete {
+                    epoll.control(libc::EPOLL_CTL_DEL, fd, 0, 0)?;
+                }
                 conn.socket = None;
                 open(conn, index, &addr, &epoll, wanted, &mut opened)?;
             }

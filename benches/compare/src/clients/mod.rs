@@ -40,6 +40,9 @@ pub struct Options {
     /// Edge-triggered: one EPOLL_CTL_ADD a connection, no SO_ERROR unless epoll tells of an error (mode connect)
     #[arg(long)]
     pub edge: bool,
+    /// EPOLL_CTL_DEL before the close (mode connect)
+    #[arg(long, conflicts_with = "ring")]
+    pub delete: bool,
     /// SO_ERROR only if epoll tells of an error (mode connect)
     #[arg(long, conflicts_with = "ring")]
     pub no_so_error: bool,

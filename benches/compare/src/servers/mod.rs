@@ -22,11 +22,7 @@ const READ_BYTES: usize = 16 << 10;
 #[derive(Subcommand, Clone, Debug)]
 pub enum Server {
     /// The epoll loop, with 4 KiB reads unless told otherwise
-    Epoll {
-        /// Bytes of a read
-        #[arg(long, default_value_t = 4096)]
-        read: usize,
-    },
+    Epoll(epoll::Options),
     /// The bare ring
     Ring(ring::Options),
     Mio,
@@ -41,7 +37,7 @@ pub enum Server {
 
 pub fn serve(addr: &Addr, server: &Server) -> io::Result<()> {
     match server {
-        Server::Epoll { read } => epoll::serve(addr, *read),
+        Server::Epoll(options) => epoll::serve(addr, options),
         Server::Ring(options) => ring::serve(addr, options),
         Server::Mio => mio::serve(addr),
         Server::Tokio => tokio::serve(addr),
