@@ -4,6 +4,7 @@ use super::Engine;
 use super::conn::{Conn, Phase, flag};
 use super::core::Core;
 use crate::backend::{Backend, ConnectRequest, Op, Outcome, QueueFull, with_backend};
+use crate::buf::SendQueue;
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
@@ -155,8 +156,8 @@ impl Core {
         }
         let Some(request) = conn.cold.as_ref().and_then(|cold| cold.request.as_ref()) else { return Ok(()) };
         let small = 1..self.config.zero_copy_threshold.unwrap_or(usize::MAX);
-        let first = conn.queue.as_deref_mut().filter(|queue| small.contains(&queue.front_len()));
-        let first = first.filter(|_| self.config.early_sends);
+        let leaves = |queue: &&mut SendQueue| self.config.early_sends && small.contains(&queue.front_len());
+        let first = conn.queue.as_deref_mut().filter(leaves);
         let sends = backend.start_connect(key, request, first)?;
         conn.started(Op::Connect);
         if sends {

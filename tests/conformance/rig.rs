@@ -36,6 +36,12 @@ impl Rig {
         Rig { engine, out: Completions::with_capacity(256), ended: HashMap::new(), backlog: Vec::new() }
     }
 
+    /// Whether the engine uses a capability.
+    pub fn uses(&self, capability: Capability) -> bool {
+        let used = |report: &CapabilityReport| report.capability == capability && report.state == CapabilityState::Used;
+        self.engine.info().capabilities().iter().any(used)
+    }
+
     /// One poll; checks that nothing comes after the end.
     pub fn poll(&mut self, timeout: Duration) -> Vec<Completion> {
         if !self.backlog.is_empty() {

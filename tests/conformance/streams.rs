@@ -459,13 +459,7 @@ pub fn zero_copy_sends(variant: &Variant) {
     let expected: Vec<u8> = bytes.chunks(50_000).flat_map(|chunk| [chunk, b"small"].concat()).collect();
     assert!(reader.join().unwrap() == expected);
     let zero_copy = rig.engine.stats().zero_copy_sends;
-    let usable = rig
-        .engine
-        .info()
-        .capabilities()
-        .iter()
-        .any(|c| c.capability == Capability::SendZc && c.state == CapabilityState::Used);
-    assert_eq!(zero_copy > 0, usable, "{zero_copy} zero-copy sends");
+    assert_eq!(zero_copy > 0, rig.uses(Capability::SendZc), "{zero_copy} zero-copy sends");
 }
 
 pub fn proxy_by_lease(variant: &Variant) {

@@ -52,8 +52,8 @@ const UNIX_RETRY_NS: u64 = 2_000_000;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     pub(super) multishot_recv: bool,
-    /// The first receive of a connection is single-shot all the same.
-    pub(super) first_single: bool,
+    /// The first receive of a connection is single-shot all the same, and waits for a first send. Only with multishot receives.
+    pub(super) adaptive_receives: bool,
     pub(super) multishot_accept: bool,
     pub(super) buf_ring: bool,
     /// Sockets are made by an entry.
@@ -275,11 +275,11 @@ impl Backend for Uring {
 
     fn start_recv(&mut self, key: Key) -> Result<(), QueueFull> {
         self.ring.make_room()?;
-        let first_single = self.style.first_single;
+        let adaptive = self.style.adaptive_receives;
         let slot = self.slot(key);
         slot.stop &= !(1 << Op::Recv as u8);
         // An answer needs a request: until that has left, a receive would only find nothing, and be polled for.
-        let held = first_single && slot.has(mark::UNUSED) && slot.send != Kind::Idle;
+        let held = adaptive && slot.has(mark::UNUSED) && slot.send != Kind::Idle;
         slot.set(mark::HELD, held);
         self.ring.stats.late_receives += u64::from(held);
         if !held {

@@ -186,7 +186,7 @@ impl Uring {
     /// Room must have been made.
     pub(super) fn push_recv(&mut self, key: Key, kind: Kind) {
         let fd = self.fd_of(key);
-        let single = self.style.first_single && self.slot(key).take(mark::FRESH);
+        let single = self.style.adaptive_receives && self.slot(key).take(mark::FRESH);
         self.ring.stats.single_receives += u64::from(single);
         let entry = if kind == Kind::RecvPoll {
             poll_read(fd)

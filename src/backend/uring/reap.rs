@@ -202,7 +202,7 @@ impl Uring {
         slot.send = Kind::Idle;
         slot.set(mark::UNUSED, false);
         if slot.take(mark::HELD) {
-            self.step(key, if self.style.buf_ring { Kind::Recv } else { Kind::RecvPoll });
+            self.step(key, Kind::Recv);
         }
     }
 

@@ -138,7 +138,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     }
     let style = Style {
         multishot_recv: multishot,
-        first_single: multishot && config.adaptive_receives,
+        adaptive_receives: multishot && config.adaptive_receives,
         multishot_accept: modern && tier != Tier::Oneshot && choice.has(Capability::MultishotAccept),
         buf_ring: buf_ring.is_some(),
         socket_op: modern && choice.has(Capability::SocketOp),
