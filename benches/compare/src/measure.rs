@@ -52,7 +52,7 @@ pub struct Echo {
 }
 
 pub fn echo(echo: &Echo, programs: &[Program], pace: Pace, tell: &mut dyn FnMut(String)) -> Vec<Series> {
-    let mut series: Vec<Series> = programs.iter().map(|program| Series::of(&program.name)).collect();
+    let mut series = blank(programs);
     let mut servers: Vec<Option<Server>> = Vec::new();
     for (index, program) in programs.iter().enumerate() {
         let addr = match echo.unix {
@@ -103,39 +103,42 @@ fn echo_slice(echo: &Echo, server: &Server, kept: &mut Option<Load>, slice: Dura
 }
 
 /// Clients, each run as a process for one slice against one and the same server. They print their own CPU time per request.
-pub fn client(
+pub fn client(arguments: &str, programs: &[Program], pace: Pace, tell: &mut dyn FnMut(String)) -> Vec<Series> {
+    let server = Program::own("server", "serve epoll --read 65536").start(LOAD_CORE, "127.0.0.1:0");
+    let arguments = timed(arguments, pace);
+    go_round(programs, pace, tell, |index| {
+        let said = programs[index].run(SUBJECT_CORE, &up(&server)?.addr, &arguments)?;
+        Ok(sample(&said, "cpu_us_per_request"))
+    })
+}
+
+/// What `load` says of servers: the value of `key`, for one slice each in turn.
+pub fn latency(
     arguments: &str,
+    key: &str,
     programs: &[Program],
-    server: &Program,
     pace: Pace,
     tell: &mut dyn FnMut(String),
 ) -> Vec<Series> {
-    let started = server.start(LOAD_CORE, "127.0.0.1:0");
+    let load = Program::example("load", "load", "--backend epoll");
+    let servers = start_all(programs);
     let arguments = timed(arguments, pace);
-    let mut all = go_round(programs, pace, tell, 1, |index| {
-        let server = started.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
-        let said = programs[index].run(SUBJECT_CORE, &server.addr, &arguments)?;
-        Ok(vec![sample(&said, "cpu_us_per_request")])
-    });
-    all.remove(0)
+    go_round(programs, pace, tell, |index| {
+        Ok(sample(&load.run(LOAD_CORE, &up(&servers[index])?.addr, &arguments)?, key))
+    })
 }
 
-/// What `load` says of servers: the value of each of `keys`, for one slice each in turn.
-pub fn latency(
-    arguments: &str,
-    keys: &[&str],
-    programs: &[Program],
-    pace: Pace,
-    tell: &mut dyn FnMut(String),
-) -> Vec<Vec<Series>> {
-    let load = Program::example("load", "load", "--backend epoll");
-    let servers: Vec<_> = programs.iter().map(|program| program.start(SUBJECT_CORE, "127.0.0.1:0")).collect();
-    let arguments = timed(arguments, pace);
-    go_round(programs, pace, tell, keys.len(), |index| {
-        let server = servers[index].as_ref().map_err(|error| io::Error::other(error.to_string()))?;
-        let said = load.run(LOAD_CORE, &server.addr, &arguments)?;
-        Ok(keys.iter().map(|key| sample(&said, key)).collect())
-    })
+fn start_all(programs: &[Program]) -> Vec<io::Result<Server>> {
+    programs.iter().map(|program| program.start(SUBJECT_CORE, "127.0.0.1:0")).collect()
+}
+
+/// A server that started, or the reason why it did not.
+fn up(server: &io::Result<Server>) -> io::Result<&Server> {
+    server.as_ref().map_err(|error| io::Error::other(error.to_string()))
+}
+
+fn blank(programs: &[Program]) -> Vec<Series> {
+    programs.iter().map(|program| Series::of(&program.name)).collect()
 }
 
 /// An open loop against servers, at a part of the rate that the first of them reaches in a closed loop.
@@ -162,6 +165,8 @@ pub struct Tails {
     pub stalled: Vec<f64>,
     /// Requests per second.
     pub rate: Spread,
+    /// How long one contender had its turn.
+    pub slice: Duration,
 }
 
 /// Latencies under an open loop. The slices are short, and those with a stall of the machine ([`STALL`]) are left out: such stalls come to each
@@ -173,13 +178,11 @@ pub fn tails(
     pace: Pace,
     tell: &mut dyn FnMut(String),
 ) -> io::Result<Tails> {
-    let servers: Vec<_> = programs.iter().map(|program| program.start(SUBJECT_CORE, "127.0.0.1:0")).collect();
-    let first = servers[0].as_ref().map_err(|error| io::Error::other(error.to_string()))?;
-    let mut closed = Load::connect(&first.addr, open.conns, open.size, 1)?;
+    let servers = start_all(programs);
+    let mut closed = Load::connect(&up(&servers[0])?.addr, open.conns, open.size, 1)?;
     let mut loops: Vec<Option<OpenLoop>> = programs.iter().map(|_| None).collect();
     let mut stalled = vec![0; programs.len()];
-    let blank: Vec<Series> = programs.iter().map(|program| Series::of(&program.name)).collect();
-    let mut all = vec![blank; quantiles.len()];
+    let mut all = vec![blank(programs); quantiles.len()];
     let mut rates = Vec::new();
     let slice = pace.slice / LAPS as u32;
     for round in 0..pace.rounds {
@@ -212,7 +215,7 @@ pub fn tails(
     }
     let stalled = stalled.iter().map(|&count| f64::from(count) / (pace.rounds * LAPS) as f64).collect();
     let rate = Spread::of(rates).ok_or_else(|| io::Error::other("no round was measured"))?;
-    Ok(Tails { quantiles: all, stalled, rate })
+    Ok(Tails { quantiles: all, stalled, rate, slice })
 }
 
 fn tail_slice(
@@ -222,9 +225,8 @@ fn tail_slice(
     kept: &mut Option<OpenLoop>,
     slice: Duration,
 ) -> io::Result<Histogram<u64>> {
-    let server = server.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
     if kept.is_none() {
-        *kept = Some(OpenLoop::connect(&server.addr, open.conns, open.size)?);
+        *kept = Some(OpenLoop::connect(&up(server)?.addr, open.conns, open.size)?);
     }
     kept.as_mut().expect("just made").run(rate, TAIL_WARM_UP, slice)
 }
@@ -239,29 +241,24 @@ fn sample(said: &serde_json::Value, key: &str) -> Sample {
     Sample { figure: number(key), per_second: number("requests_per_s") }
 }
 
-/// Runs all programs once a round, each round beginning with another one. A run gives `figures` samples, each for a list of its own.
+/// Runs all programs once a round, each round beginning with another one.
 fn go_round(
     programs: &[Program],
     pace: Pace,
     tell: &mut dyn FnMut(String),
-    figures: usize,
-    mut run: impl FnMut(usize) -> io::Result<Vec<Sample>>,
-) -> Vec<Vec<Series>> {
-    let blank: Vec<Series> = programs.iter().map(|program| Series::of(&program.name)).collect();
-    let mut all = vec![blank; figures];
+    mut run: impl FnMut(usize) -> io::Result<Sample>,
+) -> Vec<Series> {
+    let mut all = blank(programs);
     for round in 0..pace.rounds {
         for place in 0..programs.len() {
-            let index = (place + round) % programs.len();
-            if all[0][index].failure.is_some() {
+            let series = &mut all[(place + round) % programs.len()];
+            if series.failure.is_some() {
                 continue;
             }
-            tell(format!("round {} of {}: {}", round + 1, pace.rounds, programs[index].name));
-            match run(index) {
-                Ok(samples) => {
-                    let lists = all.iter_mut().zip(samples);
-                    lists.for_each(|(list, sample)| list[index].samples.push(sample));
-                }
-                Err(error) => all.iter_mut().for_each(|list| list[index].failure = Some(error.to_string())),
+            tell(format!("round {} of {}: {}", round + 1, pace.rounds, series.name));
+            match run((place + round) % programs.len()) {
+                Ok(sample) => series.samples.push(sample),
+                Err(error) => series.failure = Some(error.to_string()),
             }
         }
     }

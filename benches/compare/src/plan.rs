@@ -194,7 +194,6 @@ impl Plan<'_> {
             ("client of 1,024 connections, 64 B", "--conns 1024"),
             ("stream of 64 B messages, 4 connections", "--mode stream --conns 4"),
         ];
-        let server = Program::own("server", "serve epoll --read 65536");
         let mut tables = Vec::new();
         for (name, arguments) in workloads {
             if !self.choice.wants(name) {
@@ -217,7 +216,7 @@ impl Plan<'_> {
             programs.push(Program::example(OURS_URING, "load", "--backend uring"));
             programs.push(Program::example(OURS_EPOLL, "load", "--backend epoll"));
             let pace = self.choice.pace((11, 500), (3, 200));
-            let series = measure::client(arguments, &programs, &server, pace, &mut self.progress.teller());
+            let series = measure::client(arguments, &programs, pace, &mut self.progress.teller());
             let note = match arguments.contains("stream") {
                 true => {
                     "The epoll client writes each message by itself. The engine's client gathers what a turn queued."
@@ -240,9 +239,9 @@ impl Plan<'_> {
         programs.extend(ours());
         programs.extend(ours_spinning());
         let pace = self.choice.pace((11, 500), (3, 200));
-        let series = measure::latency("--conns 1", &["p50_us"], &programs, pace, &mut self.progress.teller());
+        let series = measure::latency("--conns 1", "p50_us", &programs, pace, &mut self.progress.teller());
         let note = "The client sleeps between its requests in all rows; with `Config::spin` only the server does not.";
-        vec![self.finish(Table::of(name, "p50, us", 0, &series[0], note))]
+        vec![self.finish(Table::of(name, "p50, us", 0, &series, note))]
     }
 
     /// At half of the rate that the epoll loop reaches.
@@ -262,8 +261,14 @@ impl Plan<'_> {
         programs.extend(ours_spinning());
         let open = Open { conns: 50, size: 64, part_of_peak: 0.5 };
         let pace = self.choice.pace((40, 800), (5, 400));
-        let quantiles = [0.5, 0.99, 0.999];
-        let seen = match measure::tails(open, &quantiles, &programs, pace, &mut self.progress.teller()) {
+        let quantiles = [(0.5, "p50, us"), (0.99, "p99, us"), (0.999, "p99.9, us")];
+        let seen = match measure::tails(
+            open,
+            &quantiles.map(|(quantile, _)| quantile),
+            &programs,
+            pace,
+            &mut self.progress.teller(),
+        ) {
             Ok(seen) => seen,
             Err(error) => {
                 self.progress.print(&format!("{name}: {error}\n"));
@@ -275,18 +280,20 @@ impl Plan<'_> {
         let note = format!(
             "64 B on 50 connections, at half of the rate that the epoll loop reaches in the same round ({:.0} requests/s, {:.0} to {:.0}). An open loop:\n\
              requests are sent when they are due, and their time counts from then (for a server of your own: `load --rate`). It goes round the contenders\n\
-             in slices of 20 ms. Left out are those in which an answer took longer than {} us, a hundred times what a server needs: the machine stood still\n\
+             in slices of {} ms. Left out are those in which an answer took longer than {} us, a hundred times what a server needs: the machine stood still\n\
              in them. They were: {}.",
             seen.rate.median,
             seen.rate.least,
             seen.rate.most,
+            seen.slice.as_secs_f64() * 1e3,
             measure::STALL.as_micros(),
             each.collect::<Vec<_>>().join("; ")
         );
-        let tables = ["p50", "p99", "p99.9"].iter().zip(["p50, us", "p99, us", "p99.9, us"]).zip(&seen.quantiles);
+        let notes = [note.as_str(), "As above.", "As above."];
+        let tables = quantiles.iter().zip(&seen.quantiles).zip(notes);
         tables
-            .map(|((quantile, unit), series)| {
-                let note = if *quantile == "p50" { note.as_str() } else { "As above." };
+            .map(|(((_, unit), series), note)| {
+                let quantile = unit.trim_end_matches(", us");
                 self.finish(Table::of(&format!("{quantile} at half of the peak rate"), unit, 0, series, note))
             })
             .collect()

@@ -58,19 +58,27 @@ const ENGINE_VARIANTS: &[&str] = &[
 const EPOLL_VARIANTS: &[&str] =
     &["--turn-bytes 1", "--turn-bytes 65536", "--turn-bytes 1073741824", "--completions 8", "--gather 1", "--spin 50"];
 
-/// Of clients that connect, ask and close.
-const CLIENT_VARIANTS: &[(&str, &str)] = &[
-    ("epoll client", "--no-so-error"),
-    ("epoll client", "--edge"),
-    ("epoll client", "--delete"),
-    ("bare ring client", "--unlinked"),
-    ("bare ring client", "--early-receive"),
-    ("engine", "--fixed-receives"),
-    ("engine", "--no-early-sends"),
-    ("engine", "--disable socket_op"),
-    ("engine", "--fin-wait 250"),
-    ("engine on epoll", "--no-early-sends"),
-    ("engine on epoll", "--fin-wait 250"),
+/// What is varied: the beginning of a row's name, the example that is run, if it is one of them, its arguments, and what is added to those.
+type Family = (&'static str, Option<&'static str>, &'static str, &'static [&'static str]);
+
+const SERVERS: &[Family] = &[
+    ("epoll loop, 64 KiB reads", None, "serve epoll --read 65536", LOOP_VARIANTS),
+    ("bare ring", None, "serve ring", RING_VARIANTS),
+    ("engine", Some("echo_server"), "--backend uring", ENGINE_VARIANTS),
+    ("engine on epoll", Some("echo_server"), "--backend epoll", EPOLL_VARIANTS),
+];
+
+/// They connect, ask and close.
+const CLIENTS: &[Family] = &[
+    ("epoll client", None, "client", &["--no-so-error", "--edge", "--delete"]),
+    ("bare ring client", None, "client --ring", &["--unlinked", "--early-receive"]),
+    (
+        "engine",
+        Some("load"),
+        "--backend uring",
+        &["--fixed-receives", "--no-early-sends", "--disable socket_op", "--fin-wait 250"],
+    ),
+    ("engine on epoll", Some("load"), "--backend epoll", &["--no-early-sends", "--fin-wait 250"]),
 ];
 
 pub fn run(choice: &Choice) -> io::Result<()> {
@@ -84,9 +92,20 @@ pub fn run(choice: &Choice) -> io::Result<()> {
     Ok(())
 }
 
-/// Chosen by name: all, or those of which a part was asked for.
-fn wanted(choice: &Choice, name: &str) -> bool {
-    choice.with.is_empty() || choice.with.iter().any(|part| name.contains(part.as_str()))
+/// All variants, or those of which a part was asked for.
+fn variants<'a>(choice: &'a Choice, families: &'a [Family]) -> impl Iterator<Item = Program> + 'a {
+    let wanted = |name: &str| choice.with.is_empty() || choice.with.iter().any(|part| name.contains(part.as_str()));
+    families.iter().flat_map(move |&(family, example, arguments, variants)| {
+        let program = move |variant: &&str| {
+            let (name, arguments) = (format!("{family} {variant}"), format!("{arguments} {variant}"));
+            let program = match example {
+                Some(example) => Program::example(&name, example, &arguments),
+                None => Program::own(&name, &arguments),
+            };
+            wanted(&name).then_some(program)
+        };
+        variants.iter().filter_map(program)
+    })
 }
 
 fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Series>)> {
@@ -97,26 +116,7 @@ fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Se
         Program::own(EPOLL_LARGE, "serve epoll --read 65536"),
         Program::example(OURS_EPOLL, "echo_server", "--backend epoll"),
     ];
-    let mut add = |name: String, program: &dyn Fn(&str) -> Program| {
-        if wanted(choice, &name) {
-            programs.push(program(&name));
-        }
-    };
-    for variant in LOOP_VARIANTS {
-        let arguments = format!("serve epoll --read 65536 {variant}");
-        add(format!("epoll loop, 64 KiB reads {variant}"), &|name| Program::own(name, &arguments));
-    }
-    for variant in RING_VARIANTS {
-        add(format!("bare ring {variant}"), &|name| Program::own(name, &format!("serve ring {variant}")));
-    }
-    for (engine, backend, variants) in
-        [("engine", "uring", ENGINE_VARIANTS), ("engine on epoll", "epoll", EPOLL_VARIANTS)]
-    {
-        for variant in variants {
-            let arguments = format!("--backend {backend} {variant}");
-            add(format!("{engine} {variant}"), &|name| Program::example(name, "echo_server", &arguments));
-        }
-    }
+    programs.extend(variants(choice, SERVERS));
     let workloads = [
         ("50 x 64 B", 50, 64, 1, false),
         ("500 x 64 B", 500, 64, 1, false),
@@ -146,28 +146,16 @@ fn clients(choice: &Choice, progress: &mut Progress) -> Option<Table> {
     if !choice.wants(title) {
         return None;
     }
-    let client = |name: &str, kind: &str, variant: &str| match kind {
-        "epoll client" => Program::own(name, &format!("client {variant}")),
-        "bare ring client" => Program::own(name, &format!("client --ring {variant}")),
-        "engine" => Program::example(name, "load", &format!("--backend uring {variant}")),
-        _ => Program::example(name, "load", &format!("--backend epoll {variant}")),
-    };
     let mut programs = vec![
-        client("bare ring client", "bare ring client", ""),
-        client("epoll client", "epoll client", ""),
-        client(OURS_URING, "engine", ""),
-        client(OURS_EPOLL, "engine on epoll", ""),
+        Program::own("bare ring client", "client --ring"),
+        Program::own("epoll client", "client"),
+        Program::example(OURS_URING, "load", "--backend uring"),
+        Program::example(OURS_EPOLL, "load", "--backend epoll"),
     ];
-    for (kind, variant) in CLIENT_VARIANTS {
-        let name = format!("{kind} {variant}");
-        if wanted(choice, &name) {
-            programs.push(client(&name, kind, variant));
-        }
-    }
+    programs.extend(variants(choice, CLIENTS));
     progress.begin(title);
-    let server = Program::own("server", "serve epoll --read 65536");
     let pace = choice.pace((15, 300), (3, 200));
-    let series = measure::client(arguments, &programs, &server, pace, &mut progress.teller());
+    let series = measure::client(arguments, &programs, pace, &mut progress.teller());
     let table = Table::of_cpu(title, 0, &series, "");
     progress.print(&table.markdown());
     Some(table)
