@@ -69,7 +69,8 @@ pub enum Event {
     ListenerClosed {
         /// The listener.
         listener: ListenerId,
-        /// The error that ended it, if it was not closed by the caller.
+        /// The error that ended it, if it was not closed by the caller or by the failure of the
+        /// engine.
         errno: Option<Errno>,
     },
 }
@@ -111,7 +112,8 @@ pub enum CloseKind {
     LingerTimedOut,
     /// [`Engine::drain`](crate::Engine::drain) closed it.
     Shutdown,
-    /// An error of the kernel that fits none of the above.
+    /// An error of the kernel that fits none of the above; or the engine itself has failed
+    /// ([`Error::EngineFailed`](crate::Error::EngineFailed)).
     Failed,
 }
 

@@ -290,7 +290,9 @@ impl Config {
         /// [`Stats::late_receives`](crate::Stats::late_receives) count. Default: true.
         ///
         /// # Backends
-        /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere.
+        /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere. Where
+        /// buffers are consumed piece by piece (6.12), single-shot receives have buffers of their
+        /// own, 64 of 4 KiB.
         adaptive_receives: bool;
         /// Lets what is queued before the first poll after `connect` leave with the end of the handshake, and not a turn later.
         /// [`Stats::early_sends`](crate::Stats::early_sends) counts. Default: true.

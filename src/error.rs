@@ -62,6 +62,11 @@ impl fmt::Display for Errno {
     }
 }
 
+/// Something that the kernel said and that cannot be. Memory safety rests on such claims, so that
+/// nothing more is believed after the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Violation(pub(crate) &'static str);
+
 /// What a call of the engine can fail with. What happens to a connection later is an
 /// [`Event`](crate::Event), not an error.
 #[derive(Debug)]
@@ -103,6 +108,10 @@ pub enum Error {
     Draining,
     /// This process is a fork of the one that made the engine; only that one may use it.
     Forked,
+    /// The kernel reported something impossible, and the engine no longer trusts it; says what. All
+    /// connections were closed with [`CloseKind::Failed`](crate::CloseKind::Failed). Drop the
+    /// engine, which resets what it had open, and make a new one.
+    EngineFailed(&'static str),
     /// The simulated world has nothing more for this engine. Only on the simulated backend.
     Simulation(Halt),
     /// The kernel refused.
@@ -139,6 +148,9 @@ impl fmt::Display for Error {
             Error::Limit { limit, value } => write!(f, "limit reached: {limit} = {value}"),
             Error::Draining => f.write_str("the engine is draining and takes nothing new"),
             Error::Forked => f.write_str("the engine belongs to the parent process; a forked child cannot use it"),
+            Error::EngineFailed(what) => {
+                write!(f, "the engine has failed: the kernel reported something impossible: {what}")
+            }
             Error::Simulation(halt) => write!(f, "simulation: {halt}"),
             Error::Os { call, errno } => write!(f, "{call}: {errno}"),
         }

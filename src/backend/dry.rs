@@ -92,7 +92,8 @@ impl Backend for Dry {
             let Some(buffer) = self.pool.checkout() else { continue };
             let len = part.len().min(self.pool.size() as usize);
             self.pool.write(buffer, 0, &part[..len]);
-            self.data.push_back((key, self.pool.deliver(buffer, len as u32, false)));
+            let lease = self.pool.deliver(buffer, len as u32, false).expect("checked out and written above");
+            self.data.push_back((key, lease));
         }
         self.finish(key, Op::Send, Outcome::Count(given));
         Ok(None)

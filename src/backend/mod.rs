@@ -45,7 +45,7 @@ mod windows;
 
 use crate::buf::{Fill, Lease, SendQueue, Written};
 use crate::config::Config;
-use crate::error::{Errno, Error};
+use crate::error::{Errno, Error, Violation};
 use crate::id::Key;
 use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
@@ -200,6 +200,15 @@ pub(crate) trait Backend {
     /// True if [`Backend::next`] has something, or a wait of no time would find something.
     fn has_next(&self) -> bool;
 
+    /// What the kernel said that cannot be, if it did: the first such thing. From then on
+    /// [`Backend::next`] has nothing, and the engine asks only for the end, [`Backend::shut_down`].
+    fn violation(&self) -> Option<Violation> {
+        None
+    }
+
+    /// The engine has found such a thing itself, by its own books.
+    fn distrust(&mut self, _: Violation) {}
+
     /// How many buffers receives could find now.
     fn free_buffers(&self) -> usize;
 
@@ -216,9 +225,10 @@ pub(crate) trait Backend {
 
     fn stats(&self) -> BackendStats;
 
-    /// The end. Everything of the engine's is closed, or the time for that ran out. Cancels what the backend has of its own in
-    /// flight, and waits while something comes within `patience`. False if the kernel may still write to memory: then the
-    /// backend has leaked it.
+    /// The end. Everything of the engine's is closed, or the time for that ran out. Cancels what
+    /// the backend has of its own in flight, and waits while something comes within `patience`;
+    /// after a violation it waits for nothing. False if the kernel may still write to memory: then
+    /// the backend has leaked it.
     fn shut_down(&mut self, patience: Duration) -> bool;
 
     /// True if what the backend stands on is gone: nothing is in its hands any more, and nothing is left to wait for.

@@ -12,4 +12,6 @@ pub(crate) use fill::{Fill, Written};
 pub use lease::Lease;
 pub use payload::Payload;
 pub(crate) use pool::Pool;
+#[cfg(test)]
+pub(crate) use pool::assert_disjoint;
 pub(crate) use queue::{ChunkPool, QueuePool, SendQueue};

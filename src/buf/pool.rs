@@ -2,11 +2,13 @@
 //! region that the kernel may write (behind the filled part of a claimed buffer) or in regions lent out as leases (in the
 //! filled part), never both. A buffer is free when its last claim ends.
 //!
-//! A claim is held by the backend while it may fill the buffer, and by each lease. A buffer may be filled piece by piece:
-//! several leases then share it. Below the low watermark of untouched buffers data is copied to the heap instead of being
-//! lent out, so that however long leases are kept, buffers go on circulating.
+//! A claim is held by the backend while it may fill the buffer (it then holds the buffer), and by
+//! each lease. A buffer may be filled piece by piece: several leases then share it. Below the low
+//! watermark of untouched buffers data is copied to the heap instead of being lent out, so that
+//! however long leases are kept, buffers go on circulating.
 
 use super::Lease;
+use crate::error::Violation;
 use crate::mutant::{self, Mutant};
 use crate::sys::Mapping;
 use std::cell::{Cell, RefCell};
@@ -36,6 +38,8 @@ pub(super) struct Shared {
 struct Buffer {
     claims: Cell<u32>,
     filled: Cell<u32>,
+    /// One of the claims is the backend's.
+    held: Cell<bool>,
 }
 
 impl Pool {
@@ -73,12 +77,16 @@ impl Pool {
     #[inline]
     pub(crate) fn checkout(&self) -> Option<u16> {
         let id = self.shared.free.borrow_mut().pop()?;
-        self.shared.buffers[id as usize].claims.set(1);
+        let buffer = &self.shared.buffers[id as usize];
+        buffer.claims.set(1);
+        buffer.held.set(true);
         Some(id)
     }
 
     /// Ends the claim of `checkout`.
     pub(crate) fn put_back(&self, id: u16) {
+        let held = self.shared.buffers[id as usize].held.replace(false);
+        assert!(held, "buffer {id} is put back once per checkout");
         self.shared.end_claim(id);
     }
 
@@ -104,27 +112,29 @@ impl Pool {
     /// If the buffer is not checked out or has less room.
     pub(crate) fn write(&self, id: u16, offset: usize, bytes: &[u8]) {
         let (start, room) = self.room(id);
-        let claimed = self.shared.buffers[id as usize].claims.get() > 0;
-        assert!(claimed && offset + bytes.len() <= room as usize, "buffer {id} was not given out for these bytes");
-        // SAFETY: within the room (checked above) of a claimed buffer, behind the filled part, so no lease refers to it; `bytes` is
-        // a live reference, so it is not in there either.
+        let held = self.shared.buffers[id as usize].held.get();
+        assert!(held && offset + bytes.len() <= room as usize, "buffer {id} was not given out for these bytes");
+        // SAFETY: within the room (checked above) of a held buffer, behind the filled part, so no
+        // lease refers to it; `bytes` is a live reference, so it is not in there either.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len()) };
     }
 
     /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling the rest if `more`, else its
     /// claim ends.
     ///
-    /// # Panics
-    /// If the buffer is not checked out or has less room: the backend's book-keeping would be broken.
+    /// # Errors
+    /// There is no such buffer, it is not checked out, or it has less room. Nothing has changed
+    /// then.
     #[inline(always)]
-    pub(crate) fn deliver(&self, id: u16, len: u32, more: bool) -> Lease {
+    pub(crate) fn deliver(&self, id: u16, len: u32, more: bool) -> Result<Lease, Violation> {
         let shared = &self.shared;
-        let buffer = &shared.buffers[id as usize];
+        let Some(buffer) = shared.buffers.get(id as usize).filter(|buffer| buffer.held.get()) else {
+            return Err(Violation("a receive filled a buffer that it was not given"));
+        };
         let filled = buffer.filled.get();
-        assert!(
-            buffer.claims.get() > 0 && len <= shared.size - filled,
-            "buffer {id} was not given out for {len} bytes"
-        );
+        if len > shared.size - filled {
+            return Err(Violation("a receive filled a buffer beyond its end"));
+        }
         if filled == 0 && len > 0 {
             shared.untouched.set(shared.untouched.get() - 1);
         }
@@ -141,9 +151,10 @@ impl Pool {
             Lease::lent(Rc::clone(shared), id, start, len)
         };
         if !more {
+            buffer.held.set(false);
             shared.end_claim(id);
         }
-        lease
+        Ok(lease)
     }
 
     /// Keeps the memory for ever: for when the kernel may still write to it.
@@ -185,6 +196,25 @@ impl Shared {
     }
 }
 
+/// Checks that no two leases share a byte, and that each lies in the filled part of one buffer of
+/// these pools, where the kernel has no claim.
+#[cfg(test)]
+pub(crate) fn assert_disjoint<'a>(pools: &[&Pool], leases: impl Iterator<Item = &'a Lease>) {
+    let mut spans: Vec<_> = leases.filter(|lease| !lease.is_copy()).map(|lease| lease.as_ptr_range()).collect();
+    spans.sort_unstable_by_key(|span| span.start);
+    for pair in spans.windows(2) {
+        assert!(pair[0].end <= pair[1].start, "{pair:?} overlap");
+    }
+    for span in spans {
+        let filled = |shared: &Shared, id: usize| {
+            let start = shared.at(id as u16, 0).as_ptr().cast_const();
+            start <= span.start && span.end <= start.wrapping_add(shared.buffers[id].filled.get() as usize)
+        };
+        let within = |pool: &&Pool| (0..pool.shared.buffers.len()).any(|id| filled(&pool.shared, id));
+        assert!(pools.iter().any(within), "{span:?} is not in the filled part of a buffer");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +222,7 @@ mod tests {
 
     fn put(pool: &Pool, id: u16, bytes: &[u8], more: bool) -> Lease {
         pool.write(id, 0, bytes);
-        pool.deliver(id, bytes.len() as u32, more)
+        pool.deliver(id, bytes.len() as u32, more).expect("checked out")
     }
 
     #[test]
@@ -215,6 +245,36 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is said of a buffer: no panic, and no lease over bytes of another one or
+        /// outside the filled part of a buffer. A refused claim changes nothing, so that this holds
+        /// even where somebody went on after it.
+        #[test]
+        fn no_claim_lends_a_byte_twice(
+            claims in prop::collection::vec((0u8..4, 0u16..10, 0u32..200, any::<bool>(), any::<prop::sample::Index>()), 1..200),
+        ) {
+            let pool = Pool::new(8, 64, 2).unwrap();
+            let (mut held, mut leases) = (std::collections::HashMap::<u16, u32>::new(), Vec::new());
+            for (action, id, len, more, pick) in claims {
+                match action {
+                    0 => held.extend(pool.checkout().map(|id| (id, 0))),
+                    1 if !leases.is_empty() => drop(leases.swap_remove(pick.index(leases.len()))),
+                    _ => {
+                        let id = if id == 9 { id * 1000 } else { id };
+                        let fits = held.get(&id).is_some_and(|filled| filled + len <= 64);
+                        let lease = pool.deliver(id, len, more);
+                        prop_assert_eq!(lease.is_ok(), fits, "buffer {} of {} bytes: {:?}", id, len, lease);
+                        leases.extend(lease);
+                        match more {
+                            true if fits => *held.get_mut(&id).expect("it is held") += len,
+                            false if fits => drop(held.remove(&id)),
+                            _ => {}
+                        }
+                    }
+                }
+                assert_disjoint(&[&pool], leases.iter());
+            }
+        }
+
         /// Claims in any order, several leases to a buffer: contents stay, counts return to where they began.
         #[test]
         fn contents_stay_while_leased(steps in prop::collection::vec((0u8..4, 1usize..20, any::<prop::sample::Index>()), 1..300)) {

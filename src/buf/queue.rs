@@ -3,6 +3,7 @@
 //! completion (with zero-copy: its notification).
 
 use super::Payload;
+use crate::error::Violation;
 use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
 
@@ -153,23 +154,38 @@ impl SendQueue {
     /// The operation in flight ended, and the kernel took `taken` bytes. Reports the tags of payloads that left in full.
     ///
     /// Returns the bytes that were given to the operation and not taken.
+    ///
+    /// # Errors
+    /// More was taken than the operation was given. Nothing has changed then.
     #[inline(always)]
-    pub(crate) fn complete(&mut self, taken: usize, chunks: &mut ChunkPool, mut sent: impl FnMut(u64)) -> usize {
+    pub(crate) fn complete(
+        &mut self,
+        taken: usize,
+        chunks: &mut ChunkPool,
+        mut sent: impl FnMut(u64),
+    ) -> Result<usize, Violation> {
         if taken == self.bytes && self.notices == 0 && self.frozen == self.items.len() {
             // The common case: all there was, and nothing of it is still read.
             (self.frozen, self.bytes, self.offset) = (0, 0, 0);
             while let Some(item) = self.items.pop_front() {
                 item.leave(chunks, &mut sent);
             }
-            return 0;
+            return Ok(0);
         }
         self.complete_partly(taken, chunks, sent)
     }
 
     #[inline(never)]
-    fn complete_partly(&mut self, taken: usize, chunks: &mut ChunkPool, sent: impl FnMut(u64)) -> usize {
+    fn complete_partly(
+        &mut self,
+        taken: usize,
+        chunks: &mut ChunkPool,
+        sent: impl FnMut(u64),
+    ) -> Result<usize, Violation> {
         let given = self.frozen_bytes();
-        assert!(taken <= given, "the kernel took {taken} of {given} bytes");
+        if taken > given {
+            return Err(Violation("a send took more bytes than it was given"));
+        }
         self.frozen = 0;
         self.bytes -= taken;
         self.offset += taken;
@@ -177,7 +193,7 @@ impl SendQueue {
         if mutant::is(Mutant::ReorderedSend) && given > taken && self.items.len() > 2 {
             self.items.swap(1, 2);
         }
-        given - taken
+        Ok(given - taken)
     }
 
     /// A notification will follow: until then the kernel may read what the operation was given.
@@ -186,13 +202,16 @@ impl SendQueue {
     }
 
     /// A notification came.
-    pub(crate) fn notice(&mut self) {
-        assert!(self.notices > 0, "one notification per zero-copy send");
-        self.notices -= 1;
+    ///
+    /// # Errors
+    /// None is due. Nothing has changed then.
+    pub(crate) fn notice(&mut self) -> Result<(), Violation> {
+        self.notices = self.notices.checked_sub(1).ok_or(Violation("a notification of a send that owes none"))?;
         if self.notices == 0 {
             self.held.clear();
             self.held_bytes = 0;
         }
+        Ok(())
     }
 
     pub(crate) fn notices(&self) -> u32 {
@@ -309,13 +328,14 @@ mod tests {
                         }
                         taken_total += taken;
                         let mut told = Vec::new();
-                        prop_assert_eq!(queue.complete(taken, &mut chunks, |tag| told.push(tag)), given.len() - taken);
+                        prop_assert!(queue.complete(given.len() + 1, &mut chunks, |_| {}).is_err(), "more than was given");
+                        prop_assert_eq!(queue.complete(taken, &mut chunks, |tag| told.push(tag)), Ok(given.len() - taken));
                         for tag in told {
                             let (expected_tag, end) = tags.pop_front().expect("told once");
                             prop_assert!(tag == expected_tag && end <= taken_total);
                         }
                     }
-                    Step::Notice if queue.notices() > 0 => queue.notice(),
+                    Step::Notice => prop_assert_eq!(queue.notices() > 0, queue.notice().is_ok()),
                     _ => {}
                 }
                 prop_assert_eq!(queue.bytes(), expected.len() - taken_total);
@@ -330,7 +350,7 @@ mod tests {
         queue.write(b"two", &mut chunks);
         assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"onetwo".to_vec()]);
         queue.write(b"three", &mut chunks);
-        assert_eq!((queue.entries(), queue.complete(4, &mut chunks, |_| {})), (2, 2));
+        assert_eq!((queue.entries(), queue.complete(4, &mut chunks, |_| {})), (2, Ok(2)));
         assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"wo".to_vec(), b"three".to_vec()]);
     }
 

@@ -3,7 +3,7 @@
 
 use super::Engine;
 use super::conn::{Conn, Listener, Phase, flag};
-use super::core::Core;
+use super::core::{Core, stale};
 use crate::backend::{Backend, Op, Outcome, QueueFull, with_backend};
 use crate::completion::{Completions, Event};
 use crate::error::{Errno, Error};
@@ -23,6 +23,7 @@ impl Engine {
     /// # Errors
     /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at `Config::listeners_max`; [`Error::Draining`].
     pub fn listen(&mut self, addr: impl Into<Addr>, options: ListenOptions) -> Result<ListenerId, Error> {
+        self.core.check_failed()?;
         let addr = addr.into();
         let key = self.core.room_for_listener(Rc::new(options))?;
         let options = Rc::clone(&self.core.listeners.get_mut(key).expect("just made").options);
@@ -39,7 +40,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn close_listener(&mut self, id: ListenerId) -> Result<(), Error> {
-        self.core.listeners.get_mut(id.0).ok_or(Error::Stale)?.closing = true;
+        let failed = self.core.failed;
+        self.core.listeners.get_mut(id.0).ok_or_else(|| stale(failed))?.closing = true;
         self.core.mark_listener_dirty(id.0);
         Ok(())
     }
@@ -49,7 +51,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`], or what getsockname(2) answers.
     pub fn listener_addr(&self, id: ListenerId) -> Result<Addr, Error> {
-        self.core.listeners.get(id.0).ok_or(Error::Stale)?;
+        self.core.listeners.get(id.0).ok_or_else(|| stale(self.core.failed))?;
         with_backend!(&self.backend, backend => backend.listener_addr(id.0))
             .map_err(|error| Error::os("getsockname", &error))
     }

@@ -37,6 +37,7 @@ impl Engine {
     /// What is queued before the next poll leaves as soon as the connection is there, without a turn in between: on io_uring (5.19) if it
     /// is one payload, by an entry linked to the connect; on epoll if the peer is on this machine. `Config::early_sends` turns it off.
     pub fn connect(&mut self, addr: impl Into<Addr>, options: ConnectOptions) -> Result<ConnId, Error> {
+        self.core.check_failed()?;
         let addr = addr.into();
         if addr.is_unix() {
             addr.to_sockaddr()?;
@@ -78,6 +79,7 @@ impl Engine {
     /// # Errors
     /// No stream socket, or neither connected nor listening; the limits of `connect` and `listen`. The descriptor is closed then.
     pub fn adopt(&mut self, fd: OwnedFd, options: SocketOptions) -> Result<AdoptedId, Error> {
+        self.core.check_failed()?;
         match socket::adopt(&fd, self.wants_nonblocking())? {
             Adopted::Stream => {
                 self.core.room_for_conn()?;

@@ -7,7 +7,7 @@ use super::spin::Spin;
 use crate::buf::{ChunkPool, QueuePool, SendQueue};
 use crate::completion::{Completion, Completions, Event};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, Violation};
 use crate::id::{ConnId, Key};
 use crate::mutant::{self, Mutant};
 use crate::stats::Stats;
@@ -80,6 +80,11 @@ pub(super) struct Core {
     pub(super) drain_until: u64,
     /// Connections told to the caller and not yet closed.
     pub(super) live: usize,
+    /// What the kernel said that cannot be, by the engine's own books: the turn ends here, and so
+    /// does the engine.
+    pub(super) violation: Option<Violation>,
+    /// Set when the engine has failed; says why.
+    pub(super) failed: Option<&'static str>,
 }
 
 impl Core {
@@ -107,6 +112,8 @@ impl Core {
             draining: false,
             drain_until: u64::MAX,
             live: 0,
+            violation: None,
+            failed: None,
         }
     }
 
@@ -118,11 +125,12 @@ impl Core {
 
     /// As [`Core::caller_conn`], to look at.
     pub(super) fn look(&self, key: Key) -> Result<&Conn, Error> {
-        self.conns.get(key).filter(|conn| conn.phase != Phase::Ghost).ok_or(Error::Stale)
+        self.conns.get(key).filter(|conn| conn.phase != Phase::Ghost).ok_or_else(|| stale(self.failed))
     }
 
     pub(super) fn conn(&mut self, key: Key) -> Result<&mut Conn, Error> {
-        self.caller_conn(key).ok_or(Error::Stale)
+        let failed = self.failed;
+        self.caller_conn(key).ok_or_else(|| stale(failed))
     }
 
     #[inline]
@@ -250,4 +258,9 @@ impl Core {
     pub(super) fn later(&self, delay: Duration) -> u64 {
         self.now.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX))
     }
+}
+
+/// What to answer when an id names nothing.
+pub(super) fn stale(failed: Option<&'static str>) -> Error {
+    failed.map_or(Error::Stale, Error::EngineFailed)
 }

@@ -42,6 +42,9 @@ impl Engine {
     /// # Errors
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer; [`Error::Unsupported`] on the simulated backend.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
+        if self.core.pending.is_empty() {
+            self.core.check_failed()?;
+        }
         if self.watch.is_none() {
             let inner = with_backend!(&mut self.backend, backend => backend.watch_fd())?;
             // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write

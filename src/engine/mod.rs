@@ -8,6 +8,7 @@ mod conn;
 mod connect;
 mod core;
 mod dry;
+mod fail;
 mod foreign;
 mod recv;
 mod send;
@@ -37,8 +38,10 @@ use std::time::{Duration, Instant};
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// How many engines of this process were dropped while the kernel would not let go of their memory in time
-/// (`Config::teardown_max`). That memory was leaked, so that nothing is ever used after it is freed.
+/// How many engines of this process were dropped while the kernel would not let go of their memory
+/// in time (`Config::teardown_max`), or could not be trusted to have let go of it
+/// ([`Error::EngineFailed`]). That memory was leaked, so that nothing is ever used after it is
+/// freed.
 pub fn leaked_engines() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
@@ -109,8 +112,10 @@ impl Engine {
     /// If `completions` is full already, nothing is waited for, and 0 returned.
     ///
     /// # Errors
-    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine crashed, or nothing will ever
-    /// happen in its world. [`Error::Os`] if the kernel refuses to go on; connections cannot cause that.
+    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine
+    /// crashed, or nothing will ever happen in its world. [`Error::Os`] if the kernel refuses to go
+    /// on; connections cannot cause that. [`Error::EngineFailed`] once the kernel reported
+    /// something impossible and all of the last events were handed out.
     pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
         if self.is_child() {
             return Err(Error::Forked);
@@ -136,6 +141,9 @@ impl Engine {
     /// out, or a timer is due. For those who drive several engines from one loop; false does not mean that a poll finds nothing,
     /// except on the simulated backend.
     pub fn wants_poll(&self) -> bool {
+        if self.core.failed.is_some() {
+            return !self.core.pending.is_empty();
+        }
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
         let expected = matches!(&self.backend, AnyBackend::Sim(sim) if sim.is_expected());
         due || expected || with_backend!(&self.backend, backend => backend.has_next())

@@ -212,8 +212,10 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(outcome, Outcome::Notified) {
             let Some(queue) = conn.queue.as_mut() else { return };
-            queue.notice();
-            return self.after_notice(key);
+            return match queue.notice() {
+                Ok(()) => self.after_notice(key),
+                Err(violation) => self.distrust(violation),
+            };
         }
         conn.ended(Op::Send);
         if let Some(queue) = conn.queue.as_mut().filter(|_| more) {
@@ -232,7 +234,10 @@ impl Core {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Some(queue) = conn.queue.as_mut() else { return };
-        let left = queue.complete(taken, &mut self.chunks, |tag| self.sent_tags.push(tag));
+        let left = match queue.complete(taken, &mut self.chunks, |tag| self.sent_tags.push(tag)) {
+            Ok(left) => left,
+            Err(violation) => return self.distrust(violation),
+        };
         conn.active_at = now;
         let (empty, at_rest) = (queue.is_empty(), queue.is_idle());
         let idle = empty && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;

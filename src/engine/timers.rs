@@ -29,6 +29,7 @@ impl Engine {
     }
 
     fn timer_at_ns(&mut self, deadline: u64, tag: u64) -> Result<TimerId, Error> {
+        self.core.check_failed()?;
         if self.core.user_timers >= self.core.config.timers_max {
             return Err(Error::Limit { limit: "timers_max", value: self.core.config.timers_max });
         }

@@ -26,6 +26,9 @@ impl Core {
         // Without room for an event there is nothing to wait for.
         let deadline = if out.is_full() { Some(0) } else { deadline };
         loop {
+            if self.failed.is_some() {
+                return self.after_failure(out);
+            }
             self.turn(backend, out, deadline, before)?;
             if out.len() > before || out.is_full() || deadline.is_some_and(|deadline| deadline <= self.now) {
                 return Ok(out.len() - before);
@@ -68,9 +71,13 @@ impl Core {
         while !out.is_full()
             && self.pending.len() < pending_max
             && self.stats.bytes_received < enough
+            && self.violation.is_none()
             && self.take_next(backend, out)
         {}
-        self.fire_timers(out);
+        match self.violation.or_else(|| backend.violation()) {
+            Some(violation) => self.fail(backend, violation),
+            None => self.fire_timers(out),
+        }
         self.deliver_pending(usize::MAX, out);
         Ok(())
     }
@@ -173,6 +180,9 @@ impl Core {
 
     /// Ends everything at once and takes what comes of it, until nothing more came for `patience`. True if nothing is left.
     pub(super) fn tear_down<B: Backend>(&mut self, backend: &mut B, patience: Duration) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
         let mut until = self.later(patience);
         let mut out = Completions::with_capacity(1024);
         let conns: Vec<Key> = self.conns.keys().collect();
@@ -189,10 +199,14 @@ impl Core {
                 return false;
             }
             self.now = backend.now();
-            while self.take_next(backend, &mut out) {
+            while self.violation.is_none() && self.take_next(backend, &mut out) {
                 out.drain();
                 self.pending.clear();
                 until = self.later(patience);
+            }
+            if let Some(violation) = self.violation.or_else(|| backend.violation()) {
+                backend.distrust(violation);
+                return false;
             }
         }
         self.conns.is_empty() && self.listeners.is_empty()

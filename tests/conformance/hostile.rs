@@ -267,3 +267,74 @@ pub fn slow_readers_hold_no_workers(variant: &Variant) {
     assert_eq!(workers, 0, "a kernel worker was needed");
     readers.into_iter().for_each(|reader| reader.join().unwrap());
 }
+
+/// Three connections of an engine, whose peers each write bytes of their own.
+struct Voices {
+    rig: Rig,
+    addr: std::net::SocketAddr,
+    peers: Vec<(ConnId, std::net::TcpStream, u8)>,
+    sent: [usize; 3],
+    received: [usize; 3],
+}
+
+impl Voices {
+    fn join(&mut self, voice: u8) {
+        let peer = std::net::TcpStream::connect(self.addr).unwrap();
+        peer.set_nodelay(true).unwrap();
+        let conn = self.rig.until("accept", |_, completion| {
+            matches!(completion.event, Event::Accepted { .. }).then_some(completion.conn)
+        });
+        self.peers.push((conn, peer, voice));
+        // Its first receive is armed.
+        self.listen(Duration::from_millis(5));
+    }
+
+    fn speak(&mut self, index: usize, bytes: usize) {
+        let (_, peer, voice) = &mut self.peers[index];
+        peer.write_all(&vec![*voice; bytes]).unwrap();
+        self.sent[index] += bytes;
+        self.listen(Duration::from_millis(1));
+    }
+
+    fn listen(&mut self, span: Duration) {
+        for completion in self.rig.watch(span) {
+            let Event::Received(data) = completion.event else { continue };
+            let index = self.peers.iter().position(|(conn, ..)| *conn == completion.conn).expect("accepted");
+            let voice = self.peers[index].2;
+            let foreign = data.iter().filter(|byte| **byte != voice && **byte != b'!').count();
+            assert_eq!(foreign, 0, "connection {index}: {foreign} foreign bytes of {}", data.len());
+            self.received[index] += data.len();
+        }
+    }
+}
+
+pub fn urgent_data_reaches_nobody_else(variant: &Variant) {
+    // After 128 wake-ups without data a single-shot receive goes to a kernel worker, which takes
+    // buffers in another way.
+    let mut rig = Rig::new(variant);
+    let (_, addr) = rig.listen();
+    let mut voices = Voices { rig, addr, peers: Vec::new(), sent: [0; 3], received: [0; 3] };
+    voices.join(b's');
+    // The attacker's receive is to find a buffer that is filled in part, by the others.
+    (0..60).for_each(|_| voices.speak(0, 1000));
+    voices.join(b'a');
+    (0..7).for_each(|_| voices.speak(0, 1000));
+    voices.join(b'v');
+    voices.speak(2, 10);
+    for _ in 0..130 {
+        socket2::SockRef::from(&voices.peers[1].1).send_out_of_band(b"!").unwrap();
+        // Long enough for each byte to be a wake-up of its own.
+        voices.listen(Duration::from_millis(3));
+    }
+    voices.listen(Duration::from_millis(50));
+    voices.speak(2, 100);
+    voices.speak(1, 50);
+    (0..50).for_each(|_| voices.speak(2, 1000));
+    let deadline = now() + patience();
+    while voices.received[0] < voices.sent[0] || voices.received[2] < voices.sent[2] {
+        assert!(now() < deadline, "{:?} bytes arrived of {:?}", voices.received, voices.sent);
+        voices.listen(Duration::from_millis(20));
+    }
+    assert_eq!((voices.received[0], voices.received[2]), (voices.sent[0], voices.sent[2]));
+    assert_eq!(voices.rig.engine.stats().kernel_violations, 0);
+}

@@ -84,6 +84,7 @@ scenarios! {
         drop_while_accepting drop_while_filling drop_zero_copy_in_flight drop_with_timers engines_in_a_row
         many_engines_on_one_thread;
     IsolatedKernel teardown: fork_in_the_middle;
+    Kernel hostile: urgent_data_reaches_nobody_else;
     IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
     Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides
         capabilities_are_reported refused_tiers_say_why no_descriptors_is_an_error;

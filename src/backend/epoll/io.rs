@@ -224,7 +224,7 @@ impl EpollBackend {
         if more {
             self.open_buffer = Some(buffer);
         }
-        Ok(self.pool.deliver(buffer, len as u32, more))
+        Ok(self.pool.deliver(buffer, len as u32, more).expect("checked out above, and given to recv(2) with its room"))
     }
 
     /// One read into a caller's buffer.

@@ -184,7 +184,7 @@ impl Sim {
         if !more {
             self.buffers.open = None;
         }
-        pool.deliver(id, len, more)
+        pool.deliver(id, len, more).expect("what landed was written to the open buffer, which is checked out")
     }
 }
 

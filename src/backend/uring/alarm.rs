@@ -5,7 +5,9 @@
 //! made to end with the next completion (a count of one): kernels before 5.8 count from the oldest submission that is still in flight,
 //! so that beside an armed receive such an entry would stay until its time, and each wait would add another (read in source).
 
+use super::ring::NOT_IN_FLIGHT;
 use super::token::{Kind, pack};
+use crate::error::Violation;
 use crate::id::Key;
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
@@ -41,22 +43,27 @@ impl Alarm {
         opcode::Timeout::new(&raw const *self.timespec).build().user_data(self.token())
     }
 
-    /// The entry that tells the armed one to end, if there is one.
-    pub(super) fn disarm(&mut self) -> Option<Entry> {
-        self.armed.take()?;
-        Some(opcode::AsyncCancel::new(self.token()).build().user_data(pack(Kind::Cancel, Key::NONE)))
+    /// The user_data of the armed one, if there is one. The caller cancels it.
+    pub(super) fn disarm(&mut self) -> Option<u64> {
+        self.armed.take().map(|_| self.token())
     }
 
     /// One has fired, or ended otherwise.
-    pub(super) fn ended(&mut self, serial: u32) {
-        self.in_flight -= 1;
+    pub(super) fn ended(&mut self, serial: u32) -> Result<(), Violation> {
+        self.in_flight = self.in_flight.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
         if serial == self.serial {
             self.armed = None;
         }
+        Ok(())
+    }
+
+    /// What the entry of this serial number goes by.
+    pub(super) fn key(serial: u32) -> Key {
+        Key { slot: serial, generation: NonZeroU32::MIN }
     }
 
     fn token(&self) -> u64 {
-        pack(Kind::Timeout, Key { slot: self.serial, generation: NonZeroU32::MIN })
+        pack(Kind::Timeout, Alarm::key(self.serial))
     }
 }
 
@@ -75,10 +82,10 @@ mod tests {
         alarm.arm(at(20), now);
         assert_eq!(alarm.in_flight, 2);
         // The first one's end says nothing of the second.
-        alarm.ended(1);
+        alarm.ended(1).unwrap();
         assert!(alarm.serves(at(20)));
-        alarm.ended(2);
+        alarm.ended(2).unwrap();
         assert!(!alarm.serves(at(20)));
-        assert_eq!(alarm.in_flight, 0);
+        assert_eq!((alarm.in_flight, alarm.ended(2)), (0, Err(NOT_IN_FLIGHT)));
     }
 }

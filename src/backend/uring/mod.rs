@@ -5,6 +5,9 @@
 //! direction is in flight, and its descriptor is closed by an entry of its own, when no other is. Must not know: connection
 //! states, queues, timers.
 //!
+//! What the kernel says and memory safety rests on is checked. After the first [`Violation`]
+//! nothing is handed out any more.
+//!
 //! # The four ways to wait
 //!
 //! Where the kernel polls by itself (FAST_POLL, 5.7), an operation is one entry. Where buffers can be picked by the kernel when data
@@ -16,6 +19,8 @@
 mod alarm;
 mod arena;
 mod bufring;
+#[cfg(test)]
+mod lying;
 mod ops;
 mod reap;
 mod ring;
@@ -28,7 +33,7 @@ mod token;
 use super::windows::Windows;
 use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull, Tuning};
 use crate::buf::{Fill, Lease, Pool, SendQueue};
-use crate::error::{Errno, Error};
+use crate::error::{Errno, Error, Violation};
 use crate::id::Key;
 use crate::net::{Addr, socket};
 use crate::options::ListenOptions;
@@ -86,6 +91,8 @@ pub(crate) struct Uring {
     /// First, so that it is gone before the memory that its kernel side uses.
     ring: Ring,
     buf_ring: Option<BufRing>,
+    /// The buffers of single-shot receives, where those of `buf_ring` are piecewise.
+    single_shot_ring: Option<BufRing>,
     pool: Pool,
     style: Style,
     epoch: Instant,
@@ -102,6 +109,8 @@ pub(crate) struct Uring {
     opening: VecDeque<Opening>,
     watch: Option<OwnedFd>,
     unknown: u64,
+    /// The first thing that the kernel said and that cannot be.
+    violation: Option<Violation>,
     syscalls: u64,
 }
 
@@ -109,6 +118,7 @@ impl Uring {
     fn new(
         ring: Ring,
         buf_ring: Option<BufRing>,
+        single_shot_ring: Option<BufRing>,
         pool: Pool,
         style: Style,
         inbox: Arc<Inbox>,
@@ -117,6 +127,7 @@ impl Uring {
         Uring {
             ring,
             buf_ring,
+            single_shot_ring,
             pool,
             style,
             epoch: Instant::now(),
@@ -132,6 +143,7 @@ impl Uring {
             opening: VecDeque::new(),
             watch: None,
             unknown: 0,
+            violation: None,
             syscalls: 0,
         }
     }
@@ -185,10 +197,14 @@ impl Uring {
             if self.ring.in_flight == 0 || self.ring.enter(1, None).is_err() {
                 return;
             }
-            while let Some(entry) = self.ring.next() {
-                drop(self.translate(&entry, |_, _, _| {}));
-            }
+            while let Next::Data | Next::Done(_) = self.next(|_, _, _| {}) {}
         }
+    }
+
+    /// Leaks all memory that the kernel was given to write to.
+    fn leak(&mut self) {
+        self.pool.leak();
+        self.buf_ring.take().into_iter().chain(self.single_shot_ring.take()).for_each(BufRing::leak);
     }
 
     /// Hands a descriptor to the kernel to close, when no operation is in flight on it.
@@ -196,6 +212,8 @@ impl Uring {
         let entry = opcode::Close::new(types::Fd(fd.into_raw_fd())).build().user_data(pack(kind, key));
         // SAFETY: names no memory. The caller made room.
         unsafe { self.ring.push(entry) };
+        let slot = if kind == Kind::CloseListener { self.listener(key) } else { self.slot(key) };
+        slot.open = kind;
     }
 
     fn make_watch_fd(&mut self) -> io::Result<OwnedFd> {
@@ -346,9 +364,7 @@ impl Backend for Uring {
         self.arm_wake();
         self.take_steps();
         self.retry_connects();
-        if let Some(buf_ring) = &mut self.buf_ring {
-            buf_ring.refill(&self.pool);
-        }
+        self.buf_ring.iter_mut().chain(&mut self.single_shot_ring).for_each(BufRing::refill);
         let mut until = until;
         if !self.unix_retries.is_empty() {
             let retry = self.now() + UNIX_RETRY_NS;
@@ -365,19 +381,35 @@ impl Backend for Uring {
 
     #[inline(always)]
     fn next(&mut self, mut data: impl FnMut(Key, bool, Lease)) -> Next<OwnedFd> {
+        if self.violation.is_some() {
+            return Next::Nothing;
+        }
         loop {
             if let Some(done) = self.done.pop_front() {
                 return Next::Done(done);
             }
             let Some(entry) = self.ring.next() else { return Next::Nothing };
-            if let Some(next) = self.translate(&entry, &mut data) {
-                return next;
+            match self.translate(entry.user_data(), entry.result(), entry.flags(), &mut data) {
+                Ok(Some(next)) => return next,
+                Ok(None) => {}
+                Err(violation) => {
+                    self.distrust(violation);
+                    return Next::Nothing;
+                }
             }
         }
     }
 
     fn has_next(&self) -> bool {
-        !self.done.is_empty() || self.ring.has_next()
+        self.violation.is_none() && (!self.done.is_empty() || self.ring.has_next())
+    }
+
+    fn violation(&self) -> Option<Violation> {
+        self.violation
+    }
+
+    fn distrust(&mut self, violation: Violation) {
+        self.violation.get_or_insert(violation);
     }
 
     fn free_buffers(&self) -> usize {
@@ -421,7 +453,8 @@ impl Backend for Uring {
     fn stats(&self) -> BackendStats {
         let ring = self.ring.stats;
         BackendStats {
-            heap_copies: self.pool.heap_copies(),
+            heap_copies: self.pool.heap_copies()
+                + self.single_shot_ring.as_ref().map_or(0, |ring| ring.pool().heap_copies()),
             unknown_completions: self.unknown,
             syscalls: ring.syscalls + self.syscalls,
             ..ring
@@ -429,12 +462,10 @@ impl Backend for Uring {
     }
 
     fn shut_down(&mut self, patience: Duration) -> bool {
-        if self.wake_armed && self.ring.make_room().is_ok() {
-            let entry = opcode::AsyncCancel::new(pack(Kind::Wake, Key::NONE)).build();
-            // SAFETY: names no memory.
-            unsafe { self.ring.push(entry.user_data(pack(Kind::Cancel, Key::NONE))) };
+        if self.violation.is_none() && self.wake_armed && self.ring.make_room().is_ok() {
+            self.ring.push_cancel(pack(Kind::Wake, Key::NONE));
         }
-        while self.ring.operations() > 0 {
+        while self.violation.is_none() && self.ring.operations() > 0 {
             let before = self.ring.operations();
             let until = Instant::now() + patience;
             while self.ring.operations() == before && Instant::now() < until {
@@ -442,22 +473,26 @@ impl Backend for Uring {
                 if self.ring.enter(1, Some(until.saturating_duration_since(Instant::now()))).is_err() {
                     break;
                 }
-                while let Some(entry) = self.ring.next() {
-                    drop(self.translate(&entry, |_, _, _| {}));
-                }
-                self.done.clear();
+                while let Next::Data | Next::Done(_) = self.next(|_, _, _| {}) {}
             }
             if self.ring.operations() == before {
                 break;
             }
         }
+        if self.violation.is_some() {
+            // A FIN would make a stream that is cut short look complete.
+            self.conns.iter().filter_map(|slot| slot.fd.as_ref()).for_each(socket::reset_on_close);
+            self.leak();
+            return false;
+        }
         self.silence_alarm();
-        let clean = self.ring.in_flight == 0;
-        if clean && self.buf_ring.is_some() {
-            let _ = self.ring.uring.submitter().unregister_buf_ring(bufring::GROUP);
-        } else if !clean {
-            self.pool.leak();
-            std::mem::forget(self.buf_ring.take());
+        let clean = self.ring.in_flight == 0 && self.violation.is_none();
+        match clean {
+            true => {
+                let rings = self.buf_ring.take().into_iter().chain(self.single_shot_ring.take());
+                rings.for_each(|ring| ring.unregister(&self.ring.uring));
+            }
+            false => self.leak(),
         }
         clean
     }

@@ -1,6 +1,6 @@
 //! Operations as submission queue entries. Owns: which entry an operation starts with, and how it is cancelled.
 
-use super::bufring::GROUP;
+use super::bufring::{BufRing, MAIN};
 use super::slot::mark;
 use super::token::{Kind, pack};
 use super::{Opening, Step, Uring};
@@ -188,13 +188,14 @@ impl Uring {
         let fd = self.fd_of(key);
         let single = self.style.adaptive_receives && self.slot(key).take(mark::FRESH);
         self.ring.stats.single_receives += u64::from(single);
+        let kind = if single { Kind::RecvFirst } else { kind };
         let entry = if kind == Kind::RecvPoll {
             poll_read(fd)
         } else if self.style.multishot_recv && !single {
-            opcode::RecvMulti::new(fd, GROUP).build()
-        } else if self.style.buf_ring {
-            opcode::Recv::new(fd, std::ptr::null_mut(), self.pool.size())
-                .buf_group(GROUP)
+            opcode::RecvMulti::new(fd, MAIN).build()
+        } else if let Some(ring) = self.ring_of(kind) {
+            opcode::Recv::new(fd, std::ptr::null_mut(), ring.pool().size())
+                .buf_group(ring.group())
                 .build()
                 .flags(Flags::BUFFER_SELECT)
         } else {
@@ -209,6 +210,11 @@ impl Uring {
         // ring. The pool outlives the ring, or is leaked with it.
         unsafe { self.ring.push(entry.user_data(pack(kind, key))) };
         self.slot(key).recv = kind;
+    }
+
+    /// The buffers that a receive of this kind picks from.
+    fn ring_of(&self, kind: Kind) -> Option<&BufRing> {
+        self.single_shot_ring.as_ref().filter(|_| kind == Kind::RecvFirst).or(self.buf_ring.as_ref())
     }
 
     /// Room must have been made, and the window be known.
@@ -332,9 +338,7 @@ impl Uring {
             return Ok(());
         }
         // By user_data: by descriptor it could hit the next user of the number.
-        let entry = opcode::AsyncCancel::new(pack(kind, key)).build().user_data(pack(Kind::Cancel, key));
-        // SAFETY: names no memory.
-        unsafe { self.ring.push(entry) };
+        self.ring.push_cancel(pack(kind, key));
         Ok(())
     }
 
@@ -347,7 +351,7 @@ impl Uring {
 pub(super) fn op_of(kind: Kind) -> Op {
     match kind {
         Kind::Socket | Kind::Connect | Kind::ConnectPoll => Op::Connect,
-        Kind::Recv | Kind::RecvPoll | Kind::Fill | Kind::FillPoll => Op::Recv,
+        Kind::Recv | Kind::RecvFirst | Kind::RecvPoll | Kind::Fill | Kind::FillPoll => Op::Recv,
         Kind::Send | Kind::SendPoll => Op::Send,
         Kind::Close => Op::Close,
         Kind::Accept | Kind::AcceptPoll => Op::Accept,

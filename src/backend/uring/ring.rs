@@ -1,17 +1,23 @@
-//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the count of what is in flight. Invariant: each entry
-//! pushed is in flight until a completion without F_MORE. Knows nothing of connections.
+//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the counts of what is in
+//! flight. Invariant: each entry pushed is in flight until a completion of it without F_MORE was
+//! booked with [`Ring::ended`]. Knows nothing of connections.
 
 use super::alarm::Alarm;
 use super::arena::Arena;
 use super::sys;
+use super::token::{Kind, pack};
 use crate::backend::{BackendStats, QueueFull};
-use crate::error::{Errno, Error};
-use io_uring::{IoUring, cqueue, squeue};
+use crate::error::{Errno, Error, Violation};
+use crate::id::Key;
+use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 const BATCH: usize = 256;
+
+/// A final completion that no operation in flight accounts for.
+pub(super) const NOT_IN_FLIGHT: Violation = Violation("an operation completed that is not in flight");
 
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +38,10 @@ pub(super) struct Ring {
     batch_next: usize,
     batch_len: usize,
     pub(super) in_flight: usize,
+    /// Those of them that are cancels, and those that are zero-copy sends of which only the
+    /// notification is still to come.
+    cancels: usize,
+    notices: usize,
     /// The completion queue was found full since the kernel was last entered: there may be more on its side. Kernels before 5.8 have no
     /// flag for that.
     was_full: bool,
@@ -67,6 +77,8 @@ impl Ring {
             batch_next: 0,
             batch_len: 0,
             in_flight: 0,
+            cancels: 0,
+            notices: 0,
             was_full: false,
             alarm: Alarm::new(),
             stats: BackendStats::default(),
@@ -118,6 +130,41 @@ impl Ring {
         // SAFETY: passed on to the caller.
         unsafe { self.uring.submission().push(&entry) }.expect("room was made first");
         self.in_flight += 1;
+    }
+
+    /// Stages the cancel of an operation, named by its user_data. Call [`Ring::make_room`] first.
+    pub(super) fn push_cancel(&mut self, user_data: u64) {
+        let entry = opcode::AsyncCancel::new(user_data).build().user_data(pack(Kind::Cancel, Key::NONE));
+        // SAFETY: names no memory.
+        unsafe { self.push(entry) };
+        self.cancels += 1;
+    }
+
+    /// The last completion of an operation was taken.
+    ///
+    /// # Errors
+    /// There were more of them than operations. Nothing has changed then.
+    #[inline(always)]
+    pub(super) fn ended(&mut self) -> Result<(), Violation> {
+        self.in_flight = self.in_flight.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
+        Ok(())
+    }
+
+    /// As [`Ring::ended`], for a cancel.
+    pub(super) fn cancel_ended(&mut self) -> Result<(), Violation> {
+        self.cancels = self.cancels.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
+        self.ended()
+    }
+
+    /// A zero-copy send completed, and its notification will follow.
+    pub(super) fn expect_notice(&mut self) {
+        self.notices += 1;
+    }
+
+    /// As [`Ring::ended`], for a zero-copy send whose notification came.
+    pub(super) fn noticed(&mut self) -> Result<(), Violation> {
+        self.notices = self.notices.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
+        self.ended()
     }
 
     /// Submits what is staged and waits for `want` completions, at most for `timeout`. An interrupted or timed-out wait is no
@@ -177,28 +224,30 @@ impl Ring {
             return 0;
         }
         drop(queue);
-        let entries = [self.alarm.disarm(), Some(self.alarm.arm(at, now))];
-        // SAFETY: a cancel names no memory. The timespec is boxed, lives as long as the ring, and is copied at submission.
-        entries.into_iter().flatten().for_each(|entry| unsafe { self.push(entry) });
+        if let Some(armed) = self.alarm.disarm() {
+            self.push_cancel(armed);
+        }
+        let entry = self.alarm.arm(at, now);
+        // SAFETY: the timespec is boxed, lives as long as the ring, and is copied at submission.
+        unsafe { self.push(entry) };
         1
     }
 
     /// How many operations are in flight, beside the one that bounds waits.
     pub(super) fn operations(&self) -> usize {
-        self.in_flight - self.alarm.in_flight
+        self.in_flight.saturating_sub(self.alarm.in_flight)
     }
 
     /// Ends what bounds waits.
     pub(super) fn silence(&mut self) {
         if self.make_room().is_ok()
-            && let Some(entry) = self.alarm.disarm()
+            && let Some(armed) = self.alarm.disarm()
         {
-            // SAFETY: names no memory.
-            unsafe { self.push(entry) };
+            self.push_cancel(armed);
         }
     }
 
-    /// The next completion that is there.
+    /// The next completion that is there. Whoever takes it books its end.
     #[inline]
     pub(super) fn next(&mut self) -> Option<cqueue::Entry> {
         if self.batch_next == self.batch_len {
@@ -215,9 +264,6 @@ impl Ring {
         // SAFETY: `fill` wrote the first `batch_len` entries, and this one is among them.
         let entry = unsafe { self.batch[self.batch_next].assume_init_ref() }.clone();
         self.batch_next += 1;
-        if !cqueue::more(entry.flags()) {
-            self.in_flight -= 1;
-        }
         Some(entry)
     }
 

@@ -1,7 +1,7 @@
 //! From a survey and a configuration to a ring. Owns: the choice of tier, the setup flags of each, the shrinking under
 //! ENOMEM, the restrictions, and the record of what is used and why not.
 
-use super::bufring::BufRing;
+use super::bufring::{BufRing, MAIN, SINGLE_SHOT, SINGLE_SHOT_BUFFERS};
 use super::ring::{EnterMode, Ring};
 use super::survey::{self, Offer, Refusal};
 use super::{Style, Uring, sys};
@@ -104,7 +104,7 @@ pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<Opened, NoRing
 fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
     let config = choice.config;
     let mut notes = Vec::new();
-    let Foundation { uring, buf_ring, pool, tuning, piecewise } = lay(choice, tier, &mut notes)?;
+    let Foundation { uring, buf_ring, single_shot_ring, pool, tuning, piecewise } = lay(choice, tier, &mut notes)?;
     if let Some(errno) = choice.offer.no_register {
         notes.push(format!("io_uring_register is refused: {errno:?}: a filter or an LSM; buffer rings and all that builds on them are left out"));
     }
@@ -138,7 +138,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     }
     let style = Style {
         multishot_recv: multishot,
-        adaptive_receives: multishot && config.adaptive_receives,
+        adaptive_receives: is_adaptive(config, tier),
         multishot_accept: modern && tier != Tier::Oneshot && choice.has(Capability::MultishotAccept),
         buf_ring: buf_ring.is_some(),
         socket_op: modern && choice.has(Capability::SocketOp),
@@ -150,7 +150,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     let used = Used { tier, style, piecewise, mode, registered };
     let caps = report(choice, Some(&used));
     let ring = Ring::new(uring, mode, config.gather_max);
-    let backend = Uring::new(ring, buf_ring, pool, style, Arc::clone(inbox), &tuning);
+    let backend = Uring::new(ring, buf_ring, single_shot_ring, pool, style, Arc::clone(inbox), &tuning);
     Ok(Opened { backend, tier, caps, notes, ring_entries, buffers: tuning.buffers })
 }
 
@@ -158,6 +158,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
 struct Foundation {
     uring: IoUring,
     buf_ring: Option<BufRing>,
+    single_shot_ring: Option<BufRing>,
     pool: Pool,
     tuning: Tuning,
     piecewise: bool,
@@ -199,10 +200,23 @@ fn try_to_lay(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -
     let errno = |error: std::io::Error| Errno::of(&error);
     let pool = Pool::new(count, size, tuning.low_watermark).map_err(errno)?;
     let buf_ring = match tier != Tier::Polled && choice.has(Capability::BufRing) {
-        true => Some(BufRing::register(&uring, count as u16, piecewise).map_err(errno)?),
+        true => Some(BufRing::register(&uring, MAIN, &pool, count as u16, piecewise).map_err(errno)?),
         false => None,
     };
-    Ok(Foundation { uring, buf_ring, pool, tuning, piecewise })
+    let single_shot_ring = match piecewise && is_adaptive(choice.config, tier) {
+        true => {
+            let (count, size, low) = SINGLE_SHOT_BUFFERS;
+            let pool = Pool::new(u32::from(count), size, low).map_err(errno)?;
+            Some(BufRing::register(&uring, SINGLE_SHOT, &pool, count, false).map_err(errno)?)
+        }
+        false => None,
+    };
+    Ok(Foundation { uring, buf_ring, single_shot_ring, pool, tuning, piecewise })
+}
+
+/// True if the first receive of a connection is single-shot although there are multishot ones.
+fn is_adaptive(config: &Config, tier: Tier) -> bool {
+    matches!(tier, Tier::Deferred | Tier::Multishot) && config.adaptive_receives
 }
 
 /// Sets a ring up with the flags of a tier.

@@ -22,7 +22,7 @@ pub(super) mod mark {
 pub(super) struct Slot {
     pub(super) fd: Option<OwnedFd>,
     pub(super) generation: u32,
-    /// What is in flight: a receive, a send, a connect or accept.
+    /// What is in flight: a receive, a send, and one of all others (a connect, an accept, a close).
     pub(super) recv: Kind,
     pub(super) send: Kind,
     pub(super) open: Kind,

@@ -29,6 +29,9 @@ kinds! {
     /// Tier `polled`: the socket becomes writable.
     ConnectPoll,
     Recv,
+    /// The first receive of a connection, single-shot although there are multishot ones. It may
+    /// have buffers of its own.
+    RecvFirst,
     /// Without buffer selection: data arrives, only then a buffer is bound.
     RecvPoll,
     Fill,
@@ -52,12 +55,19 @@ pub(super) struct Token {
     pub(super) slot: u32,
 }
 
+impl Token {
+    /// True if it names that connection or listener.
+    pub(super) fn is_of(self, key: Key) -> bool {
+        self.generation24 == key.generation24() && self.slot == key.slot
+    }
+}
+
 pub(super) fn pack(kind: Kind, key: Key) -> u64 {
     (kind as u64) << 56 | u64::from(key.generation24()) << 32 | u64::from(key.slot)
 }
 
 pub(super) fn unpack(user_data: u64) -> Option<Token> {
-    let kind = Kind::from_number((user_data >> 56) as u8)?;
+    let kind = Kind::from_number((user_data >> 56) as u8).filter(|kind| *kind != Kind::Idle)?;
     Some(Token { kind, generation24: (user_data >> 32) as u32 & 0x00ff_ffff, slot: user_data as u32 })
 }
 
@@ -71,6 +81,6 @@ mod tests {
         let key = Key { slot: 0xfeed_beef, generation: NonZeroU32::new(0xab12_3456).unwrap() };
         let token = unpack(pack(Kind::Accept, key)).unwrap();
         assert_eq!(token, Token { kind: Kind::Accept, generation24: 0x12_3456, slot: 0xfeed_beef });
-        assert_eq!(unpack(u64::MAX), None);
+        assert_eq!((unpack(u64::MAX), unpack(0)), (None, None));
     }
 }
