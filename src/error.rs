@@ -67,6 +67,8 @@ impl fmt::Display for Errno {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Violation(pub(crate) &'static str);
 
+const FORKED: &str = "the engine belongs to the parent process; a forked child cannot use it";
+
 /// What a call of the engine can fail with. What happens to a connection later is an
 /// [`Event`](crate::Event), not an error.
 #[derive(Debug)]
@@ -106,7 +108,8 @@ pub enum Error {
     },
     /// The engine was asked to [`drain`](crate::Engine::drain) and takes nothing new.
     Draining,
-    /// This process is a fork of the one that made the engine; only that one may use it.
+    /// This process is a fork of the one that made the engine; only that one may use it. A child
+    /// makes an engine of its own.
     Forked,
     /// The kernel reported something impossible, and the engine no longer trusts it; says what. All
     /// connections were closed with [`CloseKind::Failed`](crate::CloseKind::Failed). Drop the
@@ -147,7 +150,7 @@ impl fmt::Display for Error {
             Error::State(why) => f.write_str(why),
             Error::Limit { limit, value } => write!(f, "limit reached: {limit} = {value}"),
             Error::Draining => f.write_str("the engine is draining and takes nothing new"),
-            Error::Forked => f.write_str("the engine belongs to the parent process; a forked child cannot use it"),
+            Error::Forked => f.write_str(FORKED),
             Error::EngineFailed(what) => {
                 write!(f, "the engine has failed: the kernel reported something impossible: {what}")
             }
@@ -203,13 +206,18 @@ pub enum SendError {
     Closed(Payload),
     /// The id names nothing (any more).
     Stale(Payload),
+    /// This process is a fork of the one that made the engine: see [`Error::Forked`].
+    Forked(Payload),
 }
 
 impl SendError {
     /// The payload that was refused.
     pub fn into_payload(self) -> Payload {
         match self {
-            SendError::Full(payload) | SendError::Closed(payload) | SendError::Stale(payload) => payload,
+            SendError::Full(payload)
+            | SendError::Closed(payload)
+            | SendError::Stale(payload)
+            | SendError::Forked(payload) => payload,
         }
     }
 
@@ -225,6 +233,7 @@ impl fmt::Display for SendError {
             SendError::Full(_) => "the send queue is full",
             SendError::Closed(_) => "the write side is shut",
             SendError::Stale(_) => "stale id: it names nothing any more",
+            SendError::Forked(_) => FORKED,
         })
     }
 }
@@ -240,6 +249,8 @@ pub enum WriteError {
     Closed,
     /// As [`SendError::Stale`].
     Stale,
+    /// As [`SendError::Forked`].
+    Forked,
 }
 
 impl fmt::Display for WriteError {
@@ -248,6 +259,7 @@ impl fmt::Display for WriteError {
             WriteError::Full => "the send queue is full",
             WriteError::Closed => "the write side is shut",
             WriteError::Stale => "stale id: it names nothing any more",
+            WriteError::Forked => FORKED,
         })
     }
 }

@@ -50,6 +50,8 @@ mod engine;
 mod error;
 mod id;
 mod info;
+#[allow(unsafe_code)]
+mod leak;
 mod mutant;
 mod net;
 mod options;

@@ -37,6 +37,13 @@ impl Mapping {
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
     }
+
+    /// Keeps the memory out of children that are forked later (MADV_DONTFORK). Where a filter forbids
+    /// that, children get a copy.
+    pub(crate) fn keep_from_children(&self) {
+        // SAFETY: the mapping is ours, and only children to come are affected.
+        unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_DONTFORK) };
+    }
 }
 
 impl Drop for Mapping {
@@ -47,12 +54,18 @@ impl Drop for Mapping {
 }
 
 /// Tells a forked child from the process that made it, without a system call: the kernel wipes the page on fork.
+/// Fit for signal handlers.
 #[derive(Debug)]
 pub(crate) struct ForkMark {
     page: Mapping,
     /// Where MADV_WIPEONFORK (4.14) is refused, ask for the process id instead.
     pid: Option<u32>,
 }
+
+// SAFETY: after `new` nobody writes the page. (A child has its wiped copy before it runs.)
+unsafe impl Send for ForkMark {}
+// SAFETY: as above.
+unsafe impl Sync for ForkMark {}
 
 impl ForkMark {
     pub(crate) fn new() -> io::Result<ForkMark> {
@@ -65,6 +78,7 @@ impl ForkMark {
         Ok(ForkMark { page, pid: (wiped != 0).then(std::process::id) })
     }
 
+    #[inline]
     pub(crate) fn is_child(&self) -> bool {
         match self.pid {
             Some(pid) => pid != std::process::id(),

@@ -170,6 +170,4 @@ impl Backend for Dry {
     fn shut_down(&mut self, _: Duration) -> bool {
         true
     }
-
-    fn abandon(&mut self) {}
 }

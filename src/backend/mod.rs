@@ -236,8 +236,8 @@ pub(crate) trait Backend {
         false
     }
 
-    /// In a forked child, or when all is gone: lets go of everything without touching what the parent shares.
-    fn abandon(&mut self);
+    /// When all is gone ([`Backend::is_gone`]): lets go of everything.
+    fn abandon(&mut self) {}
 }
 
 /// What a backend needs of the configuration, digested.

@@ -3,7 +3,7 @@
 
 use super::Engine;
 use super::conn::{Conn, Listener, Phase, flag};
-use super::core::{Core, stale};
+use super::core::Core;
 use crate::backend::{Backend, Op, Outcome, QueueFull, with_backend};
 use crate::completion::{Completions, Event};
 use crate::error::{Errno, Error};
@@ -23,11 +23,10 @@ impl Engine {
     /// # Errors
     /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at `Config::listeners_max`; [`Error::Draining`].
     pub fn listen(&mut self, addr: impl Into<Addr>, options: ListenOptions) -> Result<ListenerId, Error> {
-        self.core.check_failed()?;
         let addr = addr.into();
-        let key = self.core.room_for_listener(Rc::new(options))?;
+        let key = self.own()?.room_for_listener(Rc::new(options))?;
         let options = Rc::clone(&self.core.listeners.get_mut(key).expect("just made").options);
-        if let Err(error) = with_backend!(&mut self.backend, backend => backend.listen(key, &addr, &options)) {
+        if let Err(error) = with_backend!(&mut *self.backend, backend => backend.listen(key, &addr, &options)) {
             self.core.listeners.remove(key);
             return Err(error);
         }
@@ -40,9 +39,9 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn close_listener(&mut self, id: ListenerId) -> Result<(), Error> {
-        let failed = self.core.failed;
-        self.core.listeners.get_mut(id.0).ok_or_else(|| stale(failed))?.closing = true;
-        self.core.mark_listener_dirty(id.0);
+        let core = self.own()?;
+        core.listeners.get_mut(id.0).ok_or(Error::Stale)?.closing = true;
+        core.mark_listener_dirty(id.0);
         Ok(())
     }
 
@@ -51,8 +50,9 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`], or what getsockname(2) answers.
     pub fn listener_addr(&self, id: ListenerId) -> Result<Addr, Error> {
-        self.core.listeners.get(id.0).ok_or_else(|| stale(self.core.failed))?;
-        with_backend!(&self.backend, backend => backend.listener_addr(id.0))
+        self.check()?;
+        self.core.listeners.get(id.0).ok_or(Error::Stale)?;
+        with_backend!(&*self.backend, backend => backend.listener_addr(id.0))
             .map_err(|error| Error::os("getsockname", &error))
     }
 }

@@ -9,8 +9,10 @@ impl Engine {
     /// the lengths of what they count. For tests and fuzzers; takes time in proportion to what is open.
     ///
     /// # Errors
-    /// What does not agree, in words: that would be a bug of this crate.
+    /// What does not agree, in words: that would be a bug of this crate. In a forked child, the text of
+    /// [`Error::Forked`](crate::Error::Forked).
     pub fn audit(&self) -> Result<(), String> {
+        self.check_process().map_err(|error| error.to_string())?;
         self.core.audit()
     }
 }

@@ -24,7 +24,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn close(&mut self, id: ConnId) -> Result<(), Error> {
-        let conn = self.core.conn(id.0)?;
+        let conn = self.own()?.conn(id.0)?;
         if !conn.queue_is_empty() || conn.has(flag::FIN_SENT) {
             // A deadline counts from now, not from the last turn.
             self.refresh_clock();
@@ -43,11 +43,12 @@ impl Engine {
     /// # Backends
     /// A unix socket knows no reset: the peer sees an end of stream, or ECONNRESET if data was left unread here.
     pub fn abort(&mut self, id: ConnId) -> Result<(), Error> {
-        let conn = self.core.conn(id.0)?;
+        let core = self.own()?;
+        let conn = core.conn(id.0)?;
         if conn.phase != Phase::Terminating {
             conn.set(flag::RESET);
             conn.replace_reason(CloseKind::Aborted, None);
-            self.core.end_phase(id.0);
+            core.end_phase(id.0);
         }
         Ok(())
     }
@@ -55,6 +56,9 @@ impl Engine {
     /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with `deadline` from now instead of
     /// the linger time. Returns at once; go on polling until [`Engine::is_drained`]. New connects and listens are refused.
     pub fn drain(&mut self, deadline: Duration) {
+        if self.is_child() {
+            return;
+        }
         self.refresh_clock();
         self.core.draining = true;
         let listeners: Vec<Key> = self.core.listeners.keys().collect();
@@ -76,7 +80,8 @@ impl Engine {
 
     /// True when no connection and no listener is left, and every completion was handed out.
     pub fn is_drained(&self) -> bool {
-        self.core.live == 0 && self.core.listeners.is_empty() && self.core.pending.is_empty()
+        let core = &*self.core;
+        self.is_child() || core.live == 0 && core.listeners.is_empty() && core.pending.is_empty()
     }
 }
 

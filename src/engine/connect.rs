@@ -37,7 +37,7 @@ impl Engine {
     /// What is queued before the next poll leaves as soon as the connection is there, without a turn in between: on io_uring (5.19) if it
     /// is one payload, by an entry linked to the connect; on epoll if the peer is on this machine. `Config::early_sends` turns it off.
     pub fn connect(&mut self, addr: impl Into<Addr>, options: ConnectOptions) -> Result<ConnId, Error> {
-        self.core.check_failed()?;
+        self.check()?;
         let addr = addr.into();
         if addr.is_unix() {
             addr.to_sockaddr()?;
@@ -79,13 +79,13 @@ impl Engine {
     /// # Errors
     /// No stream socket, or neither connected nor listening; the limits of `connect` and `listen`. The descriptor is closed then.
     pub fn adopt(&mut self, fd: OwnedFd, options: SocketOptions) -> Result<AdoptedId, Error> {
-        self.core.check_failed()?;
+        self.check()?;
         match socket::adopt(&fd, self.wants_nonblocking())? {
             Adopted::Stream => {
                 self.core.room_for_conn()?;
                 let conn = Conn::new(Phase::Open, 0, &options, self.core.config.idle_timeout);
                 let key = self.core.conns.insert(conn);
-                let attached = with_backend!(&mut self.backend, backend => {
+                let attached = with_backend!(&mut *self.backend, backend => {
                     backend.adopt(fd).and_then(|socket| {
                         backend.attach(key, socket).map_err(|errno| Error::Os { call: "epoll_ctl", errno })
                     })
@@ -103,7 +103,7 @@ impl Engine {
             Adopted::Listener => {
                 let options = ListenOptions { socket: options, ..ListenOptions::default() };
                 let key = self.core.room_for_listener(Rc::new(options))?;
-                let attached = with_backend!(&mut self.backend, backend => backend.attach_listener(key, fd));
+                let attached = with_backend!(&mut *self.backend, backend => backend.attach_listener(key, fd));
                 if let Err(error) = attached {
                     self.core.listeners.remove(key);
                     return Err(error);
@@ -124,14 +124,14 @@ impl Engine {
     /// The descriptor is blocking on io_uring and non-blocking on epoll. The simulated backend has none to give, and answers
     /// [`Error::Unsupported`]; so it does to `adopt`.
     pub fn release(&mut self, id: ConnId) -> Result<OwnedFd, Error> {
-        let conn = self.core.conn(id.0)?;
+        let conn = self.own()?.conn(id.0)?;
         let busy = conn.ops != 0 || !conn.queue_is_empty() || conn.owes_notices() || conn.is_filling();
         if conn.phase != Phase::Open || busy || conn.has_stash() || conn.deferred > 0 {
             return Err(Error::State(
                 "the connection is not quiet: pause reads, let sends finish, poll, and try again",
             ));
         }
-        let fd = with_backend!(&mut self.backend, backend => backend.release(id.0))?;
+        let fd = with_backend!(&mut *self.backend, backend => backend.release(id.0))?;
         self.core.set_conn_timer(id.0, None);
         self.core.recycle_queue(id.0);
         self.core.conns.remove(id.0);

@@ -125,12 +125,11 @@ impl Core {
 
     /// As [`Core::caller_conn`], to look at.
     pub(super) fn look(&self, key: Key) -> Result<&Conn, Error> {
-        self.conns.get(key).filter(|conn| conn.phase != Phase::Ghost).ok_or_else(|| stale(self.failed))
+        self.conns.get(key).filter(|conn| conn.phase != Phase::Ghost).ok_or(Error::Stale)
     }
 
     pub(super) fn conn(&mut self, key: Key) -> Result<&mut Conn, Error> {
-        let failed = self.failed;
-        self.caller_conn(key).ok_or_else(|| stale(failed))
+        self.caller_conn(key).ok_or(Error::Stale)
     }
 
     #[inline]
@@ -258,9 +257,4 @@ impl Core {
     pub(super) fn later(&self, delay: Duration) -> u64 {
         self.now.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX))
     }
-}
-
-/// What to answer when an id names nothing.
-pub(super) fn stale(failed: Option<&'static str>) -> Error {
-    failed.map_or(Error::Stale, Error::EngineFailed)
 }

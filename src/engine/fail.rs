@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn ring(engine: &mut Engine) -> &mut Uring {
-        match &mut engine.backend {
+        match &mut *engine.backend {
             AnyBackend::Uring(ring) => ring,
             _ => unreachable!("it was asked for"),
         }

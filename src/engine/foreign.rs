@@ -42,11 +42,12 @@ impl Engine {
     /// # Errors
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer; [`Error::Unsupported`] on the simulated backend.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
+        self.check_process()?;
         if self.core.pending.is_empty() {
             self.core.check_failed()?;
         }
         if self.watch.is_none() {
-            let inner = with_backend!(&mut self.backend, backend => backend.watch_fd())?;
+            let inner = with_backend!(&mut *self.backend, backend => backend.watch_fd())?;
             // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write
             // has to signal may be signalled late, or not at all.
             let watch = Watch::new(inner, self.core.inbox.fd()).map_err(|error| Error::os("as_fd", &error))?;
@@ -71,8 +72,8 @@ impl Engine {
     /// Sets the descriptor to what is left to do.
     pub(super) fn leave_foreign(&mut self) {
         let Some(watch) = &mut self.watch else { return };
-        let core = &mut self.core;
-        let left_over = with_backend!(&mut self.backend, backend => {
+        let core = &mut *self.core;
+        let left_over = with_backend!(&mut *self.backend, backend => {
             backend.watch_reset();
             backend.has_next()
         });

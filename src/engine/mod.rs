@@ -24,10 +24,11 @@ use crate::config::{Backend, Config};
 use crate::error::Error;
 use crate::id::ConnId;
 use crate::info::Info;
+use crate::leak::Leakable;
 use crate::net::Addr;
 use crate::stats::Stats;
-use crate::sys::ForkMark;
 use crate::waker::{Inbox, Waker};
+use conn::Conn;
 pub use connect::AdoptedId;
 pub use dry::DryEngine;
 use foreign::Watch;
@@ -53,16 +54,22 @@ pub fn leaked_engines() -> u64 {
 ///
 /// Dropping an engine closes everything it has open, without flushing: call [`Engine::drain`] first where that matters.
 ///
-/// # Backends
-/// After a fork(2) only the parent may use it: in the child [`Engine::poll`] answers [`Error::Forked`], and dropping it leaves
-/// the parent's connections alone.
+/// # Forks
+/// An engine belongs to the process that made it. In a forked child each call that returns a `Result`
+/// answers [`Error::Forked`] (or [`SendError::Forked`](crate::SendError::Forked),
+/// [`WriteError::Forked`](crate::WriteError::Forked)). The other calls answer as for an engine that has
+/// nothing open, except those that only read the engine's own memory or a clock
+/// ([`Engine::info`], [`Engine::stats`], [`Engine::now`]). Its [`Waker`]s do nothing.
+///
+/// Dropping it in a child does nothing: no payload is dropped, no descriptor closed, no memory
+/// unmapped. The engine's descriptors are close-on-exec (adopted ones as they came), and stay open in
+/// the child until it calls execve(2) or exits. A child that needs an engine makes one of its own,
+/// before or after it drops the inherited one.
 #[derive(Debug)]
 pub struct Engine {
-    core: Core,
-    backend: AnyBackend,
+    core: Leakable<Core>,
+    backend: Leakable<AnyBackend>,
     info: Info,
-    /// A simulated engine has nothing that a forked child could harm.
-    fork: Option<ForkMark>,
     watch: Option<Watch>,
     epoch: Instant,
 }
@@ -77,10 +84,9 @@ impl Engine {
         config.validate()?;
         let config = config.with_environment()?;
         config.validate()?;
-        let inbox = Inbox::new().map_err(|error| Error::os("eventfd", &error))?;
-        let fork = ForkMark::new().map_err(|error| Error::os("mmap", &error))?;
+        let inbox = Inbox::new()?;
         let (backend, info) = select::open(&config, &inbox)?;
-        Ok(Engine::on(config, inbox, backend, info, Some(fork)))
+        Ok(Engine::on(config, inbox, backend, info))
     }
 
     /// An engine in a simulated world. Neither the environment nor a backend that the configuration names plays a part.
@@ -93,16 +99,38 @@ impl Engine {
         let tuning = Tuning::new(&config, true);
         let info = select::simulated(&tuning);
         let sim = place(tuning, Arc::clone(&inbox))?;
-        Ok(Engine::on(config, inbox, AnyBackend::Sim(Box::new(sim)), info, None))
+        Ok(Engine::on(config, inbox, AnyBackend::Sim(Box::new(sim)), info))
     }
 
-    fn on(config: Config, inbox: Arc<Inbox>, backend: AnyBackend, info: Info, fork: Option<ForkMark>) -> Engine {
+    fn on(config: Config, inbox: Arc<Inbox>, backend: AnyBackend, info: Info) -> Engine {
         let epoch = with_backend!(&backend, backend => backend.epoch());
-        Engine { core: Core::new(config, inbox), backend, info, fork, watch: None, epoch }
+        let (core, backend) = (Leakable::new(Core::new(config, inbox)), Leakable::new(backend));
+        Engine { core, backend, info, watch: None, epoch }
     }
 
+    /// Each public call goes through this, or through one of the next three.
+    #[inline]
     fn is_child(&self) -> bool {
-        self.fork.as_ref().is_some_and(ForkMark::is_child)
+        self.core.inbox.is_child()
+    }
+
+    /// For calls that a failed engine serves too.
+    #[inline]
+    fn check_process(&self) -> Result<(), Error> {
+        if self.is_child() { Err(Error::Forked) } else { Ok(()) }
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), Error> {
+        self.check_process()?;
+        self.core.check_failed()
+    }
+
+    /// The engine's state, in the process that made it and until it fails.
+    #[inline]
+    fn own(&mut self) -> Result<&mut Core, Error> {
+        self.check()?;
+        Ok(&mut self.core)
     }
 
     /// Hands what was staged to the kernel, waits until something happened or `timeout` has passed (`None`: for ever; zero: not at
@@ -117,15 +145,14 @@ impl Engine {
     /// on; connections cannot cause that. [`Error::EngineFailed`] once the kernel reported
     /// something impossible and all of the last events were handed out.
     pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
-        if self.is_child() {
-            return Err(Error::Forked);
-        }
+        self.check_process()?;
         self.enter_foreign();
         self.refresh_clock();
         let deadline = timeout.map(|timeout| self.core.later(timeout));
-        let result = with_backend!(&mut self.backend, backend => self.core.poll(&mut **backend, completions, deadline));
+        let result =
+            with_backend!(&mut *self.backend, backend => self.core.poll(&mut **backend, completions, deadline));
         self.leave_foreign();
-        if let AnyBackend::Sim(sim) = &mut self.backend {
+        if let AnyBackend::Sim(sim) = &mut *self.backend {
             sim.note_deadline(self.core.next_deadline());
         }
         result
@@ -141,17 +168,23 @@ impl Engine {
     /// out, or a timer is due. For those who drive several engines from one loop; false does not mean that a poll finds nothing,
     /// except on the simulated backend.
     pub fn wants_poll(&self) -> bool {
+        if self.is_child() {
+            return false;
+        }
         if self.core.failed.is_some() {
             return !self.core.pending.is_empty();
         }
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
-        let expected = matches!(&self.backend, AnyBackend::Sim(sim) if sim.is_expected());
-        due || expected || with_backend!(&self.backend, backend => backend.has_next())
+        let expected = matches!(&*self.backend, AnyBackend::Sim(sim) if sim.is_expected());
+        due || expected || with_backend!(&*self.backend, backend => backend.has_next())
     }
 
     /// Receive buffers that are free now.
     pub fn free_buffers(&self) -> usize {
-        with_backend!(&self.backend, backend => backend.free_buffers())
+        if self.is_child() {
+            return 0;
+        }
+        with_backend!(&*self.backend, backend => backend.free_buffers())
     }
 
     /// What the engine stands on, which capabilities it uses, and why not the others.
@@ -161,7 +194,7 @@ impl Engine {
 
     /// Counters since the engine was made.
     pub fn stats(&self) -> Stats {
-        let backend = with_backend!(&self.backend, backend => backend.stats());
+        let backend = with_backend!(&*self.backend, backend => backend.stats());
         Stats {
             syscalls: backend.syscalls,
             sqes: backend.sqes,
@@ -185,7 +218,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn set_tag(&mut self, id: ConnId, tag: u64) -> Result<(), Error> {
-        self.core.conn(id.0)?.tag = tag;
+        self.own()?.conn(id.0)?.tag = tag;
         Ok(())
     }
 
@@ -194,17 +227,17 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn tag(&self, id: ConnId) -> Result<u64, Error> {
-        Ok(self.core.look(id.0)?.tag)
+        Ok(self.look(id)?.tag)
     }
 
     /// True if the id names a connection that was not yet told to be closed.
     pub fn is_live(&self, id: ConnId) -> bool {
-        self.core.look(id.0).is_ok()
+        self.look(id).is_ok()
     }
 
     /// The number of connections: opened or accepted, and not yet told to be closed.
     pub fn connections(&self) -> usize {
-        self.core.live
+        if self.is_child() { 0 } else { self.core.live }
     }
 
     /// The address of the peer. A system call.
@@ -212,8 +245,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`], or what getpeername(2) answers.
     pub fn peer_addr(&self, id: ConnId) -> Result<Addr, Error> {
-        self.core.look(id.0)?;
-        with_backend!(&self.backend, backend => backend.peer_addr(id.0))
+        self.look(id)?;
+        with_backend!(&*self.backend, backend => backend.peer_addr(id.0))
             .map_err(|error| Error::os("getpeername", &error))
     }
 
@@ -222,16 +255,22 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`], or what getsockname(2) answers.
     pub fn local_addr(&self, id: ConnId) -> Result<Addr, Error> {
-        self.core.look(id.0)?;
-        with_backend!(&self.backend, backend => backend.local_addr(id.0))
+        self.look(id)?;
+        with_backend!(&*self.backend, backend => backend.local_addr(id.0))
             .map_err(|error| Error::os("getsockname", &error))
     }
 
     /// The descriptor of a connection, where there is one yet: for socket options. Reading from it, writing to it or closing it
     /// behind the engine's back breaks the order of bytes.
     pub fn fd(&self, id: ConnId) -> Option<BorrowedFd<'_>> {
-        self.core.look(id.0).ok()?;
-        with_backend!(&self.backend, backend => backend.fd(id.0))
+        self.look(id).ok()?;
+        with_backend!(&*self.backend, backend => backend.fd(id.0))
+    }
+
+    /// The connection behind an id, where [`Engine::own`] would answer.
+    fn look(&self, id: ConnId) -> Result<&Conn, Error> {
+        self.check()?;
+        self.core.look(id.0)
     }
 
     fn wants_nonblocking(&self) -> bool {
@@ -239,7 +278,7 @@ impl Engine {
     }
 
     fn clock(&self) -> u64 {
-        with_backend!(&self.backend, backend => backend.now())
+        with_backend!(&*self.backend, backend => backend.now())
     }
 
     fn refresh_clock(&mut self) {
@@ -253,13 +292,21 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if self.is_child() || with_backend!(&self.backend, backend => backend.is_gone()) {
-            with_backend!(&mut self.backend, backend => backend.abandon());
+        if self.is_child() {
+            // All of it is the parent's: rings that are not even mapped here, descriptors, and payloads
+            // whose owners never gave this process anything.
+            self.core.leak();
+            self.backend.leak();
+            std::mem::forget(self.watch.take());
+            return;
+        }
+        if with_backend!(&*self.backend, backend => backend.is_gone()) {
+            with_backend!(&mut *self.backend, backend => backend.abandon());
             return;
         }
         self.refresh_clock();
         let patience = self.core.config.teardown_max;
-        let clean = with_backend!(&mut self.backend, backend => {
+        let clean = with_backend!(&mut *self.backend, backend => {
             let ended = self.core.tear_down(&mut **backend, patience);
             let gone = backend.is_gone();
             backend.shut_down(patience) && (ended || gone)

@@ -20,9 +20,10 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn pause_reads(&mut self, id: ConnId) -> Result<(), Error> {
-        self.core.conn(id.0)?.set(flag::PAUSED);
-        self.core.recall_pending(id.0);
-        self.core.mark_dirty(id.0);
+        let core = self.own()?;
+        core.conn(id.0)?.set(flag::PAUSED);
+        core.recall_pending(id.0);
+        core.mark_dirty(id.0);
         Ok(())
     }
 
@@ -31,8 +32,9 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn resume_reads(&mut self, id: ConnId) -> Result<(), Error> {
-        self.core.conn(id.0)?.unset(flag::PAUSED);
-        self.core.mark_dirty(id.0);
+        let core = self.own()?;
+        core.conn(id.0)?.unset(flag::PAUSED);
+        core.mark_dirty(id.0);
         Ok(())
     }
 
@@ -46,7 +48,8 @@ impl Engine {
     /// [`Error::Stale`]; [`Error::State`] if `len` is zero, a buffer is being filled already, or the stream has ended. The
     /// buffer is dropped then.
     pub fn recv_into(&mut self, id: ConnId, buffer: BytesMut, len: usize) -> Result<(), Error> {
-        let conn = self.core.conn(id.0)?;
+        let core = self.own()?;
+        let conn = core.conn(id.0)?;
         if len == 0 {
             return Err(Error::State("a receive of no bytes would look like the end of the stream"));
         }
@@ -60,8 +63,8 @@ impl Engine {
             return Err(Error::State("the peer has sent all it will"));
         }
         conn.cold().fill = Some(Fill::new(buffer, len));
-        self.core.recall_pending(id.0);
-        self.core.mark_dirty(id.0);
+        core.recall_pending(id.0);
+        core.mark_dirty(id.0);
         Ok(())
     }
 }

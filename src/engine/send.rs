@@ -21,10 +21,10 @@ impl Engine {
     ///
     /// # Errors
     /// The payload comes back: [`SendError::Full`] at the high watermark, [`SendError::Closed`] when the write side is shut,
-    /// [`SendError::Stale`].
+    /// [`SendError::Stale`], [`SendError::Forked`].
     #[inline]
     pub fn send(&mut self, id: ConnId, payload: impl Into<Payload>) -> Result<(), SendError> {
-        self.core.send(id.0, payload.into(), None)
+        self.send_maybe_tagged(id, payload.into(), None)
     }
 
     /// As [`Engine::send`], and [`Event::Sent`] with the tag tells when the kernel has taken the last byte of it.
@@ -32,7 +32,16 @@ impl Engine {
     /// # Errors
     /// As [`Engine::send`].
     pub fn send_tagged(&mut self, id: ConnId, payload: impl Into<Payload>, tag: u64) -> Result<(), SendError> {
-        self.core.send(id.0, payload.into(), Some(tag))
+        self.send_maybe_tagged(id, payload.into(), Some(tag))
+    }
+
+    #[inline]
+    fn send_maybe_tagged(&mut self, id: ConnId, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
+        // In a failed engine every id is stale.
+        if self.is_child() {
+            return Err(SendError::Forked(payload));
+        }
+        self.core.send(id.0, payload, tag)
     }
 
     /// Copies a small message into the output buffer of a connection. Many small writes leave as one.
@@ -40,6 +49,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::send`]. All of `bytes` is taken, or nothing.
     pub fn write(&mut self, id: ConnId, bytes: &[u8]) -> Result<(), WriteError> {
+        if self.is_child() {
+            return Err(WriteError::Forked);
+        }
         self.core.write(id.0, bytes)
     }
 
@@ -48,8 +60,9 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn shutdown_write(&mut self, id: ConnId) -> Result<(), Error> {
-        self.core.conn(id.0)?.set(flag::WRITE_SHUT);
-        self.core.mark_dirty(id.0);
+        let core = self.own()?;
+        core.conn(id.0)?.set(flag::WRITE_SHUT);
+        core.mark_dirty(id.0);
         Ok(())
     }
 
@@ -58,7 +71,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn queued_bytes(&self, id: ConnId) -> Result<usize, Error> {
-        Ok(self.core.look(id.0)?.queued_bytes())
+        Ok(self.look(id)?.queued_bytes())
     }
 }
 

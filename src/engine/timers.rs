@@ -14,6 +14,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Limit`] at `Config::timers_max`.
     pub fn timer_after(&mut self, delay: Duration, tag: u64) -> Result<TimerId, Error> {
+        self.check()?;
         self.refresh_clock();
         let deadline = self.core.later(delay);
         self.timer_at_ns(deadline, tag)
@@ -24,12 +25,12 @@ impl Engine {
     /// # Errors
     /// As [`Engine::timer_after`].
     pub fn timer_at(&mut self, when: Instant, tag: u64) -> Result<TimerId, Error> {
+        self.check()?;
         let deadline = self.nanoseconds_of(when);
         self.timer_at_ns(deadline, tag)
     }
 
     fn timer_at_ns(&mut self, deadline: u64, tag: u64) -> Result<TimerId, Error> {
-        self.core.check_failed()?;
         if self.core.user_timers >= self.core.config.timers_max {
             return Err(Error::Limit { limit: "timers_max", value: self.core.config.timers_max });
         }
@@ -40,6 +41,9 @@ impl Engine {
 
     /// Cancels a timer. False if it has fired, or was cancelled before: an event of it that was not yet handed out still comes.
     pub fn timer_cancel(&mut self, id: TimerId) -> bool {
+        if self.is_child() {
+            return false;
+        }
         if mutant::is(Mutant::UndeadTimer) {
             return true;
         }
@@ -50,6 +54,9 @@ impl Engine {
 
     /// Moves a timer to `delay` from now. False if it has fired, or was cancelled.
     pub fn timer_reset(&mut self, id: TimerId, delay: Duration) -> bool {
+        if self.is_child() {
+            return false;
+        }
         self.refresh_clock();
         let deadline = self.core.later(delay);
         self.core.staged.kick();
@@ -58,6 +65,6 @@ impl Engine {
 
     /// The number of timers that are set.
     pub fn timers(&self) -> usize {
-        self.core.user_timers
+        if self.is_child() { 0 } else { self.core.user_timers }
     }
 }

@@ -1,5 +1,6 @@
-//! Wake-ups from other threads. Owns: the [`Waker`] and the eventfd behind it. The only part of an engine that other
-//! threads can touch.
+//! Wake-ups from other threads. Owns: the [`Waker`], the eventfd behind it, and the mark that tells a
+//! forked child from the process that made the engine. The only part of an engine that other threads
+//! can touch.
 
 mod signal;
 
@@ -7,7 +8,8 @@ mod atomic {
     pub(crate) use std::sync::atomic::{AtomicU8, Ordering};
 }
 
-use crate::sys;
+use crate::error::Error;
+use crate::sys::{self, ForkMark};
 use signal::Signal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,14 +20,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// one event, and at most one system call.
 ///
 /// A call is an atomic swap and perhaps a write(2), so it is safe in a signal handler too. Waking an engine that is gone does
-/// nothing.
+/// nothing, and so does a call in a forked child: only the process that made an engine wakes it.
 #[derive(Clone, Debug)]
 pub struct Waker(pub(crate) Arc<Inbox>);
 
 impl Waker {
     /// Wakes the engine.
     pub fn wake(&self) {
-        if self.0.signal.call() {
+        // The descriptor is shared with the parent, the word is not: a child would wake a process that
+        // was not called.
+        if !self.0.is_child() && self.0.signal.call() {
             match &self.0.line {
                 Line::Eventfd(fd) => sys::eventfd_signal(fd),
                 Line::Flag(flag) => flag.store(true, Ordering::Release),
@@ -38,6 +42,8 @@ impl Waker {
 pub(crate) struct Inbox {
     pub(crate) signal: Signal,
     line: Line,
+    /// In a simulated world there is none: nothing there could be harmed by a forked child.
+    mark: Option<ForkMark>,
 }
 
 /// What reaches a sleeping engine.
@@ -49,12 +55,20 @@ enum Line {
 }
 
 impl Inbox {
-    pub(crate) fn new() -> io::Result<Arc<Inbox>> {
-        Ok(Arc::new(Inbox { signal: Signal::new(), line: Line::Eventfd(sys::eventfd()?) }))
+    pub(crate) fn new() -> Result<Arc<Inbox>, Error> {
+        let line = Line::Eventfd(sys::eventfd().map_err(|error| Error::os("eventfd", &error))?);
+        let mark = Some(ForkMark::new().map_err(|error| Error::os("mmap", &error))?);
+        Ok(Arc::new(Inbox { signal: Signal::new(), line, mark }))
     }
 
     pub(crate) fn simulated() -> Arc<Inbox> {
-        Arc::new(Inbox { signal: Signal::new(), line: Line::Flag(AtomicBool::new(false)) })
+        Arc::new(Inbox { signal: Signal::new(), line: Line::Flag(AtomicBool::new(false)), mark: None })
+    }
+
+    /// True in a process that was forked from the one that made the engine. No system call.
+    #[inline]
+    pub(crate) fn is_child(&self) -> bool {
+        self.mark.as_ref().is_some_and(ForkMark::is_child)
     }
 
     /// # Panics

@@ -83,7 +83,8 @@ scenarios! {
     Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent drop_with_leases
         drop_while_accepting drop_while_filling drop_zero_copy_in_flight drop_with_timers engines_in_a_row
         many_engines_on_one_thread;
-    IsolatedKernel teardown: fork_in_the_middle;
+    IsolatedKernel teardown: fork_in_the_middle fork_refuses_every_call fork_drops_nothing fork_makes_its_own_engine
+        fork_wakes_nobody;
     Kernel hostile: urgent_data_reaches_nobody_else;
     IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
     Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides

@@ -4,9 +4,12 @@
 use crate::Variant;
 use crate::peers::*;
 use crate::rig::*;
-use bytes::BytesMut;
+use crate::timing::readable;
+use bytes::{Bytes, BytesMut};
 use proactor::*;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub fn drop_idle(variant: &Variant) {
@@ -116,35 +119,252 @@ pub fn drop_with_timers(variant: &Variant) {
     assert_eq!(rig.engine.as_fd().is_ok(), variant.simulated().is_none());
 }
 
+/// Runs `act` in a forked child. Fails with what it returns, or if it crashes or hangs.
+fn in_child(act: impl FnOnce() -> Result<(), String>) {
+    // SAFETY: this process has one thread, so the child may do what it wants.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        // SAFETY: takes no pointers. Ends a child that hangs.
+        unsafe { libc::alarm(60) };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+        let status = match result {
+            Ok(Ok(())) => 0,
+            Ok(Err(why)) => {
+                eprintln!("in the child: {why}");
+                1
+            }
+            Err(_) => 2,
+        };
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(status) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child just made.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child failed (see above), or crashed");
+}
+
+/// The parent goes on as if nothing had been, with enough data to use each receive buffer again.
+fn still_works(rig: &mut Rig, conn: ConnId, peer: &mut Peer) {
+    let sent = pattern(2 << 20);
+    let (mut writer, to_send) = (peer.try_clone().unwrap(), sent.clone());
+    let writer = spawn(move || writer.write_all(&to_send).unwrap());
+    assert!(rig.receive(conn, sent.len()) == sent, "the bytes that the peer sent");
+    writer.join().unwrap();
+    rig.engine.send(conn, "answer").unwrap();
+    rig.run("the send", |engine, _| engine.queued_bytes(conn).unwrap() == 0);
+    let mut answer = [0; 6];
+    peer.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+    assert_eq!(rig.engine.audit(), Ok(()));
+}
+
 pub fn fork_in_the_middle(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     peer.write_all(b"a").unwrap();
     let lease = rig.next_lease();
-    // SAFETY: the child only uses the engine, the lease and _exit; this process has one thread.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0);
-    if child == 0 {
+    let mut parts = Some((rig, lease));
+    in_child(|| {
+        let (mut rig, lease) = parts.take().expect("the child's copy");
         let refused = matches!(rig.engine.poll(&mut rig.out, Some(Duration::ZERO)), Err(Error::Forked));
         let intact = lease[..] == b"a"[..];
         drop(lease);
         drop(rig);
-        // SAFETY: ends the child without running what belongs to the parent.
-        unsafe { libc::_exit(if refused && intact { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: waits for the child just made.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0, "the child must be refused, and must not crash");
-    // The parent goes on as if nothing had been.
-    peer.write_all(b"b").unwrap();
-    assert_eq!(rig.receive(conn, 1), b"b");
-    rig.engine.send(conn, "c").unwrap();
-    rig.run("the send", |engine, _| engine.queued_bytes(conn).unwrap() == 0);
-    let mut byte = [0];
-    peer.read_exact(&mut byte).unwrap();
-    assert_eq!(&byte, b"c");
+        if refused && intact { Ok(()) } else { Err(format!("refused: {refused}, lease intact: {intact}")) }
+    });
+    let (mut rig, lease) = parts.expect("only the child took it");
+    still_works(&mut rig, conn, &mut peer);
     drop(lease);
+}
+
+/// What a child can name of its parent's engine.
+#[derive(Clone, Copy)]
+struct Known {
+    conn: ConnId,
+    listener: ListenerId,
+    timer: TimerId,
+}
+
+/// Each public call, and whether its answer in a child is right.
+type Call = (&'static str, fn(&mut Engine, Known) -> bool);
+
+const CALLS_IN_A_CHILD: &[Call] = &[
+    ("poll", |e, _| forked(e.poll(&mut Completions::with_capacity(4), None))),
+    ("as_fd", |e, _| forked(e.as_fd())),
+    ("audit", |e, _| e.audit() == Err(Error::Forked.to_string())),
+    ("connect", |e, _| forked(e.connect(([127, 0, 0, 1], 9), ConnectOptions::default()))),
+    ("listen", |e, _| forked(e.listen(([127, 0, 0, 1], 0), ListenOptions::default()))),
+    ("adopt", |e, _| {
+        forked(e.adopt(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(), SocketOptions::default()))
+    }),
+    ("release", |e, known| forked(e.release(known.conn))),
+    ("close", |e, known| forked(e.close(known.conn))),
+    ("abort", |e, known| forked(e.abort(known.conn))),
+    ("close_listener", |e, known| forked(e.close_listener(known.listener))),
+    ("listener_addr", |e, known| forked(e.listener_addr(known.listener))),
+    ("pause_reads", |e, known| forked(e.pause_reads(known.conn))),
+    ("resume_reads", |e, known| forked(e.resume_reads(known.conn))),
+    ("recv_into", |e, known| forked(e.recv_into(known.conn, BytesMut::new(), 1))),
+    ("shutdown_write", |e, known| forked(e.shutdown_write(known.conn))),
+    ("queued_bytes", |e, known| forked(e.queued_bytes(known.conn))),
+    ("set_tag", |e, known| forked(e.set_tag(known.conn, 7))),
+    ("tag", |e, known| forked(e.tag(known.conn))),
+    ("peer_addr", |e, known| forked(e.peer_addr(known.conn))),
+    ("local_addr", |e, known| forked(e.local_addr(known.conn))),
+    ("timer_after", |e, _| forked(e.timer_after(Duration::ZERO, 0))),
+    ("timer_at", |e, _| forked(e.timer_at(now(), 0))),
+    ("send", |e, known| comes_back(e.send(known.conn, "child"))),
+    ("send_tagged", |e, known| comes_back(e.send_tagged(known.conn, "child", 1))),
+    ("write", |e, known| e.write(known.conn, b"child") == Err(WriteError::Forked)),
+    ("timer_cancel", |e, known| !e.timer_cancel(known.timer)),
+    ("timer_reset", |e, known| !e.timer_reset(known.timer, Duration::ZERO)),
+    ("timers", |e, _| e.timers() == 0),
+    ("wants_poll", |e, _| !e.wants_poll()),
+    ("free_buffers", |e, _| e.free_buffers() == 0),
+    ("connections", |e, _| e.connections() == 0),
+    ("is_live", |e, known| !e.is_live(known.conn)),
+    ("fd", |e, known| e.fd(known.conn).is_none()),
+    ("drain", |e, _| {
+        e.drain(Duration::ZERO);
+        e.is_drained()
+    }),
+    ("stats", |e, _| e.stats().turns > 0),
+    ("info", |e, _| e.info().buffers.0 > 0),
+    ("now", |e, _| e.now() <= now()),
+    ("Debug", |e, _| !format!("{e:?}").is_empty()),
+    ("waker", |e, _| {
+        e.waker().wake();
+        true
+    }),
+];
+
+fn forked<T>(result: Result<T, Error>) -> bool {
+    matches!(result, Err(Error::Forked))
+}
+
+fn comes_back(result: Result<(), SendError>) -> bool {
+    result.is_err_and(|error| matches!(error, SendError::Forked(_)) && error.into_payload().as_slice() == b"child")
+}
+
+pub fn fork_refuses_every_call(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    let (listener, _) = rig.listen();
+    let timer = rig.engine.timer_after(Duration::from_secs(3600), 1).unwrap();
+    rig.poll(Duration::from_millis(5));
+    let known = Known { conn, listener, timer };
+    for (name, call) in CALLS_IN_A_CHILD {
+        in_child(|| if call(&mut rig.engine, known) { Ok(()) } else { Err(format!("{name}: another answer")) });
+    }
+    // All of them on one engine.
+    in_child(|| {
+        let wrong: Vec<_> = CALLS_IN_A_CHILD.iter().filter(|(_, call)| !call(&mut rig.engine, known)).collect();
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{:?}", wrong.iter().map(|call| call.0).collect::<Vec<_>>()))
+        }
+    });
+    assert!(rig.engine.timer_cancel(timer) && rig.engine.is_live(conn) && !rig.engine.is_drained());
+    still_works(&mut rig, conn, &mut peer);
+}
+
+/// Bytes whose owner tells when it is dropped.
+struct Told(&'static AtomicBool);
+
+impl AsRef<[u8]> for Told {
+    fn as_ref(&self) -> &[u8] {
+        b"told"
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+pub fn fork_drops_nothing(variant: &Variant) {
+    const PAGE: usize = 4096;
+    static DROPPED: AtomicBool = AtomicBool::new(false);
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    rig.engine.as_fd().unwrap();
+    rig.poll(Duration::from_millis(5));
+    rig.engine.send(conn, Bytes::from_owner(Told(&DROPPED))).unwrap();
+    let mut parts = Some(rig);
+    in_child(|| {
+        let rig = parts.take().expect("the child's copy");
+        let descriptors = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        // The kernel puts new memory where the parent has its rings: they are not mapped here.
+        let map = || {
+            let (flags, access) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ);
+            // SAFETY: new memory, at an address that the kernel chooses.
+            unsafe { libc::mmap(std::ptr::null_mut(), PAGE, access, flags, -1, 0) }
+        };
+        let pages: Vec<_> = (0..64).map(|_| map()).collect();
+        assert!(!pages.contains(&libc::MAP_FAILED), "mmap");
+        let open = descriptors();
+        drop(rig);
+        let mut resident = 0;
+        // SAFETY: mincore(2) fails where nothing is mapped, and writes one byte for a page.
+        let mapped = |page: &*mut libc::c_void| unsafe { libc::mincore(*page, PAGE, &mut resident) } == 0;
+        let gone = pages.len() - pages.iter().copied().filter(mapped).count();
+        let (closed, dropped) = (open - descriptors(), DROPPED.load(Ordering::Relaxed));
+        match (gone, closed, dropped) {
+            (0, 0, false) => Ok(()),
+            _ => Err(format!("{gone} pages unmapped, {closed} descriptors closed, payload dropped: {dropped}")),
+        }
+    });
+    let mut rig = parts.expect("only the child took it");
+    rig.run("the send", |_, _| DROPPED.load(Ordering::Relaxed));
+    let mut told = [0; 4];
+    peer.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"told");
+    still_works(&mut rig, conn, &mut peer);
+}
+
+pub fn fork_makes_its_own_engine(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    rig.poll(Duration::from_millis(5));
+    let mut parts = Some(rig);
+    in_child(|| {
+        let inherited = parts.take().expect("the child's copy");
+        let mut own = Rig::new(variant);
+        let (conn, mut peer) = own.pair();
+        still_works(&mut own, conn, &mut peer);
+        drop(inherited);
+        still_works(&mut own, conn, &mut peer);
+        drop(own);
+        let mut own = Rig::new(variant);
+        let (conn, mut peer) = own.pair();
+        still_works(&mut own, conn, &mut peer);
+        Ok(())
+    });
+    let mut rig = parts.expect("only the child took it");
+    still_works(&mut rig, conn, &mut peer);
+}
+
+pub fn fork_wakes_nobody(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let (conn, mut peer) = rig.pair();
+    let waker = rig.engine.waker();
+    // From now on each call writes the eventfd, which the child shares.
+    let fd = rig.engine.as_fd().unwrap().as_raw_fd();
+    while !rig.poll(Duration::from_millis(5)).is_empty() {}
+    assert!(!readable(fd, Duration::ZERO));
+    in_child(|| {
+        waker.wake();
+        Ok(())
+    });
+    assert!(!readable(fd, Duration::from_millis(50)), "the child woke its parent");
+    waker.wake();
+    assert!(readable(fd, patience()));
+    rig.until("the wake-up", |_, completion| matches!(completion.event, Event::Woken).then_some(()));
+    still_works(&mut rig, conn, &mut peer);
 }
 
 pub fn engines_in_a_row(variant: &Variant) {

@@ -204,7 +204,8 @@ pub fn wakes_are_coalesced(variant: &Variant) {
     assert!(matches!(events[..], [Completion { event: Event::Woken, .. }]), "{events:?}");
 }
 
-fn readable(fd: i32, timeout: Duration) -> bool {
+/// Whether a descriptor becomes readable in that time.
+pub fn readable(fd: i32, timeout: Duration) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let deadline = now() + timeout;
     loop {

@@ -201,6 +201,7 @@ impl Program<'_> {
                 WriteError::Full => SendError::Full(bytes.clone().into()),
                 WriteError::Closed => SendError::Closed(bytes.clone().into()),
                 WriteError::Stale => SendError::Stale(bytes.clone().into()),
+                WriteError::Forked => SendError::Forked(bytes.clone().into()),
             }),
             1 => engine.send_tagged(id, bytes, tag),
             2 => engine.send(id, Bytes::from(bytes)),

@@ -429,8 +429,4 @@ impl Backend for EpollBackend {
         // Nothing is ever in the kernel's hands between calls.
         true
     }
-
-    fn abandon(&mut self) {
-        // Closing descriptors in a child leaves the parent's alone; unregistering would not.
-    }
 }

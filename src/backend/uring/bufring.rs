@@ -49,6 +49,9 @@ impl BufRing {
         piecewise: bool,
     ) -> io::Result<BufRing> {
         let memory = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
+        // The kernel reads the physical pages that are registered here. If a fork shared them
+        // copy-on-write, the next `refill` could go to a copy, which the kernel never reads.
+        memory.keep_from_children();
         let flags = if piecewise { INCREMENTAL } else { 0 };
         let start = memory.start().as_ptr() as u64;
         // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered or gone (`Uring` drops

@@ -496,8 +496,4 @@ impl Backend for Uring {
         }
         clean
     }
-
-    fn abandon(&mut self) {
-        // The ring's memory is not mapped in a child. Closing the child's copy of its descriptor leaves the parent's alone.
-    }
 }
