@@ -87,7 +87,7 @@
 //! the cost of system calls. Descriptors do not exist: [`Engine::fd`] is `None`; `adopt`, `release` and `as_fd` answer
 //! [`Error::Unsupported`].
 
-use crate::backend::sim::{Script, Shared, Sim, Until};
+use crate::backend::sim::{Script, Shared, Sim, Until, nanoseconds};
 use crate::error::Halt;
 use crate::{Addr, Config, Engine, Error, ListenOptions};
 use std::fmt;
@@ -260,8 +260,7 @@ impl World {
     /// # Panics
     /// If it names a host of another world.
     pub fn at(&self, when: Duration, action: Action) {
-        let when = u64::try_from(when.as_nanos()).unwrap_or(u64::MAX);
-        self.shared().lock().net.schedule(when, action.script(&self.inner.world));
+        self.shared().lock().net.schedule(nanoseconds(when), action.script(&self.inner.world));
     }
 
     /// Time since the start of the world.

@@ -154,6 +154,22 @@ fn equal_seeds_are_equal_runs_with_programs_too() {
 }
 
 #[test]
+fn a_wait_until_the_end_of_time_is_one_for_nothing() {
+    let world = World::new(1);
+    let host = world.host("alone");
+    let mut node = Node::new(&host);
+    let at_rest = |result| matches!(result, Err(Error::Simulation(Halt::AtRest)));
+    assert!(at_rest(node.engine.poll(&mut node.out, Some(Duration::MAX))));
+    node.engine.timer_after(Duration::MAX, 1).unwrap();
+    assert!(at_rest(node.engine.poll(&mut node.out, None)));
+    world.sleep(Duration::MAX);
+    world.at(Duration::MAX, Action::Heal(host.clone(), host.clone()));
+    // The clock did not come near its end: everything still works.
+    node.engine.listen((host.ip(), PORT), ListenOptions::default()).unwrap();
+    node.connect((host.ip(), PORT));
+}
+
+#[test]
 fn a_wait_for_nothing_is_an_error() {
     let (world, _, client) = world_with_echo(1);
     let mut node = Node::new(&client);

@@ -2,15 +2,11 @@
 //! the order they came; a payload that an operation in flight reads neither moves nor goes before that operation's final
 //! completion (with zero-copy: its notification).
 
-use super::Payload;
+use super::{Disposal, Payload};
 use crate::error::Violation;
 use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
 
-/// Room of an output chunk, which gathers small writes.
-const CHUNK_BYTES: usize = 4096;
-/// Chunks kept for the next writes, engine-wide.
-const CHUNKS_KEPT: usize = 256;
 /// Emptied queues kept, engine-wide.
 const QUEUES_KEPT: usize = 1024;
 
@@ -40,33 +36,13 @@ struct Item {
 impl Item {
     /// All of it was taken.
     #[inline]
-    fn leave(self, chunks: &mut ChunkPool, sent: &mut impl FnMut(u64)) {
+    fn leave(self, disposal: &mut Disposal, sent: &mut impl FnMut(u64)) {
         if let Some(tag) = self.tag {
             sent(tag);
         }
         match self.payload {
-            Payload::Vec(chunk) if self.chunk => chunks.give(chunk),
-            payload => drop(payload),
-        }
-    }
-}
-
-/// Output chunks waiting for their next use.
-#[derive(Debug, Default)]
-pub(crate) struct ChunkPool(Vec<Vec<u8>>);
-
-impl ChunkPool {
-    fn take(&mut self, least: usize) -> Vec<u8> {
-        match self.0.pop() {
-            Some(chunk) if chunk.capacity() >= least => chunk,
-            _ => Vec::with_capacity(least.max(CHUNK_BYTES)),
-        }
-    }
-
-    fn give(&mut self, mut chunk: Vec<u8>) {
-        if self.0.len() < CHUNKS_KEPT && chunk.capacity() <= 4 * CHUNK_BYTES {
-            chunk.clear();
-            self.0.push(chunk);
+            Payload::Vec(chunk) if self.chunk => disposal.give_chunk(chunk),
+            payload => disposal.give(payload),
         }
     }
 }
@@ -114,7 +90,7 @@ impl SendQueue {
     }
 
     /// Copies `bytes` behind what is queued.
-    pub(crate) fn write(&mut self, bytes: &[u8], chunks: &mut ChunkPool) {
+    pub(crate) fn write(&mut self, bytes: &[u8], disposal: &mut Disposal) {
         self.bytes += bytes.len();
         if self.items.len() > self.frozen
             && let Some(Item { payload: Payload::Vec(chunk), chunk: true, .. }) = self.items.back_mut()
@@ -123,15 +99,15 @@ impl SendQueue {
             chunk.extend_from_slice(bytes);
             return;
         }
-        let mut chunk = chunks.take(bytes.len());
+        let mut chunk = disposal.take_chunk(bytes.len());
         chunk.extend_from_slice(bytes);
         self.items.push_back(Item { payload: Payload::Vec(chunk), tag: None, chunk: true });
     }
 
     /// Takes payloads without bytes off the front, where no operation is needed for them.
-    pub(crate) fn skip_empty(&mut self, chunks: &mut ChunkPool, sent: impl FnMut(u64)) {
+    pub(crate) fn skip_empty(&mut self, disposal: &mut Disposal, sent: impl FnMut(u64)) {
         assert_eq!(self.frozen, 0, "only between operations");
-        self.pop_done(chunks, sent);
+        self.pop_done(disposal, sent);
     }
 
     /// The unsent bytes in order, at most `max` payloads, for one gathered operation. Freezes them.
@@ -161,25 +137,25 @@ impl SendQueue {
     pub(crate) fn complete(
         &mut self,
         taken: usize,
-        chunks: &mut ChunkPool,
+        disposal: &mut Disposal,
         mut sent: impl FnMut(u64),
     ) -> Result<usize, Violation> {
         if taken == self.bytes && self.notices == 0 && self.frozen == self.items.len() {
             // The common case: all there was, and nothing of it is still read.
             (self.frozen, self.bytes, self.offset) = (0, 0, 0);
             while let Some(item) = self.items.pop_front() {
-                item.leave(chunks, &mut sent);
+                item.leave(disposal, &mut sent);
             }
             return Ok(0);
         }
-        self.complete_partly(taken, chunks, sent)
+        self.complete_partly(taken, disposal, sent)
     }
 
     #[inline(never)]
     fn complete_partly(
         &mut self,
         taken: usize,
-        chunks: &mut ChunkPool,
+        disposal: &mut Disposal,
         sent: impl FnMut(u64),
     ) -> Result<usize, Violation> {
         let given = self.frozen_bytes();
@@ -189,7 +165,7 @@ impl SendQueue {
         self.frozen = 0;
         self.bytes -= taken;
         self.offset += taken;
-        self.pop_done(chunks, sent);
+        self.pop_done(disposal, sent);
         if mutant::is(Mutant::ReorderedSend) && given > taken && self.items.len() > 2 {
             self.items.swap(1, 2);
         }
@@ -205,10 +181,10 @@ impl SendQueue {
     ///
     /// # Errors
     /// None is due. Nothing has changed then.
-    pub(crate) fn notice(&mut self) -> Result<(), Violation> {
+    pub(crate) fn notice(&mut self, disposal: &mut Disposal) -> Result<(), Violation> {
         self.notices = self.notices.checked_sub(1).ok_or(Violation("a notification of a send that owes none"))?;
         if self.notices == 0 {
-            self.held.clear();
+            self.held.drain(..).for_each(|payload| disposal.give(payload));
             self.held_bytes = 0;
         }
         Ok(())
@@ -223,14 +199,22 @@ impl SendQueue {
         self.held_bytes
     }
 
-    /// Drops what was not sent, when no operation is in flight, except what the kernel may still read.
-    pub(crate) fn clear(&mut self) {
+    /// Gives up what was not sent, when no operation is in flight, except what the kernel may still read.
+    pub(crate) fn clear(&mut self, disposal: &mut Disposal) {
         assert_eq!(self.frozen, 0, "no operation may be in flight");
-        if self.notices > 0 {
-            self.held.extend(self.items.drain(..).map(|item| item.payload));
+        let unsent = self.items.drain(..).map(|item| item.payload);
+        match self.notices > 0 {
+            true => self.held.extend(unsent),
+            false => unsent.for_each(|payload| disposal.give(payload)),
         }
-        self.items.clear();
         (self.offset, self.bytes) = (0, 0);
+    }
+
+    /// Gives up all there is: the kernel has let go of it.
+    pub(crate) fn give_up(&mut self, disposal: &mut Disposal) {
+        (self.frozen, self.notices) = (0, 0);
+        self.held.drain(..).for_each(|payload| disposal.give(payload));
+        self.clear(disposal);
     }
 
     fn frozen_bytes(&self) -> usize {
@@ -242,7 +226,7 @@ impl SendQueue {
             .saturating_sub(if self.frozen > 0 { self.offset } else { 0 })
     }
 
-    fn pop_done(&mut self, chunks: &mut ChunkPool, mut sent: impl FnMut(u64)) {
+    fn pop_done(&mut self, disposal: &mut Disposal, mut sent: impl FnMut(u64)) {
         while let Some(first) = self.items.front() {
             let len = first.payload.len();
             if self.offset < len {
@@ -254,7 +238,7 @@ impl SendQueue {
                 self.held_bytes += len;
                 self.held.push(std::mem::take(&mut item.payload));
             }
-            item.leave(chunks, &mut sent);
+            item.leave(disposal, &mut sent);
         }
         assert_eq!(self.offset, 0, "an empty queue has no offset");
     }
@@ -290,7 +274,7 @@ mod tests {
         /// stays as it was until it ends, and tags come in order, when their last byte is gone.
         #[test]
         fn partial_completions_never_reorder_or_lose(steps in prop::collection::vec(step(), 1..120)) {
-            let (mut queue, mut chunks) = (SendQueue::default(), ChunkPool::default());
+            let (mut queue, mut disposal) = (SendQueue::default(), Disposal::default());
             let (mut expected, mut taken_total) = (Vec::<u8>::new(), 0usize);
             let (mut tags, mut next_tag) = (VecDeque::<(u64, usize)>::new(), 0u64);
             let mut in_flight: Option<Vec<(*const u8, Vec<u8>)>> = None;
@@ -309,7 +293,7 @@ mod tests {
                     Step::Write(len) => {
                         let bytes = bytes(len);
                         expected.extend(&bytes);
-                        queue.write(&bytes, &mut chunks);
+                        queue.write(&bytes, &mut disposal);
                     }
                     Step::Start(max) if in_flight.is_none() && !queue.is_empty() => {
                         in_flight = Some(queue.gather(max).map(|part| (part.as_ptr(), part.to_vec())).collect());
@@ -328,14 +312,14 @@ mod tests {
                         }
                         taken_total += taken;
                         let mut told = Vec::new();
-                        prop_assert!(queue.complete(given.len() + 1, &mut chunks, |_| {}).is_err(), "more than was given");
-                        prop_assert_eq!(queue.complete(taken, &mut chunks, |tag| told.push(tag)), Ok(given.len() - taken));
+                        prop_assert!(queue.complete(given.len() + 1, &mut disposal, |_| {}).is_err(), "more than was given");
+                        prop_assert_eq!(queue.complete(taken, &mut disposal, |tag| told.push(tag)), Ok(given.len() - taken));
                         for tag in told {
                             let (expected_tag, end) = tags.pop_front().expect("told once");
                             prop_assert!(tag == expected_tag && end <= taken_total);
                         }
                     }
-                    Step::Notice => prop_assert_eq!(queue.notices() > 0, queue.notice().is_ok()),
+                    Step::Notice => prop_assert_eq!(queue.notices() > 0, queue.notice(&mut disposal).is_ok()),
                     _ => {}
                 }
                 prop_assert_eq!(queue.bytes(), expected.len() - taken_total);
@@ -345,21 +329,21 @@ mod tests {
 
     #[test]
     fn small_writes_share_a_chunk_but_not_one_in_flight() {
-        let (mut queue, mut chunks) = (SendQueue::default(), ChunkPool::default());
-        queue.write(b"one", &mut chunks);
-        queue.write(b"two", &mut chunks);
+        let (mut queue, mut disposal) = (SendQueue::default(), Disposal::default());
+        queue.write(b"one", &mut disposal);
+        queue.write(b"two", &mut disposal);
         assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"onetwo".to_vec()]);
-        queue.write(b"three", &mut chunks);
-        assert_eq!((queue.entries(), queue.complete(4, &mut chunks, |_| {})), (2, Ok(2)));
+        queue.write(b"three", &mut disposal);
+        assert_eq!((queue.entries(), queue.complete(4, &mut disposal, |_| {})), (2, Ok(2)));
         assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"wo".to_vec(), b"three".to_vec()]);
     }
 
     #[test]
     fn payloads_of_no_bytes_need_no_operation() {
-        let (mut queue, mut chunks, mut told) = (SendQueue::default(), ChunkPool::default(), Vec::new());
+        let (mut queue, mut disposal, mut told) = (SendQueue::default(), Disposal::default(), Vec::new());
         queue.push("".into(), Some(1));
         queue.push("x".into(), Some(2));
-        queue.skip_empty(&mut chunks, |tag| told.push(tag));
+        queue.skip_empty(&mut disposal, |tag| told.push(tag));
         assert_eq!((told.as_slice(), queue.entries()), (&[1][..], 1));
     }
 }

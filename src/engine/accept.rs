@@ -176,7 +176,7 @@ impl Core {
 
     fn set_listener_timer(&mut self, key: Key, delay_ns: u64) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
-        let deadline = self.now + delay_ns;
+        let deadline = self.now.saturating_add(delay_ns);
         match listener.timer {
             Some(timer) => {
                 self.wheel.reset(timer, deadline);

@@ -212,7 +212,7 @@ impl Core {
         let (silent, reason) = (conn.has(flag::SILENT), conn.close_reason());
         let ghost = conn.owes_notices();
         if let Some(queue) = &mut conn.queue {
-            queue.clear();
+            queue.clear(&mut self.disposal);
         }
         if !silent {
             self.stats.closed += 1;

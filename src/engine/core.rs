@@ -4,7 +4,7 @@
 
 use super::conn::{Conn, Listener, Phase, flag};
 use super::spin::Spin;
-use crate::buf::{ChunkPool, QueuePool, SendQueue};
+use crate::buf::{Disposal, QueuePool, SendQueue};
 use crate::completion::{Completion, Completions, Event};
 use crate::config::Config;
 use crate::error::{Error, Violation};
@@ -66,7 +66,7 @@ pub(super) struct Core {
     pub(super) pending: VecDeque<Completion>,
     pub(super) paused_listeners: usize,
     pub(super) spare_queues: QueuePool,
-    pub(super) chunks: ChunkPool,
+    pub(super) disposal: Disposal,
     /// Tags of payloads that an operation sent, on their way to the caller. Empty between operations.
     pub(super) sent_tags: Vec<u64>,
     pub(super) stats: Stats,
@@ -85,6 +85,8 @@ pub(super) struct Core {
     pub(super) violation: Option<Violation>,
     /// Set when the engine has failed; says why.
     pub(super) failed: Option<&'static str>,
+    /// The last poll ended in a panic: some of its turn is left to do.
+    pub(super) interrupted: bool,
 }
 
 impl Core {
@@ -102,7 +104,7 @@ impl Core {
             pending: VecDeque::new(),
             paused_listeners: 0,
             spare_queues: QueuePool::default(),
-            chunks: ChunkPool::default(),
+            disposal: Disposal::default(),
             sent_tags: Vec::new(),
             stats: Stats::default(),
             now: 0,
@@ -114,6 +116,7 @@ impl Core {
             live: 0,
             violation: None,
             failed: None,
+            interrupted: false,
         }
     }
 
@@ -151,6 +154,11 @@ impl Core {
     /// True if something waits to be started.
     pub(super) fn has_staged(&self) -> bool {
         !self.staged.conns.is_empty() || !self.dirty_listeners.is_empty()
+    }
+
+    /// True if a poll has something to do at once.
+    pub(super) fn has_work(&self) -> bool {
+        self.has_staged() || !self.pending.is_empty() || self.interrupted
     }
 
     /// Tells the caller something about a connection: now, or in the next poll if the buffer is full, the connection has used
@@ -248,7 +256,7 @@ impl Core {
 
     /// When `poll` has something to do although nothing happened.
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        match self.has_staged() || !self.pending.is_empty() {
+        match self.has_work() {
             true => Some(self.now),
             false => self.wheel.next_deadline_ns(),
         }

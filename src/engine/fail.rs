@@ -63,6 +63,7 @@ impl Core {
     /// # Errors
     /// Everything was told.
     pub(super) fn after_failure(&mut self, out: &mut Completions) -> Result<usize, Error> {
+        self.disposal.drop_payloads();
         if self.pending.is_empty() {
             self.check_failed()?;
         }
@@ -81,14 +82,18 @@ mod tests {
     use super::*;
     use crate::backend::AnyBackend;
     use crate::backend::uring::Uring;
+    use crate::buf::SendQueue;
     use crate::config::{self, Config};
     use crate::engine::{AdoptedId, Engine, leaked_engines};
     use crate::error::SendError;
     use crate::options::{ConnectOptions, ListenOptions, SocketOptions};
-    use bytes::BytesMut;
+    use bytes::{Bytes, BytesMut};
     use std::io::Write;
     use std::net::{SocketAddr, TcpStream};
     use std::os::unix::net::UnixStream;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
     const SOON: Duration = Duration::from_secs(20);
@@ -274,6 +279,43 @@ mod tests {
         let closed = all.iter().position(|c| matches!(c.event, Event::Closed(_))).unwrap();
         assert!(closed >= waiting, "{closed} events of {waiting}");
         assert!(all[closed..].iter().all(|c| matches!(c.event, Event::Closed(_) | Event::ListenerClosed { .. })));
+        assert_failed(&mut scene, &all);
+        drop_without_waiting(scene);
+    }
+
+    /// The owner of a payload, which counts its drops and panics in each.
+    struct Bomb(Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Bomb {
+        fn as_ref(&self) -> &[u8] {
+            b"sent"
+        }
+    }
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            resume_unwind(Box::new("without a message: it is meant to happen"));
+        }
+    }
+
+    #[test]
+    fn payloads_that_have_left_are_dropped_after_a_failure_too() {
+        let Some(mut scene) = scene() else { return };
+        let conn = scene.conns[0];
+        ring(&mut scene.engine).lie_about_a_close(conn.0);
+        let all = told(&mut scene.engine, 256);
+        // As if they had been sent in the last turn.
+        let (dropped, mut queue) = (Arc::new(AtomicUsize::new(0)), SendQueue::default());
+        (0..2).for_each(|_| queue.push(Bytes::from_owner(Bomb(Arc::clone(&dropped))).into(), None));
+        queue.give_up(&mut scene.engine.core.disposal);
+        let mut out = Completions::with_capacity(1);
+        for count in 1..=2 {
+            let poll = catch_unwind(AssertUnwindSafe(|| scene.engine.poll(&mut out, None).is_ok()));
+            assert!(poll.is_err() && scene.engine.wants_poll());
+            assert_eq!(dropped.load(Ordering::Relaxed), count);
+        }
+        assert!(matches!(scene.engine.poll(&mut out, None), Err(Error::EngineFailed(_))));
         assert_failed(&mut scene, &all);
         drop_without_waiting(scene);
     }

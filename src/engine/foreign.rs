@@ -43,7 +43,7 @@ impl Engine {
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer; [`Error::Unsupported`] on the simulated backend.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
         self.check_process()?;
-        if self.core.pending.is_empty() {
+        if !self.core.has_work() {
             self.core.check_failed()?;
         }
         if self.watch.is_none() {
@@ -77,7 +77,7 @@ impl Engine {
             backend.watch_reset();
             backend.has_next()
         });
-        if left_over || !core.pending.is_empty() || core.has_staged() {
+        if left_over || core.has_work() {
             core.staged.kick();
         }
         let deadline = core.wheel.next_deadline_ns();

@@ -13,6 +13,7 @@ mod foreign;
 mod recv;
 mod send;
 mod spin;
+mod teardown;
 mod timers;
 mod turn;
 
@@ -33,6 +34,7 @@ pub use connect::AdoptedId;
 pub use dry::DryEngine;
 use foreign::Watch;
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -53,6 +55,7 @@ pub fn leaked_engines() -> u64 {
 /// loop over the completions of a poll.
 ///
 /// Dropping an engine closes everything it has open, without flushing: call [`Engine::drain`] first where that matters.
+/// If the owner of a payload panics when it is dropped, the panic goes on when all is closed.
 ///
 /// # Forks
 /// An engine belongs to the process that made it. In a forked child each call that returns a `Result`
@@ -144,18 +147,26 @@ impl Engine {
     /// crashed, or nothing will ever happen in its world. [`Error::Os`] if the kernel refuses to go
     /// on; connections cannot cause that. [`Error::EngineFailed`] once the kernel reported
     /// something impossible and all of the last events were handed out.
+    ///
+    /// # Panics
+    /// If the owner of a payload (of [`Bytes::from_owner`](bytes::Bytes::from_owner)) panics when it is
+    /// dropped. What was reported until then is in `completions`, and the engine stays usable: no byte and
+    /// no event is lost. Look at `completions`, and poll again.
     pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
         self.check_process()?;
         self.enter_foreign();
         self.refresh_clock();
         let deadline = timeout.map(|timeout| self.core.later(timeout));
-        let result =
-            with_backend!(&mut *self.backend, backend => self.core.poll(&mut **backend, completions, deadline));
+        // What is told to others of the state of this engine must hold after a panic too.
+        let result = catch_unwind(AssertUnwindSafe(
+            || with_backend!(&mut *self.backend, backend => self.core.poll(&mut **backend, completions, deadline)),
+        ));
+        self.core.interrupted = result.is_err();
         self.leave_foreign();
         if let AnyBackend::Sim(sim) = &mut *self.backend {
             sim.note_deadline(self.core.next_deadline());
         }
-        result
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// The time by the engine's clock: the monotonic clock of the system, or that of the simulated world. For
@@ -172,7 +183,7 @@ impl Engine {
             return false;
         }
         if self.core.failed.is_some() {
-            return !self.core.pending.is_empty();
+            return self.core.has_work();
         }
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
         let expected = matches!(&*self.backend, AnyBackend::Sim(sim) if sim.is_expected());
@@ -287,34 +298,5 @@ impl Engine {
 
     fn nanoseconds_of(&self, when: Instant) -> u64 {
         u64::try_from(when.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        if self.is_child() {
-            // All of it is the parent's: rings that are not even mapped here, descriptors, and payloads
-            // whose owners never gave this process anything.
-            self.core.leak();
-            self.backend.leak();
-            std::mem::forget(self.watch.take());
-            return;
-        }
-        if with_backend!(&*self.backend, backend => backend.is_gone()) {
-            with_backend!(&mut *self.backend, backend => backend.abandon());
-            return;
-        }
-        self.refresh_clock();
-        let patience = self.core.config.teardown_max;
-        let clean = with_backend!(&mut *self.backend, backend => {
-            let ended = self.core.tear_down(&mut **backend, patience);
-            let gone = backend.is_gone();
-            backend.shut_down(patience) && (ended || gone)
-        });
-        if !clean {
-            // The kernel may still read payloads and write into callers' buffers: they stay for ever.
-            LEAKED.fetch_add(1, Ordering::Relaxed);
-            std::mem::forget(std::mem::replace(&mut self.core.conns, crate::table::Table::with_limit(0)));
-        }
     }
 }

@@ -5,7 +5,7 @@ use super::Engine;
 use super::conn::{Conn, Phase, flag};
 use super::core::Core;
 use crate::backend::{Backend, Op, Outcome, QueueFull};
-use crate::buf::{ChunkPool, Payload};
+use crate::buf::{Disposal, Payload};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error, SendError, WriteError};
 use crate::id::{ConnId, Key};
@@ -100,7 +100,7 @@ impl Core {
     /// A connection whose queue takes something more, with that queue made, and put on the list of those whose next turn will see
     /// to them.
     #[inline(always)]
-    fn welcome(&mut self, key: Key) -> Result<(&mut Conn, &mut ChunkPool), Refusal> {
+    fn welcome(&mut self, key: Key) -> Result<(&mut Conn, &mut Disposal), Refusal> {
         let (high, entries_max) = (self.config.send_high_watermark, self.config.send_entries_max);
         let conn = self.conns.get_mut(key).filter(|conn| conn.phase != Phase::Ghost).ok_or(Refusal::Stale)?;
         if !conn.may_queue() {
@@ -113,7 +113,7 @@ impl Core {
             return Err(Refusal::Full);
         }
         self.staged.mark(conn, key);
-        Ok((conn, &mut self.chunks))
+        Ok((conn, &mut self.disposal))
     }
 
     #[inline]
@@ -136,8 +136,8 @@ impl Core {
         let high = self.config.send_high_watermark;
         match self.welcome(key) {
             Ok(_) if bytes.is_empty() => Ok(()),
-            Ok((conn, chunks)) => {
-                conn.queue.as_mut().expect("made in welcome").write(bytes, chunks);
+            Ok((conn, disposal)) => {
+                conn.queue.as_mut().expect("made in welcome").write(bytes, disposal);
                 conn.note_full(high);
                 Ok(())
             }
@@ -155,7 +155,6 @@ impl Core {
         out: &mut Completions,
     ) -> Result<(), QueueFull> {
         let conn = self.conns.get_mut(key).expect("serviced while live");
-        let chunks = &mut self.chunks;
         if conn.in_flight(Op::Send) {
             if mutant::is(Mutant::EarlyFin) && conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT) {
                 conn.set(flag::FIN_SENT);
@@ -164,7 +163,7 @@ impl Core {
             return Ok(());
         }
         if let Some(queue) = conn.queue.as_mut().filter(|queue| !queue.is_empty() && queue.front_len() == 0) {
-            queue.skip_empty(chunks, |tag| self.sent_tags.push(tag));
+            queue.skip_empty(&mut self.disposal, |tag| self.sent_tags.push(tag));
             self.tell_sent(key, out);
             self.tell_drained(key, out);
         }
@@ -225,7 +224,7 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(outcome, Outcome::Notified) {
             let Some(queue) = conn.queue.as_mut() else { return };
-            return match queue.notice() {
+            return match queue.notice(&mut self.disposal) {
                 Ok(()) => self.after_notice(key),
                 Err(violation) => self.distrust(violation),
             };
@@ -247,7 +246,7 @@ impl Core {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Some(queue) = conn.queue.as_mut() else { return };
-        let left = match queue.complete(taken, &mut self.chunks, |tag| self.sent_tags.push(tag)) {
+        let left = match queue.complete(taken, &mut self.disposal, |tag| self.sent_tags.push(tag)) {
             Ok(left) => left,
             Err(violation) => return self.distrust(violation),
         };

@@ -9,7 +9,6 @@ use crate::error::Error;
 use crate::id::{Key, TimerId};
 use crate::mutant::{self, Mutant};
 use crate::timer::Owner;
-use std::time::Duration;
 
 /// At least so many completions may wait for the next poll.
 const PENDING_MIN: usize = 64;
@@ -48,6 +47,9 @@ impl Core {
         // What waited goes first, but leaves room for others.
         self.deliver_pending(out.capacity().div_ceil(4), out);
         self.flush(backend, out);
+        // Before the wait, so that nothing is kept for longer than it is needed; and here the engine is
+        // whole, should an owner's drop panic.
+        self.disposal.drop_payloads();
         let nothing_yet = out.len() == before && self.pending.is_empty();
         // A connection that was let go on may have nothing to receive: the next parked one then gets its chance at once.
         let parked_may_try = !self.parked.is_empty() && backend.free_buffers() > 0;
@@ -79,6 +81,7 @@ impl Core {
             None => self.fire_timers(out),
         }
         self.deliver_pending(usize::MAX, out);
+        self.disposal.drop_payloads();
         Ok(())
     }
 
@@ -139,7 +142,7 @@ impl Core {
 
     /// Takes the next thing that the backend has to tell. False if there is none.
     #[inline(always)]
-    fn take_next<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) -> bool {
+    pub(super) fn take_next<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) -> bool {
         match backend.next(|key, more, lease| self.on_data(key, more, lease, out)) {
             Next::Nothing => return false,
             Next::Data => {}
@@ -176,40 +179,6 @@ impl Core {
                 Owner::Listener(listener) => self.on_listener_timer(listener, out),
             }
         }
-    }
-
-    /// Ends everything at once and takes what comes of it, until nothing more came for `patience`. True if nothing is left.
-    pub(super) fn tear_down<B: Backend>(&mut self, backend: &mut B, patience: Duration) -> bool {
-        if self.failed.is_some() {
-            return false;
-        }
-        let mut until = self.later(patience);
-        let mut out = Completions::with_capacity(1024);
-        let conns: Vec<Key> = self.conns.keys().collect();
-        conns.into_iter().for_each(|key| self.end_phase(key));
-        let listeners: Vec<Key> = self.listeners.keys().collect();
-        for key in listeners {
-            self.listeners.get_mut(key).expect("just listed").closing = true;
-            self.mark_listener_dirty(key);
-        }
-        while !(self.conns.is_empty() && self.listeners.is_empty()) && self.now < until {
-            self.flush(backend, &mut out);
-            let waiting = !self.has_staged() && !backend.has_next();
-            if backend.wait(Some(if waiting { until } else { 0 })).is_err() {
-                return false;
-            }
-            self.now = backend.now();
-            while self.violation.is_none() && self.take_next(backend, &mut out) {
-                out.drain();
-                self.pending.clear();
-                until = self.later(patience);
-            }
-            if let Some(violation) = self.violation.or_else(|| backend.violation()) {
-                backend.distrust(violation);
-                return false;
-            }
-        }
-        self.conns.is_empty() && self.listeners.is_empty()
     }
 }
 

@@ -15,6 +15,7 @@ mod filters;
 mod hostile;
 mod lossy;
 mod memory;
+mod panics;
 mod peers;
 mod pools;
 mod profile;
@@ -76,8 +77,8 @@ scenarios! {
     Ordinary pools: fifty_connections_on_one_buffer fifty_connections_on_two_buffers leaked_leases_only_shrink_the_pool
         leases_kept_for_long leases_outlive_the_engine hot_connections_leave_room floods_stay_bounded;
     Ordinary crowds: tiny_queues completions_of_one nine_thousand_connections;
-    Ordinary timing: poll_times_out long_waits_leave_nothing_behind timers_fire_in_order timers_move_and_cancel an_overdue_timer_does_not_block
-        a_hundred_thousand_timers spinning_finds_what_comes_and_rests_when_nothing_does wake_from_another_thread wake_storm wakes_are_coalesced;
+    Ordinary timing: poll_times_out long_waits_leave_nothing_behind endless_durations timers_fire_in_order timers_move_and_cancel
+        an_overdue_timer_does_not_block a_hundred_thousand_timers spinning_finds_what_comes_and_rests_when_nothing_does wake_from_another_thread wake_storm wakes_are_coalesced;
     Kernel timing: foreign_loop;
     IsolatedKernel timing: signal_storm;
     Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent drop_with_leases
@@ -85,6 +86,9 @@ scenarios! {
         many_engines_on_one_thread;
     IsolatedKernel teardown: fork_in_the_middle fork_refuses_every_call fork_drops_nothing fork_makes_its_own_engine
         fork_wakes_nobody;
+    Ordinary panics: panic_in_poll panic_in_partial_sends panic_before_the_wait panic_after_close_and_abort panic_in_drop;
+    Kernel panics: panic_in_a_foreign_loop;
+    Isolated panics: panic_in_drop_while_panicking;
     Kernel hostile: urgent_data_reaches_nobody_else;
     IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
     Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides

@@ -168,6 +168,52 @@ pub fn wake_from_another_thread(variant: &Variant) {
     waker.wake();
 }
 
+pub fn endless_durations(variant: &Variant) {
+    const ENDLESS: Duration = Duration::MAX;
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+    let mut rig = Rig::new(variant);
+    // More than the kernel's clock can add, in nanoseconds and in whole; the last one with timers.
+    for timeout in [ENDLESS, Duration::from_secs(12_000_000_000), 2 * CENTURY, ENDLESS] {
+        let (waker, turns) = (rig.engine.waker(), rig.engine.stats().turns);
+        let sleeper = spawn(move || {
+            sleep(Duration::from_millis(20));
+            waker.wake();
+        });
+        assert_eq!(rig.engine.poll(&mut rig.out, Some(timeout)).unwrap(), 1);
+        assert!(matches!(rig.out.pop().unwrap().event, Event::Woken));
+        let turns = rig.engine.stats().turns - turns;
+        assert!(turns < 20, "it must sleep, not look {turns} times");
+        sleeper.join().unwrap();
+        if timeout == 2 * CENTURY {
+            let timer = rig.engine.timer_after(ENDLESS, 1).unwrap();
+            rig.engine.timer_at(rig.engine.now() + CENTURY, 2).unwrap();
+            assert!(rig.engine.timer_reset(timer, ENDLESS));
+        }
+    }
+    let config = variant.config().linger(ENDLESS).fin_wait(ENDLESS).teardown_max(ENDLESS);
+    let mut rig = Rig::with(config.connect_timeout(Some(ENDLESS)).idle_timeout(Some(ENDLESS)));
+    let (conn, mut peer) = rig.pair();
+    if variant.simulated().is_none() {
+        rig.engine.as_fd().unwrap();
+    }
+    let options = ConnectOptions { timeout: Some(ENDLESS), ..ConnectOptions::default() };
+    let (listener, _fillers) = full_listener(0);
+    let connecting = rig.engine.connect(listener.local_addr().unwrap(), options).unwrap();
+    rig.engine.send(conn, "bye").unwrap();
+    rig.engine.send(connecting, "never").unwrap();
+    rig.engine.close(conn).unwrap();
+    rig.poll(Duration::from_millis(5));
+    rig.engine.drain(ENDLESS);
+    rig.poll(Duration::from_millis(5));
+    std::io::Read::read_exact(&mut peer, &mut [0; 3]).unwrap();
+    assert!(rig.engine.is_live(connecting));
+    drop(peer);
+    assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
+    // The drop waits for what is in flight, without an end; what is left is one connect.
+    drop(rig);
+    drop(listener);
+}
+
 pub fn wake_storm(variant: &Variant) {
     // Eight threads hand over numbers and wake; each number must be picked up without a time limit on any wait.
     let mut rig = Rig::new(variant);

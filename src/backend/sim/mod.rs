@@ -45,6 +45,9 @@ use view::Status;
 /// Piecewise filling opens the next buffer when less than this is left.
 const LEAST_ROOM: u32 = 2048;
 
+/// Deadlines after this, 146 years, never come: sums of such a time and a few delays do not overflow.
+const NEVER: u64 = 1 << 62;
+
 /// At most some 36 years, so that sums of a few never overflow.
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(1 << 60)
@@ -143,6 +146,7 @@ impl Sim {
 
     /// When the engine wants to be polled although nothing happened.
     pub(crate) fn note_deadline(&mut self, deadline: Option<u64>) {
+        let deadline = deadline.filter(|deadline| *deadline < NEVER);
         if deadline != self.deadline {
             self.deadline = deadline;
             let state = &mut self.world.lock().net.engines[self.engine as usize];

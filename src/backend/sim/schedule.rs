@@ -4,6 +4,7 @@
 //! A thread that waits says what for. When it does, another one that can go on is picked; if there is none, the clock moves on to
 //! the next event, and what that made possible is looked at.
 
+use super::NEVER;
 use super::net::Net;
 use super::sock::{ListenId, SockId};
 use super::trace::Kind;
@@ -141,7 +142,8 @@ impl Shared {
             return Ok(true);
         }
         // A wait of no time still takes a moment, in which others may run.
-        let deadline = deadline.map(|deadline| deadline.max(inner.net.now + POLL_COST_NS));
+        let deadline =
+            deadline.filter(|deadline| *deadline < NEVER).map(|deadline| deadline.max(inner.net.now + POLL_COST_NS));
         inner.actors[me].state = State::Waiting(what, deadline);
         loop {
             let next = inner.pick();

@@ -6,7 +6,7 @@ use super::slot::mark;
 use super::token::{Kind, pack, unpack};
 use super::{Done, Next, Outcome, Uring};
 use crate::backend::{Backend, CloseHow, ConnectRequest, Op};
-use crate::buf::{ChunkPool, Fill, Lease, SendQueue, assert_disjoint};
+use crate::buf::{Disposal, Fill, Lease, SendQueue, assert_disjoint};
 use crate::caps::Capability;
 use crate::config::{Config, Tier};
 use crate::id::Key;
@@ -82,7 +82,7 @@ const WAYS: usize = 5;
 struct Stage {
     uring: Uring,
     queues: Vec<SendQueue>,
-    chunks: ChunkPool,
+    disposal: Disposal,
     fill: Option<Fill>,
     receiving: [bool; CONNS],
     leases: Vec<Lease>,
@@ -103,7 +103,7 @@ impl Stage {
         let mut stage = Stage {
             uring,
             queues: std::iter::repeat_with(SendQueue::default).take(CONNS).collect(),
-            chunks: ChunkPool::default(),
+            disposal: Disposal::default(),
             fill: None,
             receiving: [false; CONNS],
             leases: Vec::new(),
@@ -188,7 +188,7 @@ impl Stage {
             (Op::Recv, _) if slot == FILLS => {}
             (Op::Recv, _) => self.receiving[slot] = false,
             (Op::Send, Outcome::Notified) => {
-                if let Err(violation) = self.queues[slot].notice() {
+                if let Err(violation) = self.queues[slot].notice(&mut self.disposal) {
                     self.uring.distrust(violation);
                 }
             }
@@ -197,7 +197,7 @@ impl Stage {
                     self.queues[slot].expect_notice();
                 }
                 let taken = if let Outcome::Count(taken) = outcome { taken } else { 0 };
-                if let Err(violation) = self.queues[slot].complete(taken, &mut self.chunks, |_| {}) {
+                if let Err(violation) = self.queues[slot].complete(taken, &mut self.disposal, |_| {}) {
                     self.uring.distrust(violation);
                 }
             }

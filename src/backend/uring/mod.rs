@@ -467,10 +467,12 @@ impl Backend for Uring {
         }
         while self.violation.is_none() && self.ring.operations() > 0 {
             let before = self.ring.operations();
-            let until = Instant::now() + patience;
-            while self.ring.operations() == before && Instant::now() < until {
+            // No deadline, where none can be told: `patience` may be anything.
+            let until = Instant::now().checked_add(patience);
+            let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
+            while self.violation.is_none() && self.ring.operations() == before && left() != Some(Duration::ZERO) {
                 // An interrupted wait is no reason to give up.
-                if self.ring.enter(1, Some(until.saturating_duration_since(Instant::now()))).is_err() {
+                if self.ring.enter(1, left()).is_err() {
                     break;
                 }
                 while let Next::Data | Next::Done(_) = self.next(|_, _, _| {}) {}

@@ -13,6 +13,10 @@ pub(super) const ENTER_NO_IOWAIT: u32 = 1 << 7;
 const REGISTER_RING_FDS: u32 = 20;
 pub(super) const UNREGISTER_RING_FDS: u32 = 21;
 
+/// The longest wait that the kernel is asked for, 34 years. It adds the time to its clock, in signed
+/// nanoseconds of 64 bits, and does not look for an overflow (`io_cqring_wait`, read in source).
+const WAIT_MAX: Duration = Duration::from_secs(1 << 30);
+
 /// `struct io_uring_getevents_arg`.
 #[repr(C)]
 #[derive(Default)]
@@ -60,10 +64,8 @@ pub(super) unsafe fn enter_until(
     flags: u32,
     timeout: Duration,
 ) -> Result<u32, Errno> {
-    let timespec = KernelTimespec {
-        seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        nanoseconds: i64::from(timeout.subsec_nanos()),
-    };
+    let timeout = timeout.min(WAIT_MAX);
+    let timespec = KernelTimespec { seconds: timeout.as_secs() as i64, nanoseconds: i64::from(timeout.subsec_nanos()) };
     let arg = WaitArg { timespec: &raw const timespec as u64, ..WaitArg::default() };
     let flags = flags | ENTER_EXT_ARG;
     // SAFETY: argument and timespec live through the call, of the size that is passed; the rest as promised by the caller.
