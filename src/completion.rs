@@ -69,8 +69,7 @@ pub enum Event {
     ListenerClosed {
         /// The listener.
         listener: ListenerId,
-        /// The error that ended it, if it was not closed by the caller or by the failure of the
-        /// engine.
+        /// The error that ended it, if it was not closed by the caller. EIO if the engine has failed.
         errno: Option<Errno>,
     },
 }

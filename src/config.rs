@@ -251,7 +251,7 @@ impl Config {
         /// The most kernel workers (each of bounded and unbounded work); 1 or more. None is needed in normal operation. Default: 4.
         workers_max: u32;
         /// The most connections. `connect` and `adopt` are refused at the limit; listeners pause, after admitting what the kernel
-        /// had accepted already. Address space for as many, up to 262,144, is set aside when the engine is made (21 MiB; memory only as it is
+        /// had accepted already. Address space for as many, up to 262,144, is set aside when the engine is made (22 MiB; memory only as it is
         /// used). Default: 262,144.
         connections_max: usize;
         /// The most listeners. Default: 1,024.
@@ -290,9 +290,8 @@ impl Config {
         /// [`Stats::late_receives`](crate::Stats::late_receives) count. Default: true.
         ///
         /// # Backends
-        /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere. Where
-        /// buffers are consumed piece by piece (6.12), single-shot receives have buffers of their
-        /// own, 64 of 4 KiB.
+        /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere. Where buffers are consumed piece by
+        /// piece (6.12), single-shot receives have buffers of their own, 64 of 4 KiB.
         adaptive_receives: bool;
         /// Lets what is queued before the first poll after `connect` leave with the end of the handshake, and not a turn later.
         /// [`Stats::early_sends`](crate::Stats::early_sends) counts. Default: true.
@@ -329,9 +328,10 @@ impl Config {
         let least = self.submission_entries.next_power_of_two();
         range("completion_entries", self.completion_entries as usize, least as usize, 65_536)?;
         range("workers_max", self.workers_max as usize, 1, 1 << 16)?;
-        range("connections_max", self.connections_max, 1, 1 << 30)?;
-        range("listeners_max", self.listeners_max, 1, 1 << 20)?;
-        range("timers_max", self.timers_max, 1, 1 << 30)?;
+        range("connections_max", self.connections_max, 1, 1 << 23)?;
+        range("listeners_max", self.listeners_max, 1, 1 << 16)?;
+        // Connections and listeners have a timer each, and a table has 2^24 slots.
+        range("timers_max", self.timers_max, 1, 7 << 20)?;
         if let Some((count, size)) = self.buffers {
             range("buffers (count)", count as usize, 1, 32_768)?;
             range("buffers (size)", size as usize, 64, 16 << 20)?;
@@ -344,7 +344,7 @@ impl Config {
         }
         range("send_watermarks (high)", self.send_high_watermark, 1, usize::MAX)?;
         range("send_watermarks (low)", self.send_low_watermark, 0, self.send_high_watermark - 1)?;
-        range("send_entries_max", self.send_entries_max, 1, usize::MAX)?;
+        range("send_entries_max", self.send_entries_max, 1, (1 << 20) - 1)?;
         range("gather_max", self.gather_max, 1, 1024)?;
         range("turn_bytes", self.turn_bytes, 1, usize::MAX)?;
         range("budget", self.budget as usize, 1, u16::MAX as usize)?;

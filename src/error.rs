@@ -62,12 +62,11 @@ impl fmt::Display for Errno {
     }
 }
 
-/// Something that the kernel said and that cannot be. Memory safety rests on such claims, so that
-/// nothing more is believed after the first one.
+const FORKED: &str = "the engine belongs to the parent process; a forked child cannot use it";
+
+/// The kernel said something that cannot be true, and that memory safety rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Violation(pub(crate) &'static str);
-
-const FORKED: &str = "the engine belongs to the parent process; a forked child cannot use it";
 
 /// What a call of the engine can fail with. What happens to a connection later is an
 /// [`Event`](crate::Event), not an error.
@@ -111,9 +110,8 @@ pub enum Error {
     /// This process is a fork of the one that made the engine; only that one may use it. A child
     /// makes an engine of its own.
     Forked,
-    /// The kernel reported something impossible, and the engine no longer trusts it; says what. All
-    /// connections were closed with [`CloseKind::Failed`](crate::CloseKind::Failed). Drop the
-    /// engine, which resets what it had open, and make a new one.
+    /// The kernel said something that cannot be true, and that memory safety rests on; says what. All connections of the
+    /// engine have ended with [`CloseKind::Failed`](crate::CloseKind::Failed), and it can only be dropped.
     EngineFailed(&'static str),
     /// The simulated world has nothing more for this engine. Only on the simulated backend.
     Simulation(Halt),
@@ -151,9 +149,7 @@ impl fmt::Display for Error {
             Error::Limit { limit, value } => write!(f, "limit reached: {limit} = {value}"),
             Error::Draining => f.write_str("the engine is draining and takes nothing new"),
             Error::Forked => f.write_str(FORKED),
-            Error::EngineFailed(what) => {
-                write!(f, "the engine has failed: the kernel reported something impossible: {what}")
-            }
+            Error::EngineFailed(what) => write!(f, "the engine has failed: {what}"),
             Error::Simulation(halt) => write!(f, "simulation: {halt}"),
             Error::Os { call, errno } => write!(f, "{call}: {errno}"),
         }

@@ -1,30 +1,119 @@
-//! Identifiers with a generation. Owns: the 8-byte ids handed to callers and the [`Key`] behind them. Invariant: a slot and
-//! a generation together are never used twice (a slot whose generations ran out is retired by the table). Must not know
-//! what the ids name.
+//! Identifiers with a generation. Owns: the 8-byte ids handed to callers, the [`Key`] behind them, and the numbers of the
+//! engines of this process. Invariant: a slot, a generation and the number of an engine together are never used twice (a
+//! slot whose generations are used up is retired by the table). Must not know what the ids name.
 
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::NonZeroU64;
+use std::sync::{Mutex, PoisonError};
 
-/// A slot of a table and the generation of its occupant.
+const SLOT_BITS: u32 = 24;
+const ENGINE_BITS: u32 = 12;
+const GENERATION_SHIFT: u32 = SLOT_BITS + ENGINE_BITS;
+
+/// A slot of a table, the generation of its occupant, and the engine that it belongs to: 24, 28 and 12 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Key {
-    pub(crate) slot: u32,
-    pub(crate) generation: NonZeroU32,
-}
+pub(crate) struct Key(NonZeroU64);
 
 impl Key {
-    pub(crate) const NONE: Key = Key { slot: u32::MAX, generation: NonZeroU32::MAX };
+    /// Names nothing: its slot is beyond [`Key::SLOTS_MAX`].
+    pub(crate) const NONE: Key = Key(NonZeroU64::MAX);
+    /// The most slots of a table.
+    pub(crate) const SLOTS_MAX: usize = (1 << SLOT_BITS) - 1;
+    pub(crate) const GENERATION_MAX: u32 = (1 << (64 - GENERATION_SHIFT)) - 1;
+    /// The bits that hold the number of the engine. What goes through the kernel as `user_data` has the kind of the
+    /// submission there instead.
+    pub(crate) const ENGINE_MASK: u64 = ((1 << ENGINE_BITS) - 1) << SLOT_BITS;
+    pub(crate) const ENGINE_SHIFT: u32 = SLOT_BITS;
 
-    /// The part of the generation that travels through the kernel.
-    pub(crate) fn generation24(self) -> u32 {
-        self.generation.get() & 0x00ff_ffff
+    /// # Panics
+    /// If the generation is 0, or a part is too large for its bits.
+    #[inline]
+    pub(crate) fn new(slot: usize, generation: u32, engine: EngineNumber) -> Key {
+        assert!(slot <= Key::SLOTS_MAX && generation <= Key::GENERATION_MAX, "parts of a key fit their bits");
+        let bits = u64::from(generation) << GENERATION_SHIFT | u64::from(engine.0) << SLOT_BITS | slot as u64;
+        assert!(generation > 0, "generations begin at 1");
+        Key(NonZeroU64::new(bits).expect("the generation is not 0"))
+    }
+
+    /// The key that these bits stand for; `None` if the generation is 0.
+    #[inline]
+    pub(crate) fn from_bits(bits: u64) -> Option<Key> {
+        NonZeroU64::new(bits).map(Key).filter(|key| key.generation() > 0)
+    }
+
+    /// The same slot and generation, with the number of an engine.
+    #[inline]
+    pub(crate) fn of_engine(self, engine: EngineNumber) -> Key {
+        let bits = self.0.get() & !Key::ENGINE_MASK;
+        Key(NonZeroU64::new(bits).unwrap_or(self.0) | u64::from(engine.0) << SLOT_BITS)
+    }
+
+    #[inline]
+    pub(crate) fn bits(self) -> u64 {
+        self.0.get()
+    }
+
+    #[inline]
+    pub(crate) fn slot(self) -> usize {
+        (self.0.get() & Key::SLOTS_MAX as u64) as usize
+    }
+
+    #[inline]
+    pub(crate) fn generation(self) -> u32 {
+        (self.0.get() >> GENERATION_SHIFT) as u32
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Key::NONE { f.write_str("none") } else { write!(f, "{}#{}", self.slot, self.generation) }
+        if *self == Key::NONE { f.write_str("none") } else { write!(f, "{}#{}", self.slot(), self.generation()) }
     }
+}
+
+/// The number of an engine: no two engines of a process that exist at the same time have the same one (while there are
+/// at most 4,096), and a number is used again only after all others were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EngineNumber(u16);
+
+/// A number that is in use as long as this exists.
+#[derive(Debug)]
+pub(crate) struct EngineNumberGuard(EngineNumber);
+
+struct Numbers {
+    next: u16,
+    users: [u16; 1 << ENGINE_BITS],
+}
+
+static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { next: 0, users: [0; 1 << ENGINE_BITS] });
+
+impl EngineNumberGuard {
+    pub(crate) fn new() -> EngineNumberGuard {
+        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = numbers.users.len();
+        let first = usize::from(numbers.next);
+        let number = (first..first + count).map(|n| n % count).find(|n| numbers.users[*n] == 0).unwrap_or(first);
+        numbers.next = ((number + 1) % count) as u16;
+        numbers.users[number] = numbers.users[number].saturating_add(1);
+        EngineNumberGuard(EngineNumber(number as u16))
+    }
+
+    pub(crate) fn number(&self) -> EngineNumber {
+        self.0
+    }
+}
+
+impl Drop for EngineNumberGuard {
+    fn drop(&mut self) {
+        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let users = &mut numbers.users[usize::from(self.0.0)];
+        *users = users.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+impl EngineNumber {
+    /// For tests of tables that belong to no engine.
+    pub(crate) const TEST: EngineNumber = EngineNumber(5);
 }
 
 macro_rules! id {
@@ -40,12 +129,12 @@ macro_rules! id {
             /// The dense slot number: small integers that are used again, fit to index a `Vec` of the caller's own state.
             /// Another occupant of the same slot has another id.
             pub fn slot(self) -> usize {
-                self.0.slot as usize
+                self.0.slot()
             }
 
             /// How often the slot was given out before, plus one.
             pub fn generation(self) -> u32 {
-                self.0.generation.get()
+                self.0.generation()
             }
 
             /// True for [`Self::NONE`].
@@ -91,6 +180,27 @@ mod tests {
     fn ids_and_their_options_take_eight_bytes() {
         assert_eq!(size_of::<ConnId>(), 8);
         assert_eq!(size_of::<Option<TimerId>>(), 8);
+    }
+
+    #[test]
+    fn parts_come_back() {
+        let key = Key::new(0x00fe_dcba, 0x0abc_def1, EngineNumber(0xfed));
+        assert_eq!((key.slot(), key.generation()), (0x00fe_dcba, 0x0abc_def1));
+        assert_eq!(Key::from_bits(key.bits()), Some(key));
+        assert_ne!(key, Key::new(key.slot(), key.generation(), EngineNumber(0xfec)));
+        assert_eq!(Key::from_bits(7), None);
+    }
+
+    #[test]
+    fn engines_that_exist_have_different_numbers() {
+        let guards: Vec<EngineNumberGuard> = (0..500).map(|_| EngineNumberGuard::new()).collect();
+        let mut numbers: Vec<u16> = guards.iter().map(|guard| guard.number().0).collect();
+        let last = numbers[499];
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 500);
+        drop(guards);
+        assert_ne!(EngineNumberGuard::new().number().0, last, "a number rests before it is used again");
     }
 
     #[test]

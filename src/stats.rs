@@ -18,9 +18,8 @@ pub struct Stats {
     pub cqes: u64,
     /// Completions that belonged to no live operation; counted and dropped.
     pub unknown_completions: u64,
-    /// Times the kernel reported something impossible, such as data in a buffer that it was not
-    /// given: 0, or 1 once the engine has failed
-    /// ([`Error::EngineFailed`](crate::Error::EngineFailed)).
+    /// Completions that cannot be true: a buffer that the kernel does not have, more bytes than there are, an operation that
+    /// is not in flight. The first one fails the engine ([`Error::EngineFailed`](crate::Error::EngineFailed)).
     pub kernel_violations: u64,
     /// Times the kernel's completion queue overflowed into its backlog (io_uring only).
     pub queue_overflows: u64,

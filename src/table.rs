@@ -1,69 +1,77 @@
 //! A slot table with generations. Owns: who occupies which slot. Invariant: a [`Key`] that was removed never finds an
-//! entry again; a slot whose generations are used up is retired. Must not know what is stored, and does no syscall.
+//! entry again, nor does a key of another engine's table; a slot whose generations are used up is retired. Must not know
+//! what is stored, and does no syscall.
 
-use crate::id::Key;
+use crate::id::{EngineNumber, Key};
 use crate::mutant::{self, Mutant};
-use slab::Slab;
-use std::num::NonZeroU32;
+
+/// The end of the list of free slots.
+const NO_SLOT: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    entries: Slab<Entry<T>>,
-    /// The generation of the present occupant, or of the next one: for when a slot is taken or left.
-    generations: Vec<NonZeroU32>,
-    retired: usize,
-    limit: usize,
+    entries: Vec<Entry<T>>,
+    engine: EngineNumber,
+    /// The slot that is used next: the one left last.
+    free: u32,
+    len: usize,
 }
 
-/// The generation lies beside what is looked up, so that a look-up touches one cache line.
+/// The key lies beside what is looked up, so that a look-up touches one cache line.
 #[derive(Debug)]
 struct Entry<T> {
-    generation: NonZeroU32,
-    /// `None` marks a retired slot.
-    value: Option<T>,
+    /// Of the present occupant, or of the next one.
+    key: Key,
+    place: Place<T>,
+}
+
+#[derive(Debug)]
+enum Place<T> {
+    Taken(T),
+    /// The next free slot.
+    Free(u32),
+    /// All generations are used up.
+    Retired,
 }
 
 /// Address space for so many entries is set aside at once: memory comes as slots are used, and growing moves nothing.
 pub(crate) const RESERVED_MAX: usize = 1 << 18;
 
 impl<T> Table<T> {
-    pub(crate) fn with_limit(limit: usize) -> Self {
-        let reserved = limit.min(RESERVED_MAX);
-        Table {
-            entries: Slab::with_capacity(reserved),
-            generations: Vec::with_capacity(reserved),
-            retired: 0,
-            limit: limit.min(u32::MAX as usize - 1),
-        }
+    #[cfg(test)]
+    pub(crate) const ENTRY_BYTES: usize = size_of::<Entry<T>>();
+
+    /// An empty table of an engine, with address space for `expected` entries.
+    pub(crate) fn new(engine: EngineNumber, expected: usize) -> Self {
+        Table { entries: Vec::with_capacity(expected.min(RESERVED_MAX)), engine, free: NO_SLOT, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len() - self.retired
+        self.len
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
 
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.len() >= self.limit
-    }
-
-    /// Puts `value` in a free slot, even beyond the limit (which callers check with [`Table::is_full`]).
+    /// Puts `value` in a free slot. Limits are the caller's affair.
+    ///
+    /// # Panics
+    /// If there are [`Key::SLOTS_MAX`] values already.
     pub(crate) fn insert(&mut self, value: T) -> Key {
-        let place = self.entries.vacant_entry();
-        let index = place.key();
-        if index == self.generations.len() {
-            self.generations.push(NonZeroU32::MIN);
+        self.len += 1;
+        if self.free == NO_SLOT {
+            assert!(self.entries.len() < Key::SLOTS_MAX, "a table has at most 16,777,215 slots");
+            let key = Key::new(self.entries.len(), 1, self.engine);
+            self.entries.push(Entry { key, place: Place::Taken(value) });
+            return key;
         }
-        assert!(index < u32::MAX as usize, "slot numbers fit 32 bits");
-        let generation = self.generations[index];
-        place.insert(Entry { generation, value: Some(value) });
-        Key { slot: index as u32, generation }
+        let entry = &mut self.entries[self.free as usize];
+        if let Place::Free(next) = entry.place {
+            self.free = next;
+        }
+        entry.place = Place::Taken(value);
+        entry.key
     }
 
     pub(crate) fn contains(&self, key: Key) -> bool {
@@ -72,16 +80,20 @@ impl<T> Table<T> {
 
     #[inline]
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        match self.entries.get(key.slot as usize) {
-            Some(entry) if entry.generation == key.generation || mutant::is(Mutant::StaleHit) => entry.value.as_ref(),
+        match self.entries.get(key.slot()) {
+            Some(Entry { key: own, place: Place::Taken(value) }) if *own == key || mutant::is(Mutant::StaleHit) => {
+                Some(value)
+            }
             _ => None,
         }
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        match self.entries.get_mut(key.slot as usize) {
-            Some(entry) if entry.generation == key.generation || mutant::is(Mutant::StaleHit) => entry.value.as_mut(),
+        match self.entries.get_mut(key.slot()) {
+            Some(Entry { key: own, place: Place::Taken(value) }) if *own == key || mutant::is(Mutant::StaleHit) => {
+                Some(value)
+            }
             _ => None,
         }
     }
@@ -90,24 +102,32 @@ impl<T> Table<T> {
         if !self.contains(key) {
             return None;
         }
-        let index = key.slot as usize;
-        match key.generation.checked_add(1) {
-            Some(next) => {
-                self.generations[index] = next;
-                self.entries.remove(index).value
+        self.len -= 1;
+        let slot = key.slot();
+        let entry = &mut self.entries[slot];
+        let place = match entry.key.generation() {
+            Key::GENERATION_MAX => Place::Retired,
+            generation => {
+                entry.key = Key::new(slot, generation + 1, self.engine);
+                Place::Free(std::mem::replace(&mut self.free, slot as u32))
             }
-            None => {
-                self.retired += 1;
-                self.entries[index].value.take()
-            }
+        };
+        match std::mem::replace(&mut entry.place, place) {
+            Place::Taken(value) => Some(value),
+            Place::Free(_) | Place::Retired => None,
         }
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| entry.value.is_some())
-            .map(|(index, entry)| Key { slot: index as u32, generation: entry.generation })
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
+        self.entries.iter().filter_map(|entry| match &entry.place {
+            Place::Taken(value) => Some((entry.key, value)),
+            Place::Free(_) | Place::Retired => None,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
+        self.iter().map(|(key, _)| key)
     }
 }
 
@@ -119,13 +139,13 @@ mod tests {
 
     #[test]
     fn a_slot_out_of_generations_is_retired() {
-        let mut table = Table::with_limit(8);
+        let mut table = Table::new(EngineNumber::TEST, 8);
         let first = table.insert('a');
-        table.entries[0].generation = NonZeroU32::MAX;
-        let last = Key { generation: NonZeroU32::MAX, ..first };
+        let last = Key::new(0, Key::GENERATION_MAX, EngineNumber::TEST);
+        table.entries[0].key = last;
         assert_eq!(table.remove(last), Some('a'));
         assert_eq!((table.len(), table.get(last), table.get(first)), (0, None, None));
-        assert_eq!(table.insert('b').slot, 1, "slot 0 is never used again");
+        assert_eq!(table.insert('b').slot(), 1, "slot 0 is never used again");
         assert_eq!(table.keys().count(), 1);
     }
 
@@ -133,7 +153,7 @@ mod tests {
         /// Against a map that never forgets a key.
         #[test]
         fn behaves_like_a_map_of_unique_keys(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..400)) {
-            let mut table = Table::with_limit(usize::MAX);
+            let mut table = Table::new(EngineNumber::TEST, 0);
             let mut model: HashMap<Key, usize> = HashMap::new();
             let mut given: Vec<Key> = Vec::new();
             for (count, (insert, pick)) in steps.into_iter().enumerate() {

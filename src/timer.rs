@@ -5,7 +5,7 @@
 //! Seven levels of 64 lists each. A timer sits on the level of the highest six-bit digit in which its tick differs from
 //! the present one, so each timer moves down at most six times. Lists are circular and doubly linked through the table.
 
-use crate::id::Key;
+use crate::id::{EngineNumber, Key};
 use crate::table::Table;
 
 const TICK_SHIFT: u32 = 16;
@@ -18,9 +18,11 @@ const DUE: usize = LEVELS * LISTS;
 /// Who set a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    User { tag: u64 },
-    Conn(Key),
-    Listener(Key),
+    User {
+        tag: u64,
+    },
+    /// A connection or listener.
+    Endpoint(Key),
 }
 
 #[derive(Debug)]
@@ -42,13 +44,8 @@ pub(crate) struct Wheel {
 }
 
 impl Wheel {
-    pub(crate) fn new() -> Wheel {
-        Wheel {
-            now: 0,
-            nodes: Table::with_limit(usize::MAX),
-            heads: Box::new([Key::NONE; DUE + 1]),
-            occupied: [0; LEVELS],
-        }
+    pub(crate) fn new(engine: EngineNumber) -> Wheel {
+        Wheel { now: 0, nodes: Table::new(engine, 0), heads: Box::new([Key::NONE; DUE + 1]), occupied: [0; LEVELS] }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -212,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_overdue_timer_is_due_at_once() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(EngineNumber::TEST);
         wheel.advance(50 * TICK_NS);
         wheel.add(3 * TICK_NS, Owner::User { tag: 1 });
         assert!(wheel.next_deadline_ns().expect("one timer") <= 50 * TICK_NS);
@@ -221,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_due_timer_can_still_be_cancelled_or_moved() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(EngineNumber::TEST);
         let gone = wheel.add(1, Owner::User { tag: 1 });
         let moved = wheel.add(1, Owner::User { tag: 2 });
         wheel.advance(TICK_NS * 2);
@@ -235,7 +232,7 @@ mod tests {
 
     #[test]
     fn deadlines_beyond_the_wheel_are_kept() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(EngineNumber::TEST);
         wheel.advance(12345 * TICK_NS);
         let far = u64::MAX;
         wheel.add(far, Owner::User { tag: 7 });
@@ -281,7 +278,7 @@ mod tests {
         /// Against a sorted map: fires exactly what is due, in order of ticks, and never names too late a deadline.
         #[test]
         fn behaves_like_a_sorted_map(steps in prop::collection::vec(step(), 1..200)) {
-            let mut wheel = Wheel::new();
+            let mut wheel = Wheel::new(EngineNumber::TEST);
             let mut model: BTreeMap<u64, (Key, u64)> = BTreeMap::new();
             let (mut now, mut tag) = (0u64, 0u64);
             for step in steps {

@@ -1,12 +1,11 @@
 //! A backend that enters no kernel: a connect succeeds, a send is taken whole and comes back as received bytes, a close is done. Owns: what is
 //! finished and not yet told. For measuring what the engine itself costs; not one that an engine of a user can have.
 
-use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull};
-use crate::buf::{Fill, Lease, Pool, SendQueue};
+use super::{Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, Side, Started};
+use crate::buf::{Lease, Pool};
 use crate::error::{Errno, Error};
 use crate::id::Key;
 use crate::net::Addr;
-use crate::options::ListenOptions;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Dry {
     pool: Pool,
     gather_max: usize,
-    done: VecDeque<Done<()>>,
+    done: VecDeque<Completed<()>>,
     data: VecDeque<(Key, Lease)>,
     epoch: Instant,
 }
@@ -26,8 +25,24 @@ impl Dry {
         Dry { pool, gather_max, done: VecDeque::new(), data: VecDeque::new(), epoch }
     }
 
-    fn finish(&mut self, key: Key, op: Op, outcome: Outcome<()>) {
-        self.done.push_back(Done { key, op, more: false, outcome });
+    fn finish(&mut self, key: Key, outcome: Outcome<()>) -> Started {
+        self.done.push_back(Completed::last(key, outcome));
+        Started::InFlight
+    }
+
+    /// What is sent comes back as received bytes.
+    fn send(&mut self, key: Key, mut batch: super::SendBatch) -> Started {
+        let mut given = 0;
+        for part in batch.parts(self.gather_max) {
+            given += part.len();
+            let Some(buffer) = self.pool.checkout() else { continue };
+            let len = part.len().min(self.pool.size() as usize);
+            self.pool.write(buffer, 0, &part[..len]);
+            let lease = self.pool.deliver(buffer, len as u32, false);
+            self.data.push_back((key, lease.expect("checked out, and written within its room")));
+        }
+        batch.set_given(given);
+        self.finish(key, Outcome::Sent(batch, OpResult::bytes(given)))
     }
 }
 
@@ -48,89 +63,48 @@ impl Backend for Dry {
         0
     }
 
-    fn listen(&mut self, _: Key, _: &Addr, _: &ListenOptions) -> Result<(), Error> {
-        Err(Error::State("nobody connects to an engine without a kernel"))
-    }
-
-    fn attach(&mut self, _: Key, (): ()) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn attach_listener(&mut self, _: Key, _: OwnedFd) -> Result<(), Error> {
-        Err(Error::State("nobody connects to an engine without a kernel"))
-    }
-
-    fn adopt(&mut self, _: OwnedFd) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn release(&mut self, _: Key) -> Result<OwnedFd, Error> {
-        Err(Error::State("the connection has no descriptor"))
-    }
-
-    fn start_connect(&mut self, key: Key, _: &ConnectRequest, _: Option<&mut SendQueue>) -> Result<bool, QueueFull> {
-        self.finish(key, Op::Connect, Outcome::Count(0));
-        Ok(false)
-    }
-
-    fn start_accept(&mut self, _: Key) -> Result<(), QueueFull> {
-        Ok(())
-    }
-
-    fn start_recv(&mut self, _: Key) -> Result<(), QueueFull> {
-        Ok(())
-    }
-
-    fn start_recv_into(&mut self, _: Key, _: &mut Fill) -> Result<(), QueueFull> {
-        Ok(())
-    }
-
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _: bool) -> Result<Option<usize>, QueueFull> {
-        let mut given = 0;
-        for part in queue.gather(self.gather_max) {
-            given += part.len();
-            let Some(buffer) = self.pool.checkout() else { continue };
-            let len = part.len().min(self.pool.size() as usize);
-            self.pool.write(buffer, 0, &part[..len]);
-            let lease = self.pool.deliver(buffer, len as u32, false).expect("checked out and written above");
-            self.data.push_back((key, lease));
+    fn open(&mut self, _: Key, what: Open<'_, ()>) -> Result<(), Error> {
+        match what {
+            Open::Accepted(()) | Open::Stream(_) => Ok(()),
+            Open::Listen(..) | Open::Listener(_) => Err(Error::State("nobody connects to an engine without a kernel")),
         }
-        self.finish(key, Op::Send, Outcome::Count(given));
-        Ok(None)
     }
 
-    fn can_zero_copy(&self) -> bool {
-        false
+    #[inline]
+    fn start(&mut self, key: Key, operation: Operation) -> Started {
+        match operation {
+            Operation::Send(batch) => self.send(key, batch),
+            Operation::Recv | Operation::Accept => Started::InFlight,
+            Operation::RecvInto(recv_buf) => self.finish(key, Outcome::Filled(recv_buf, OpResult::bytes(0))),
+            Operation::Connect(connect) => {
+                self.finish(key, Outcome::Connected(Ok(())));
+                match connect.first {
+                    Some(batch) => self.finish(key, Outcome::Sent(batch, OpResult::bytes(0))),
+                    None => Started::InFlight,
+                }
+            }
+            Operation::Shutdown => Started::Done,
+            Operation::Close(_) => self.finish(key, Outcome::Closed),
+        }
     }
 
-    fn cancel(&mut self, key: Key, op: Op) -> Result<(), QueueFull> {
-        self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
-        Ok(())
-    }
-
-    fn shutdown_write(&mut self, _: Key) {}
-
-    fn start_close(&mut self, key: Key, _: CloseHow) -> Result<(), QueueFull> {
-        self.finish(key, Op::Close, Outcome::Count(0));
-        Ok(())
-    }
-
-    fn start_close_listener(&mut self, listener: Key) -> Result<(), QueueFull> {
-        self.finish(listener, Op::CloseListener, Outcome::Count(0));
-        Ok(())
+    fn cancel(&mut self, key: Key, kind: OpKind) {
+        if kind == OpKind::Recv {
+            self.finish(key, Outcome::RecvEnded(Err(Errno(libc::ECANCELED))));
+        }
     }
 
     fn wait(&mut self, _: Option<u64>) -> Result<(), Error> {
         Ok(())
     }
 
-    fn next(&mut self, mut data: impl FnMut(Key, bool, Lease)) -> Next<()> {
+    #[inline]
+    fn next(&mut self) -> Option<Completed<()>> {
         if let Some(done) = self.done.pop_front() {
-            return Next::Done(done);
+            return Some(done);
         }
-        let Some((key, lease)) = self.data.pop_front() else { return Next::Nothing };
-        data(key, true, lease);
-        Next::Data
+        let (key, lease) = self.data.pop_front()?;
+        Some(Completed { key, more: true, outcome: Outcome::Received(lease) })
     }
 
     fn has_next(&self) -> bool {
@@ -141,20 +115,16 @@ impl Backend for Dry {
         self.pool.free()
     }
 
-    fn peer_addr(&self, _: Key) -> io::Result<Addr> {
-        nothing()
-    }
-
-    fn local_addr(&self, _: Key) -> io::Result<Addr> {
-        nothing()
-    }
-
-    fn listener_addr(&self, _: Key) -> io::Result<Addr> {
+    fn addr(&self, _: Key, _: Side) -> io::Result<Addr> {
         nothing()
     }
 
     fn fd(&self, _: Key) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    fn release(&mut self, _: Key) -> Result<OwnedFd, Error> {
+        Err(Error::State("the connection has no descriptor"))
     }
 
     fn watch_fd(&mut self) -> Result<OwnedFd, Error> {

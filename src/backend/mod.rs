@@ -1,52 +1,64 @@
 //! The contract between the engine and what carries its operations out.
 //!
 //! ```text
-//! engine  --start_*-->  backend  --wait: hands all of it over, sleeps-->  next: one finished operation at a time  -->  engine
+//! engine  --start-->  backend  --wait: submits all of it, sleeps-->  next: one completed operation at a time  -->  engine
 //! ```
 //!
-//! The engine's own logic holds no clock, makes no system call and knows no descriptor: it names connections and listeners
+//! The engine's logic reads no clock, makes no system call and knows no descriptor: it names connections and listeners
 //! by [`Key`] and has the time from [`Backend::now`]. So a backend can be a kernel interface or a simulated world.
+//!
+//! # An operation owns its memory
+//!
+//! An [`Operation`] owns all that the kernel reads or writes until it has completed: the payloads of a send, the buffer
+//! of a receive, the address of a connect. [`Backend::start`] takes it by value. It comes back by value from
+//! [`Backend::next`], or from `start` itself if there was no room or a send was over at once. No function of the contract
+//! takes a reference that outlives the call. So nothing above a backend can free, move or change that memory while the
+//! kernel uses it: it is out of reach until the backend gives it back. An engine can start, cancel, drop and forget in
+//! any order, and the worst that follows is a wrong event, not a use after free; `tests.rs` beside this file holds such
+//! an engine against each backend. What a backend still has in the kernel's hands when it is dropped, by whatever
+//! panic, is leaked, and nothing else.
 //!
 //! # Rules for every backend
 //!
-//! 1. **Starting never finishes.** An operation is never completed inside the call that starts it; what came of it is told by
-//!    [`Backend::next`] alone. A failure to start (no descriptor for the socket, say) is a finished operation like any other. The
-//!    one exception is a send that a backend can try by itself: the call may say what was taken, and that was it.
-//! 2. **One truth.** Each started operation ends with exactly one [`Done`] without `more`. Until then it may tell any number with
-//!    `more`. A cancel is advice: the operation may still succeed, or tell a partial count, and then ends.
-//! 3. **Memory stays put.** What a send or a receive into a caller's buffer was given is not moved or freed by the engine before
-//!    that final `Done`; with zero-copy sends, before the notification ([`Outcome::Notified`]) that `more` announced.
-//! 4. **One at a time.** The engine has at most one connect, one receive and one send in flight per connection, one accept per
-//!    listener; and no operation is in flight when it starts a close.
-//! 5. **A close ends the key.** After the `Done` of a close the backend knows nothing of the key any more, and the slot can be
-//!    used again, with another generation. What still comes for the old key is counted and dropped.
-//! 6. **No room is not lost.** [`QueueFull`] means that nothing happened: the engine starts the same operation again after the
-//!    next [`Backend::wait`].
+//! 1. **Starting never completes.** What came of an operation is told by [`Backend::next`] alone, also a failure to
+//!    start (no descriptor for the socket, say). Two exceptions: [`Operation::Shutdown`] is over when `start` returns,
+//!    and a send that a backend can try by itself may be ([`Started::Sent`]).
+//! 2. **One final completion.** Each operation in flight ends with exactly one [`Completed`] without `more`. Before it
+//!    there may be any number with `more`. A cancel is advice and can't be lost: the operation may still succeed, or
+//!    have been cut short, and then ends.
+//! 3. **One at a time.** The engine has at most one operation of an [`OpKind`] in flight per key, `RecvInto` counting as
+//!    a receive, and none at all when it starts a close.
+//! 4. **A close ends the key.** After its completion the backend knows nothing of the key, and the slot can be used
+//!    again under another one. What still comes for the old key is counted and dropped.
+//! 5. **No room loses nothing.** [`Started::NoRoom`] gives the operation back as it was: the engine starts it again after
+//!    the next [`Backend::wait`].
+//! 6. **Claims are checked.** What the kernel says and memory safety rests on (a buffer id, a length) is checked each
+//!    time. If it does not hold, the backend hands out nothing more, and each `wait` is [`Error::EngineFailed`].
 //!
 //! # The operations
 //!
-//! - *connect* makes the socket and connects it: `Count(0)` or `Failed`. A backend that can takes the first send along: that one
-//!   is in flight from then on, is told after the connect, and fails with it (ECANCELED).
-//! - *accept* goes on telling `Socket` with `more` until cancelled or failed, or tells one and ends; the engine starts it again.
-//!   A socket is attached to a new key with [`Backend::attach`], or dropped, which closes it.
-//! - *recv* hands bytes over, with `more` or without; `Count(0)` is the end of the stream. ENOBUFS means that the pool has no buffer:
-//!   nothing is lost, the engine starts again when there is one.
-//! - *recv_into* fills one window: `Filled`, or bytes, no more than fit, which the engine copies; `Count(0)` is the end of the
-//!   stream.
-//! - *send* tells `Count`: how many of the given bytes were taken. Any number from zero (nothing was taken, start again) to all.
-//! - *close* always succeeds.
+//! | operation | completes with |
+//! |---|---|
+//! | `Connect` | `Connected`. Makes the socket too. If the first send was given along, `Sent` follows: ECANCELED if the connect failed, 0 bytes if nothing was tried. |
+//! | `Accept` | `Accepted` with `more` until cancelled or failed, or one and no more: then the engine starts it again. A socket gets its key by [`Backend::open`], or is dropped, which closes it. |
+//! | `Recv` | `Received`, with `more` or without; `RecvEnded`: the end of the stream, or an error. ENOBUFS: the pool has no buffer; nothing is lost, the engine starts again when there is one. |
+//! | `RecvInto` | `Filled`: the buffer, with that many bytes more in it; 0 is the end of the stream. |
+//! | `Send` | `Sent`: the queue, and how many of its bytes were taken, from 0 (start again) to all. Of a zero-copy send the backend keeps a share of the payload, and gives it back as `Released`. |
+//! | `Shutdown` | nothing: [`Started::Done`]. Sends the FIN; no send may be in flight. |
+//! | `Close` | `Closed`, always. |
 
 pub(crate) mod dry;
 pub(crate) mod epoll;
 pub(crate) mod select;
 pub(crate) mod sim;
+#[cfg(test)]
+mod tests;
 pub(crate) mod uring;
-mod windows;
 
-use crate::buf::{Fill, Lease, SendQueue, Written};
+use crate::buf::{Lease, Payload, RecvBuf, SendQueue};
 use crate::config::Config;
-use crate::error::{Errno, Error, Violation};
-use crate::id::Key;
+use crate::error::{Errno, Error};
+use crate::id::{EngineNumber, Key};
 use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::table::RESERVED_MAX;
@@ -54,67 +66,147 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// A kind of operation.
+/// What the engine asks for. Owns all that the kernel reads or writes meanwhile.
+#[derive(Debug)]
+pub(crate) enum Operation {
+    Connect(Box<Connect>),
+    Accept,
+    /// Into a buffer of the pool.
+    Recv,
+    /// Into the caller's buffer.
+    RecvInto(Box<RecvBuf>),
+    Send(SendBatch),
+    Shutdown,
+    Close(CloseMode),
+}
+
+/// A kind of operation that can be in flight, and be cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Op {
+pub(crate) enum OpKind {
     Connect,
+    Accept,
     Recv,
-    /// Also the notification of a zero-copy send.
     Send,
     Close,
-    Accept,
-    CloseListener,
-    /// Not an operation of a connection: somebody called the waker.
-    Wake,
+}
+
+/// What a send has of a connection's payloads: all that was queued, of which one operation takes as much as it can.
+pub(crate) type SendBatch = Box<SendQueue>;
+
+/// What a connect needs to know.
+#[derive(Debug)]
+pub(crate) struct Connect {
+    pub(crate) addr: Addr,
+    pub(crate) options: ConnectOptions,
+    /// What can be sent as soon as the connection is there, of at most [`Backend::EARLY_PAYLOADS`] payloads.
+    pub(crate) first: Option<SendBatch>,
+}
+
+/// What the peer sees of a close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CloseMode {
+    /// A FIN, if none was sent yet.
+    Orderly,
+    Reset,
+}
+
+/// What came of [`Backend::start`].
+#[derive(Debug)]
+pub(crate) enum Started {
+    InFlight,
+    /// The operation was over at once, and completes with nothing.
+    Done,
+    /// There is no room before the next wait: nothing happened.
+    NoRoom(Operation),
+    /// The send was tried at once, and nothing is in flight.
+    Sent(SendBatch, OpResult),
+}
+
+/// The result of an operation as a CQE has it: a number of bytes, or a negative error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpResult(i32);
+
+impl OpResult {
+    /// # Panics
+    /// Beyond 2 GiB, which no operation takes (MAX_RW_COUNT).
+    #[inline]
+    pub(crate) fn bytes(count: usize) -> OpResult {
+        OpResult(i32::try_from(count).expect("an operation takes less than 2 GiB"))
+    }
+
+    #[inline]
+    pub(crate) fn failed(errno: Errno) -> OpResult {
+        OpResult(-errno.0.saturating_abs().max(1))
+    }
+
+    /// What a completion queue entry says.
+    #[inline]
+    pub(crate) fn of_cqe(result: i32) -> OpResult {
+        OpResult(result)
+    }
+
+    #[inline]
+    pub(crate) fn get(self) -> Result<usize, Errno> {
+        usize::try_from(self.0).map_err(|_| Errno(self.0.saturating_neg()))
+    }
 }
 
 /// What came of an operation.
 #[derive(Debug)]
 pub(crate) enum Outcome<S> {
-    Count(usize),
-    Filled(Written),
-    Socket(S),
-    Notified,
-    Failed(Errno),
+    /// Bytes arrived.
+    Received(Lease),
+    /// A receive into the pool ended: at the end of the stream, or with an error.
+    RecvEnded(Result<(), Errno>),
+    /// The caller's buffer of a receive comes back, with that many bytes more.
+    Filled(Box<RecvBuf>, OpResult),
+    /// A send ended. That many bytes of the batch were taken.
+    Sent(SendBatch, OpResult),
+    /// The kernel has let go of a payload of a zero-copy send.
+    Released(Box<Payload>),
+    Connected(Result<(), Errno>),
+    Accepted(S),
+    AcceptFailed(Errno),
+    Closed,
+    /// The waker was called. Belongs to no key.
+    Woken,
 }
 
-/// A finished operation, or with `more` a part of one that goes on.
+/// A completed operation, or with `more` a part of one that goes on.
 #[derive(Debug)]
-pub(crate) struct Done<S> {
+pub(crate) struct Completed<S> {
     pub(crate) key: Key,
-    pub(crate) op: Op,
     pub(crate) more: bool,
     pub(crate) outcome: Outcome<S>,
 }
 
-/// What [`Backend::next`] came to.
+impl<S> Completed<S> {
+    /// The final completion of an operation.
+    #[inline]
+    pub(crate) fn last(key: Key, outcome: Outcome<S>) -> Completed<S> {
+        Completed { key, more: false, outcome }
+    }
+}
+
+/// What gets a key.
 #[derive(Debug)]
-pub(crate) enum Next<S> {
-    Nothing,
-    /// Bytes, handed over already.
-    Data,
-    Done(Done<S>),
+pub(crate) enum Open<'a, S> {
+    /// Binds and listens.
+    Listen(&'a Addr, &'a ListenOptions),
+    /// A connection that an accept told of.
+    Accepted(S),
+    /// A connected descriptor.
+    Stream(OwnedFd),
+    /// A listening descriptor.
+    Listener(OwnedFd),
 }
 
-/// No room to start an operation before the next wait.
+/// An end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct QueueFull;
-
-/// What a connect needs to know.
-#[derive(Clone, Debug)]
-pub(crate) struct ConnectRequest {
-    pub(crate) addr: Addr,
-    pub(crate) options: ConnectOptions,
-}
-
-/// What the kernel sees of a close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CloseHow {
-    /// The usual: a FIN, if none was sent yet.
-    Quiet,
-    /// A reset.
-    Reset,
+pub(crate) enum Side {
+    Local,
+    Peer,
 }
 
 /// Counters that only a backend can keep.
@@ -128,18 +220,25 @@ pub(crate) struct BackendStats {
     pub(crate) heap_copies: u64,
     pub(crate) single_receives: u64,
     pub(crate) late_receives: u64,
+    pub(crate) early_sends: u64,
+    pub(crate) zero_copy_sends: u64,
+    pub(crate) kernel_violations: u64,
 }
 
 /// See the module's documentation for the rules.
 pub(crate) trait Backend {
-    /// An accepted or adopted connection that has no key yet. Dropping it closes it.
+    /// An accepted connection that has no key yet. Dropping it closes it.
     type Socket;
 
-    /// Bytes are received as [`Backend::next`] is asked, so that the engine decides how many a turn takes (`Config::turn_bytes`).
+    /// Bytes are received as [`Backend::next`] is asked, so that the engine decides how many a turn takes
+    /// (`Config::turn_bytes`).
     const RECEIVES_WHEN_ASKED: bool = false;
 
     /// Real time passes while somebody looks with waits of no time.
     const CAN_SPIN: bool = true;
+
+    /// So many payloads can be sent with the connect.
+    const EARLY_PAYLOADS: usize = 1;
 
     /// The instant at which [`Backend::now`] was zero.
     fn epoch(&self) -> Instant;
@@ -147,75 +246,37 @@ pub(crate) trait Backend {
     /// Nanoseconds since the epoch.
     fn now(&self) -> u64;
 
-    /// Binds and listens. Synchronous: the caller wants to know the port, or the error.
-    fn listen(&mut self, key: Key, addr: &Addr, options: &ListenOptions) -> Result<(), Error>;
+    /// Gives a socket a key. Synchronous: the caller wants to know the port, or the error. On an error the backend knows
+    /// nothing of the key.
+    fn open(&mut self, key: Key, what: Open<'_, Self::Socket>) -> Result<(), Error>;
 
-    /// Gives a socket its key.
-    fn attach(&mut self, key: Key, socket: Self::Socket) -> Result<(), Errno>;
-
-    /// Takes over a listening descriptor.
-    fn attach_listener(&mut self, key: Key, fd: OwnedFd) -> Result<(), Error>;
-
-    /// Wraps a connected descriptor.
-    fn adopt(&mut self, fd: OwnedFd) -> Result<Self::Socket, Error>;
-
-    /// Gives a connection without operations in flight back to the caller.
-    fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
-
-    /// `first` is what can be sent as soon as the connection is there. True if the backend takes care of it: then a send is in flight.
-    fn start_connect(
-        &mut self,
-        key: Key,
-        request: &ConnectRequest,
-        first: Option<&mut SendQueue>,
-    ) -> Result<bool, QueueFull>;
-    fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull>;
-    fn start_recv(&mut self, key: Key) -> Result<(), QueueFull>;
-    fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull>;
-
-    /// Sends what the queue has, at most `gather_max` payloads of it; `zero_copy` if that is possible. Some number of bytes: they were
-    /// taken at once, and nothing is in flight.
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, zero_copy: bool) -> Result<Option<usize>, QueueFull>;
-
-    /// True if `start_send` can do `zero_copy`.
-    fn can_zero_copy(&self) -> bool;
+    /// Starts an operation.
+    fn start(&mut self, key: Key, operation: Operation) -> Started;
 
     /// Advises an operation in flight to end.
-    fn cancel(&mut self, key: Key, op: Op) -> Result<(), QueueFull>;
+    fn cancel(&mut self, key: Key, kind: OpKind);
 
-    /// Sends the FIN. No send may be in flight.
-    fn shutdown_write(&mut self, key: Key);
-
-    fn start_close(&mut self, key: Key, how: CloseHow) -> Result<(), QueueFull>;
-    fn start_close_listener(&mut self, listener: Key) -> Result<(), QueueFull>;
-
-    /// Hands all that was started to the kernel, and waits until something is finished, or until the time `until` (`None`: for
+    /// Submits all that was started, and waits until something has completed, or until the time `until` (`None`: for
     /// ever; a time that has passed: not at all). May return early with nothing.
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error>;
 
-    /// The next finished operation, or received bytes, which go to `data` with their connection and whether the receive goes on: the
-    /// most common thing takes the shortest way. Never blocks.
-    fn next(&mut self, data: impl FnMut(Key, bool, Lease)) -> Next<Self::Socket>;
+    /// The next completed operation. Never blocks.
+    fn next(&mut self) -> Option<Completed<Self::Socket>>;
 
     /// True if [`Backend::next`] has something, or a wait of no time would find something.
     fn has_next(&self) -> bool;
 
-    /// What the kernel said that cannot be, if it did: the first such thing. From then on
-    /// [`Backend::next`] has nothing, and the engine asks only for the end, [`Backend::shut_down`].
-    fn violation(&self) -> Option<Violation> {
-        None
-    }
-
-    /// The engine has found such a thing itself, by its own books.
-    fn distrust(&mut self, _: Violation) {}
-
     /// How many buffers receives could find now.
     fn free_buffers(&self) -> usize;
 
-    fn peer_addr(&self, key: Key) -> io::Result<Addr>;
-    fn local_addr(&self, key: Key) -> io::Result<Addr>;
-    fn listener_addr(&self, listener: Key) -> io::Result<Addr>;
+    /// The address of an end of a connection, or of a listener (`Side::Local`).
+    fn addr(&self, key: Key, side: Side) -> io::Result<Addr>;
+
+    /// The descriptor, where there is one.
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>>;
+
+    /// Gives the descriptor of a connection without operations in flight back, and forgets the key.
+    fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
 
     /// A descriptor that is readable when there is something to reap. Called at most once.
     fn watch_fd(&mut self) -> Result<OwnedFd, Error>;
@@ -225,24 +286,21 @@ pub(crate) trait Backend {
 
     fn stats(&self) -> BackendStats;
 
-    /// The end. Everything of the engine's is closed, or the time for that ran out. Cancels what
-    /// the backend has of its own in flight, and waits while something comes within `patience`;
-    /// after a violation it waits for nothing. False if the kernel may still write to memory: then
-    /// the backend has leaked it.
+    /// The end. Cancels what the backend has of its own in flight, and waits while something comes within `patience`.
+    /// False if the kernel may still use memory: that will be leaked.
     fn shut_down(&mut self, patience: Duration) -> bool;
 
-    /// True if what the backend stands on is gone: nothing is in its hands any more, and nothing is left to wait for.
+    /// True if what the backend stands on is gone: nothing is in flight any more, and nothing is left to wait for.
     fn is_gone(&self) -> bool {
         false
     }
-
-    /// When all is gone ([`Backend::is_gone`]): lets go of everything.
-    fn abandon(&mut self) {}
 }
 
 /// What a backend needs of the configuration, digested.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
+    /// Of the engine, for its keys.
+    pub(crate) engine: EngineNumber,
     pub(crate) gather_max: usize,
     pub(crate) budget: u32,
     pub(crate) low_watermark: u32,
@@ -253,11 +311,18 @@ pub(crate) struct Tuning {
 
 impl Tuning {
     /// `piecewise`: buffers are consumed piece by piece, so that few large ones do.
-    pub(crate) fn new(config: &Config, piecewise: bool) -> Tuning {
+    pub(crate) fn new(config: &Config, engine: EngineNumber, piecewise: bool) -> Tuning {
         let buffers = config.buffers.unwrap_or(if piecewise { (64, 64 << 10) } else { (1024, 4 << 10) });
         let low_watermark = config.buffers_low_watermark.unwrap_or(buffers.0 / 8).clamp(1, buffers.0);
         let connections_reserved = config.connections_max.min(RESERVED_MAX);
-        Tuning { gather_max: config.gather_max, budget: config.budget, low_watermark, buffers, connections_reserved }
+        Tuning {
+            engine,
+            gather_max: config.gather_max,
+            budget: config.budget,
+            low_watermark,
+            buffers,
+            connections_reserved,
+        }
     }
 }
 

@@ -7,22 +7,23 @@ use crate::backend::uring::Refusal;
 use crate::caps::{Capability, CapabilityState, Caps};
 use crate::config::{Backend, Config};
 use crate::error::{Errno, Error};
+use crate::id::EngineNumber;
 use crate::info::{Fallback, Info, Limits};
 use crate::sys;
 use crate::waker::Inbox;
 use std::sync::Arc;
 
 /// Makes the backend that the configuration wants, or the best that is to be had.
-pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<(AnyBackend, Info), Error> {
+pub(crate) fn open(config: &Config, engine: EngineNumber, inbox: &Arc<Inbox>) -> Result<(AnyBackend, Info), Error> {
     let insists = config.backend == Some(Backend::Uring) || config.tier.is_some();
     if config.backend == Some(Backend::Sim) {
         let why = "a simulated engine needs a world: `sim::World::engine` makes one".to_owned();
         return Err(Error::Unsupported { what: "backend `sim`".to_owned(), why });
     }
     if config.backend == Some(Backend::Epoll) {
-        return open_epoll(config, inbox, None, Caps::not_probed("io_uring was not asked for"));
+        return open_epoll(config, engine, inbox, None, Caps::not_probed("io_uring was not asked for"));
     }
-    let (fallback, caps) = match setup::open(config, inbox) {
+    let (fallback, caps) = match setup::open(config, engine, inbox) {
         Ok(opened) => {
             let info = Info {
                 backend: Backend::Uring,
@@ -54,11 +55,12 @@ pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<(AnyBackend, I
         let what = config.tier.map_or("backend `uring`".to_owned(), |tier| format!("tier `{tier}`"));
         return Err(Error::Unsupported { what, why: fallback.to_string() });
     }
-    open_epoll(config, inbox, Some(fallback), caps)
+    open_epoll(config, engine, inbox, Some(fallback), caps)
 }
 
 fn open_epoll(
     config: &Config,
+    engine: EngineNumber,
     inbox: &Arc<Inbox>,
     fallback: Option<Fallback>,
     mut caps: Caps,
@@ -68,7 +70,7 @@ fn open_epoll(
         (None, Ok(())) => caps.used(Capability::EpollPwait2),
         (None, Err(errno)) => caps.set(Capability::EpollPwait2, CapabilityState::Missing, errno.to_string()),
     }
-    let tuning = Tuning::new(config, true);
+    let tuning = Tuning::new(config, engine, true);
     let buffers = tuning.buffers;
     let precise = caps.uses(Capability::EpollPwait2);
     let backend = EpollBackend::new(tuning, Arc::clone(inbox), precise)?;

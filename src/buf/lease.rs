@@ -3,6 +3,7 @@
 
 use super::pool::Shared;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -41,6 +42,24 @@ impl Lease {
         }
     }
 
+    /// Another claim on the same bytes, which keeps them where they are. `None` for a copy on the heap.
+    pub(super) fn share(&self) -> Option<Lease> {
+        let pool = self.pool.as_ref()?;
+        pool.share(self.id);
+        Some(Lease::lent(Rc::clone(pool), self.id, self.start, self.len))
+    }
+
+    /// The heap block of a copy.
+    pub(super) fn into_heap(self) -> Result<Box<[u8]>, Lease> {
+        if self.pool.is_some() {
+            return Err(self);
+        }
+        let lease = ManuallyDrop::new(self);
+        let bytes = NonNull::slice_from_raw_parts(lease.start, lease.len as usize);
+        // SAFETY: made by `Box::leak` of a slice of just this length in `copied`, and not dropped by the lease.
+        Ok(unsafe { Box::from_raw(bytes.as_ptr()) })
+    }
+
     /// True if the bytes were copied to the heap because the pool was running low.
     pub fn is_copy(&self) -> bool {
         self.pool.is_none()
@@ -60,7 +79,8 @@ impl Deref for Lease {
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; leases of one buffer never overlap, and `&mut self` makes this access the only one.
+        // SAFETY: as in `deref`; leases that callers can reach never overlap (`share` is for what is in flight), and
+        // `&mut self` makes this access the only one.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len as usize) }
     }
 }

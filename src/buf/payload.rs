@@ -36,6 +36,25 @@ impl Payload {
         self.as_slice().len()
     }
 
+    /// Another owner of the same bytes: they stay, and stay in place, until both are dropped. This payload may change its
+    /// form for that; its bytes do not move.
+    pub(crate) fn share(&mut self) -> Payload {
+        *self = match std::mem::take(self) {
+            Payload::Vec(bytes) => Payload::Bytes(bytes.into()),
+            Payload::Lease(lease) => match lease.into_heap() {
+                Ok(bytes) => Payload::Bytes(bytes.into()),
+                Err(lease) => Payload::Lease(lease),
+            },
+            payload => payload,
+        };
+        match self {
+            Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
+            Payload::Static(bytes) => Payload::Static(bytes),
+            Payload::Lease(lease) => Payload::Lease(lease.share().expect("heap copies are shared bytes by now")),
+            Payload::Vec(_) => unreachable!("vectors are shared bytes by now"),
+        }
+    }
+
     /// True for a payload of no bytes. Sending one is no error, and puts nothing on the wire.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -84,5 +103,38 @@ from! {
 impl<const N: usize> From<&'static [u8; N]> for Payload {
     fn from(bytes: &'static [u8; N]) -> Payload {
         Payload::Static(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::Pool;
+
+    /// Whatever its form, a payload and its share are the same bytes in the same place, and the bytes outlive the payload.
+    #[test]
+    fn a_share_keeps_the_bytes_in_place() {
+        let pool = Pool::new(4, 64, 1).unwrap();
+        let id = pool.checkout().unwrap();
+        pool.write(id, 0, b"lent");
+        let lent = pool.deliver(id, 4, false).unwrap();
+        let mut spare = Vec::with_capacity(100);
+        spare.extend_from_slice(b"vector with room");
+        let payloads: [Payload; 6] = [
+            Bytes::from(vec![7; 100]).into(),
+            vec![1, 2, 3].into(),
+            spare.into(),
+            "static".into(),
+            lent.into(),
+            Lease::copied(b"copied").into(),
+        ];
+        for mut payload in payloads {
+            let (before, copy) = (payload.as_slice().as_ptr(), payload.as_slice().to_vec());
+            let share = payload.share();
+            assert_eq!((payload.as_slice().as_ptr(), share.as_slice().as_ptr()), (before, before));
+            drop(payload);
+            assert_eq!(share.as_slice(), copy);
+        }
+        assert_eq!(pool.free(), 4, "claims return to where they began");
     }
 }

@@ -2,10 +2,9 @@
 //! region that the kernel may write (behind the filled part of a claimed buffer) or in regions lent out as leases (in the
 //! filled part), never both. A buffer is free when its last claim ends.
 //!
-//! A claim is held by the backend while it may fill the buffer (it then holds the buffer), and by
-//! each lease. A buffer may be filled piece by piece: several leases then share it. Below the low
-//! watermark of untouched buffers data is copied to the heap instead of being lent out, so that
-//! however long leases are kept, buffers go on circulating.
+//! A claim is held by the backend while it may fill the buffer, and by each lease. A buffer may be filled piece by piece:
+//! several leases then share it. Below the low watermark of untouched buffers data is copied to the heap instead of being
+//! lent out, so that however long leases are kept, buffers go on circulating.
 
 use super::Lease;
 use crate::error::Violation;
@@ -39,7 +38,7 @@ struct Buffer {
     claims: Cell<u32>,
     filled: Cell<u32>,
     /// One of the claims is the backend's.
-    held: Cell<bool>,
+    checked_out: Cell<bool>,
 }
 
 impl Pool {
@@ -79,14 +78,16 @@ impl Pool {
         let id = self.shared.free.borrow_mut().pop()?;
         let buffer = &self.shared.buffers[id as usize];
         buffer.claims.set(1);
-        buffer.held.set(true);
+        buffer.checked_out.set(true);
         Some(id)
     }
 
     /// Ends the claim of `checkout`.
+    ///
+    /// # Panics
+    /// If the buffer is not checked out.
     pub(crate) fn put_back(&self, id: u16) {
-        let held = self.shared.buffers[id as usize].held.replace(false);
-        assert!(held, "buffer {id} is put back once per checkout");
+        assert!(self.shared.buffers[id as usize].checked_out.replace(false), "buffer {id} is checked out");
         self.shared.end_claim(id);
     }
 
@@ -112,28 +113,27 @@ impl Pool {
     /// If the buffer is not checked out or has less room.
     pub(crate) fn write(&self, id: u16, offset: usize, bytes: &[u8]) {
         let (start, room) = self.room(id);
-        let held = self.shared.buffers[id as usize].held.get();
-        assert!(held && offset + bytes.len() <= room as usize, "buffer {id} was not given out for these bytes");
-        // SAFETY: within the room (checked above) of a held buffer, behind the filled part, so no
-        // lease refers to it; `bytes` is a live reference, so it is not in there either.
+        let claimed = self.shared.buffers[id as usize].checked_out.get();
+        assert!(claimed && offset + bytes.len() <= room as usize, "buffer {id} was not given out for these bytes");
+        // SAFETY: within the room (checked above) of a claimed buffer, behind the filled part, so no lease refers to it; `bytes` is
+        // a live reference, so it is not in there either.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len()) };
     }
 
-    /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling the rest if `more`, else its
-    /// claim ends.
+    /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling the rest if `more`, else
+    /// its claim ends.
     ///
     /// # Errors
-    /// There is no such buffer, it is not checked out, or it has less room. Nothing has changed
-    /// then.
+    /// The buffer is not checked out, or has less room: nothing can be said of any byte then, and nothing has changed.
     #[inline(always)]
     pub(crate) fn deliver(&self, id: u16, len: u32, more: bool) -> Result<Lease, Violation> {
         let shared = &self.shared;
-        let Some(buffer) = shared.buffers.get(id as usize).filter(|buffer| buffer.held.get()) else {
-            return Err(Violation("a receive filled a buffer that it was not given"));
+        let Some(buffer) = shared.buffers.get(usize::from(id)).filter(|buffer| buffer.checked_out.get()) else {
+            return Err(Violation("a completion names a receive buffer that the kernel does not have"));
         };
         let filled = buffer.filled.get();
         if len > shared.size - filled {
-            return Err(Violation("a receive filled a buffer beyond its end"));
+            return Err(Violation("a completion tells of more bytes than its receive buffer has room for"));
         }
         if filled == 0 && len > 0 {
             shared.untouched.set(shared.untouched.get() - 1);
@@ -151,7 +151,7 @@ impl Pool {
             Lease::lent(Rc::clone(shared), id, start, len)
         };
         if !more {
-            buffer.held.set(false);
+            buffer.checked_out.set(false);
             shared.end_claim(id);
         }
         Ok(lease)
@@ -168,6 +168,13 @@ impl Shared {
         let offset = id as usize * self.size as usize + offset as usize;
         // SAFETY: `id` indexed `buffers` or is about to, and `offset` is at most `size`: within the mapping, or one past it.
         unsafe { self.memory.start().add(offset) }
+    }
+
+    /// One more lease of bytes that are leased already.
+    pub(super) fn share(&self, id: u16) {
+        let buffer = &self.buffers[id as usize];
+        buffer.claims.set(buffer.claims.get() + 1);
+        self.leases.set(self.leases.get() + 1);
     }
 
     pub(super) fn end_lease(&self, id: u16) {
@@ -200,7 +207,8 @@ impl Shared {
 /// these pools, where the kernel has no claim.
 #[cfg(test)]
 pub(crate) fn assert_disjoint<'a>(pools: &[&Pool], leases: impl Iterator<Item = &'a Lease>) {
-    let mut spans: Vec<_> = leases.filter(|lease| !lease.is_copy()).map(|lease| lease.as_ptr_range()).collect();
+    let lent = leases.filter(|lease| !lease.is_copy());
+    let mut spans: Vec<_> = lent.map(|lease| lease.as_ptr_range()).collect();
     spans.sort_unstable_by_key(|span| span.start);
     for pair in spans.windows(2) {
         assert!(pair[0].end <= pair[1].start, "{pair:?} overlap");
@@ -208,10 +216,11 @@ pub(crate) fn assert_disjoint<'a>(pools: &[&Pool], leases: impl Iterator<Item = 
     for span in spans {
         let filled = |shared: &Shared, id: usize| {
             let start = shared.at(id as u16, 0).as_ptr().cast_const();
-            start <= span.start && span.end <= start.wrapping_add(shared.buffers[id].filled.get() as usize)
+            let end = start.wrapping_add(shared.buffers[id].filled.get() as usize);
+            start <= span.start && span.end <= end
         };
-        let within = |pool: &&Pool| (0..pool.shared.buffers.len()).any(|id| filled(&pool.shared, id));
-        assert!(pools.iter().any(within), "{span:?} is not in the filled part of a buffer");
+        let holds = |pool: &&Pool| (0..pool.shared.buffers.len()).any(|id| filled(&pool.shared, id));
+        assert!(pools.iter().any(holds), "{span:?} is not in the filled part of a buffer");
     }
 }
 
@@ -222,7 +231,7 @@ mod tests {
 
     fn put(pool: &Pool, id: u16, bytes: &[u8], more: bool) -> Lease {
         pool.write(id, 0, bytes);
-        pool.deliver(id, bytes.len() as u32, more).expect("checked out")
+        pool.deliver(id, bytes.len() as u32, more).expect("checked out, and enough room")
     }
 
     #[test]
@@ -250,19 +259,25 @@ mod tests {
         /// even where somebody went on after it.
         #[test]
         fn no_claim_lends_a_byte_twice(
-            claims in prop::collection::vec((0u8..4, 0u16..10, 0u32..200, any::<bool>(), any::<prop::sample::Index>()), 1..200),
+            claims in prop::collection::vec(
+                (0u8..4, 0u16..10, 0u32..200, any::<bool>(), any::<prop::sample::Index>()),
+                1..200,
+            ),
         ) {
             let pool = Pool::new(8, 64, 2).unwrap();
-            let (mut held, mut leases) = (std::collections::HashMap::<u16, u32>::new(), Vec::new());
+            let mut held = std::collections::HashMap::<u16, u32>::new();
+            let mut leases = Vec::new();
             for (action, id, len, more, pick) in claims {
                 match action {
                     0 => held.extend(pool.checkout().map(|id| (id, 0))),
-                    1 if !leases.is_empty() => drop(leases.swap_remove(pick.index(leases.len()))),
+                    1 if !leases.is_empty() => {
+                        drop(leases.swap_remove(pick.index(leases.len())));
+                    }
                     _ => {
                         let id = if id == 9 { id * 1000 } else { id };
                         let fits = held.get(&id).is_some_and(|filled| filled + len <= 64);
                         let lease = pool.deliver(id, len, more);
-                        prop_assert_eq!(lease.is_ok(), fits, "buffer {} of {} bytes: {:?}", id, len, lease);
+                        prop_assert_eq!(lease.is_ok(), fits, "{} of {}: {:?}", len, id, lease);
                         leases.extend(lease);
                         match more {
                             true if fits => *held.get_mut(&id).expect("it is held") += len,

@@ -1,28 +1,23 @@
-//! The send queue of one connection. Owns: payloads from `send` until the kernel is done with them. Invariant: bytes leave in
-//! the order they came; a payload that an operation in flight reads neither moves nor goes before that operation's final
-//! completion (with zero-copy: its notification).
+//! The send queue of a connection. Owns: payloads from `send` until the kernel has taken them. Invariant: bytes leave in the
+//! order they came. A send operation gets the queue whole, and gives it back when it has ended; what is queued in the
+//! meantime is in another one, which is appended.
 
-use super::{Disposal, Payload};
-use crate::error::Violation;
+use super::{Payload, SendMemory};
 use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
-
-/// Emptied queues kept, engine-wide.
-const QUEUES_KEPT: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
     items: VecDeque<Item>,
-    /// Bytes of the first item that are gone already.
+    /// Bytes of the first item that were taken already.
     offset: usize,
-    /// Bytes not yet taken by the kernel.
+    /// Bytes not yet taken.
     bytes: usize,
-    /// Items at the front that the operation in flight reads.
-    frozen: usize,
-    /// Payloads taken in full while the kernel still reads them, or may (zero-copy).
-    held: Vec<Payload>,
-    held_bytes: usize,
-    notices: u32,
+    /// Bytes that the operation in flight was given.
+    given: usize,
+    /// Items with a tag.
+    tagged: usize,
+    zero_copy: bool,
 }
 
 #[derive(Debug)]
@@ -33,214 +28,159 @@ struct Item {
     chunk: bool,
 }
 
-impl Item {
-    /// All of it was taken.
-    #[inline]
-    fn leave(self, disposal: &mut Disposal, sent: &mut impl FnMut(u64)) {
-        if let Some(tag) = self.tag {
-            sent(tag);
-        }
-        match self.payload {
-            Payload::Vec(chunk) if self.chunk => disposal.give_chunk(chunk),
-            payload => disposal.give(payload),
-        }
-    }
-}
-
-/// Emptied send queues waiting for the next connection that sends.
-#[derive(Debug, Default)]
-#[expect(clippy::vec_box, reason = "the boxes themselves are what is handed on")]
-pub(crate) struct QueuePool(Vec<Box<SendQueue>>);
-
-impl QueuePool {
-    pub(crate) fn take(&mut self) -> Box<SendQueue> {
-        self.0.pop().unwrap_or_default()
-    }
-
-    pub(crate) fn give(&mut self, queue: Box<SendQueue>) {
-        if self.0.len() < QUEUES_KEPT {
-            self.0.push(queue);
-        }
-    }
-}
-
 impl SendQueue {
+    /// Bytes that were not taken yet.
+    #[inline]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
+    #[inline]
     pub(crate) fn entries(&self) -> usize {
         self.items.len()
     }
 
     /// True when nothing is left to start an operation with.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
-    }
-
-    /// True when the queue can be used for another connection.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.items.is_empty() && self.held.is_empty() && self.notices == 0
     }
 
     #[inline(always)]
     pub(crate) fn push(&mut self, payload: Payload, tag: Option<u64>) {
         self.bytes += payload.len();
+        self.tagged += usize::from(tag.is_some());
         self.items.push_back(Item { payload, tag, chunk: false });
     }
 
     /// Copies `bytes` behind what is queued.
-    pub(crate) fn write(&mut self, bytes: &[u8], disposal: &mut Disposal) {
+    pub(crate) fn write(&mut self, bytes: &[u8], memory: &mut SendMemory) {
         self.bytes += bytes.len();
-        if self.items.len() > self.frozen
-            && let Some(Item { payload: Payload::Vec(chunk), chunk: true, .. }) = self.items.back_mut()
+        if let Some(Item { payload: Payload::Vec(chunk), chunk: true, .. }) = self.items.back_mut()
             && chunk.capacity() - chunk.len() >= bytes.len()
         {
             chunk.extend_from_slice(bytes);
             return;
         }
-        let mut chunk = disposal.take_chunk(bytes.len());
+        let mut chunk = memory.chunk(bytes.len());
         chunk.extend_from_slice(bytes);
         self.items.push_back(Item { payload: Payload::Vec(chunk), tag: None, chunk: true });
     }
 
-    /// Takes payloads without bytes off the front, where no operation is needed for them.
-    pub(crate) fn skip_empty(&mut self, disposal: &mut Disposal, sent: impl FnMut(u64)) {
-        assert_eq!(self.frozen, 0, "only between operations");
-        self.pop_done(disposal, sent);
+    /// Puts all of `later`, of which nothing was sent yet, behind what is queued.
+    pub(crate) fn append(&mut self, later: &mut SendQueue) {
+        debug_assert_eq!(later.offset, 0, "nothing of it was sent");
+        self.items.append(&mut later.items);
+        self.bytes += std::mem::take(&mut later.bytes);
+        self.tagged += std::mem::take(&mut later.tagged);
     }
 
-    /// The unsent bytes in order, at most `max` payloads, for one gathered operation. Freezes them.
-    pub(crate) fn gather(&mut self, max: usize) -> impl ExactSizeIterator<Item = &[u8]> {
-        assert_eq!(self.frozen, 0, "one operation in flight per connection");
-        self.frozen = self.items.len().min(max);
+    /// The unsent bytes in order, at most `max` payloads.
+    #[inline]
+    pub(crate) fn parts(&self, max: usize) -> impl ExactSizeIterator<Item = &[u8]> {
         let offset = self.offset;
         self.items
             .iter()
-            .take(self.frozen)
+            .take(max)
             .enumerate()
             .map(move |(index, item)| &item.payload.as_slice()[if index == 0 { offset } else { 0 }..])
     }
 
-    /// Unsent bytes of the first payload.
-    pub(crate) fn front_len(&self) -> usize {
-        self.items.front().map_or(0, |item| item.payload.len() - self.offset)
+    /// The unsent bytes of the first payload.
+    #[inline]
+    pub(crate) fn front(&self) -> &[u8] {
+        match self.items.front() {
+            Some(item) => &item.payload.as_slice()[self.offset..],
+            None => &[],
+        }
     }
 
-    /// The operation in flight ended, and the kernel took `taken` bytes. Reports the tags of payloads that left in full.
-    ///
-    /// Returns the bytes that were given to the operation and not taken.
-    ///
-    /// # Errors
-    /// More was taken than the operation was given. Nothing has changed then.
+    /// The number of them.
     #[inline(always)]
-    pub(crate) fn complete(
-        &mut self,
-        taken: usize,
-        disposal: &mut Disposal,
-        mut sent: impl FnMut(u64),
-    ) -> Result<usize, Violation> {
-        if taken == self.bytes && self.notices == 0 && self.frozen == self.items.len() {
-            // The common case: all there was, and nothing of it is still read.
-            (self.frozen, self.bytes, self.offset) = (0, 0, 0);
-            while let Some(item) = self.items.pop_front() {
-                item.leave(disposal, &mut sent);
-            }
-            return Ok(0);
+    pub(crate) fn front_len(&self) -> usize {
+        match self.items.front() {
+            Some(item) => item.payload.len() - self.offset,
+            None => 0,
         }
-        self.complete_partly(taken, disposal, sent)
     }
 
-    #[inline(never)]
-    fn complete_partly(
-        &mut self,
-        taken: usize,
-        disposal: &mut Disposal,
-        sent: impl FnMut(u64),
-    ) -> Result<usize, Violation> {
-        let given = self.frozen_bytes();
-        if taken > given {
-            return Err(Violation("a send took more bytes than it was given"));
-        }
-        self.frozen = 0;
+    /// Another owner of the first payload.
+    pub(crate) fn share_front(&mut self) -> Option<Payload> {
+        self.items.front_mut().map(|item| item.payload.share())
+    }
+
+    /// Notes how many bytes an operation was given.
+    #[inline]
+    pub(crate) fn set_given(&mut self, bytes: usize) {
+        self.given = bytes;
+    }
+
+    pub(crate) fn given(&self) -> usize {
+        self.given
+    }
+
+    /// Lets the next operation send without a copy, if it can.
+    pub(crate) fn set_zero_copy(&mut self, allowed: bool) {
+        self.zero_copy = allowed;
+    }
+
+    pub(crate) fn zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// True if an operation that took so many bytes took all there is.
+    #[inline]
+    pub(crate) fn is_whole(&self, taken: usize) -> bool {
+        taken == self.bytes
+    }
+
+    #[inline]
+    pub(crate) fn has_tags(&self) -> bool {
+        self.tagged > 0
+    }
+
+    /// The tags of all payloads in it, in order.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = u64> {
+        self.items.iter().filter_map(|item| item.tag)
+    }
+
+    /// `taken` bytes were taken: retires the payloads that left in full, and adds their tags to `tags`. With `taken` zero: those at
+    /// the front that have no bytes and need no operation.
+    pub(crate) fn advance(&mut self, taken: usize, memory: &mut SendMemory, tags: &mut Vec<u64>) {
+        assert!(taken <= self.bytes, "no more was taken than there is");
         self.bytes -= taken;
         self.offset += taken;
-        self.pop_done(disposal, sent);
-        if mutant::is(Mutant::ReorderedSend) && given > taken && self.items.len() > 2 {
-            self.items.swap(1, 2);
-        }
-        Ok(given - taken)
-    }
-
-    /// A notification will follow: until then the kernel may read what the operation was given.
-    pub(crate) fn expect_notice(&mut self) {
-        self.notices += 1;
-    }
-
-    /// A notification came.
-    ///
-    /// # Errors
-    /// None is due. Nothing has changed then.
-    pub(crate) fn notice(&mut self, disposal: &mut Disposal) -> Result<(), Violation> {
-        self.notices = self.notices.checked_sub(1).ok_or(Violation("a notification of a send that owes none"))?;
-        if self.notices == 0 {
-            self.held.drain(..).for_each(|payload| disposal.give(payload));
-            self.held_bytes = 0;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn notices(&self) -> u32 {
-        self.notices
-    }
-
-    /// Bytes taken by the kernel that cannot be freed before notifications come.
-    pub(crate) fn held_bytes(&self) -> usize {
-        self.held_bytes
-    }
-
-    /// Gives up what was not sent, when no operation is in flight, except what the kernel may still read.
-    pub(crate) fn clear(&mut self, disposal: &mut Disposal) {
-        assert_eq!(self.frozen, 0, "no operation may be in flight");
-        let unsent = self.items.drain(..).map(|item| item.payload);
-        match self.notices > 0 {
-            true => self.held.extend(unsent),
-            false => unsent.for_each(|payload| disposal.give(payload)),
-        }
-        (self.offset, self.bytes) = (0, 0);
-    }
-
-    /// Gives up all there is: the kernel has let go of it.
-    pub(crate) fn give_up(&mut self, disposal: &mut Disposal) {
-        (self.frozen, self.notices) = (0, 0);
-        self.held.drain(..).for_each(|payload| disposal.give(payload));
-        self.clear(disposal);
-    }
-
-    fn frozen_bytes(&self) -> usize {
-        self.items
-            .iter()
-            .take(self.frozen)
-            .map(|item| item.payload.len())
-            .sum::<usize>()
-            .saturating_sub(if self.frozen > 0 { self.offset } else { 0 })
-    }
-
-    fn pop_done(&mut self, disposal: &mut Disposal, mut sent: impl FnMut(u64)) {
         while let Some(first) = self.items.front() {
             let len = first.payload.len();
             if self.offset < len {
-                return;
+                break;
             }
             self.offset -= len;
-            let mut item = self.items.pop_front().expect("looked at above");
-            if self.notices > 0 {
-                self.held_bytes += len;
-                self.held.push(std::mem::take(&mut item.payload));
+            let Some(item) = self.items.pop_front() else { break };
+            if let Some(tag) = item.tag {
+                self.tagged -= 1;
+                tags.push(tag);
             }
-            item.leave(disposal, &mut sent);
+            match item.payload {
+                Payload::Vec(chunk) if item.chunk => memory.keep_chunk(chunk),
+                payload => memory.retire(payload),
+            }
         }
-        assert_eq!(self.offset, 0, "an empty queue has no offset");
+        if mutant::is(Mutant::ReorderedSend) && self.offset > 0 && self.items.len() > 2 {
+            self.items.swap(1, 2);
+        }
+    }
+
+    /// Takes the first payload out; with it, whether it is an output chunk. For a queue whose bytes are not wanted.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<(Payload, bool)> {
+        match self.items.pop_front() {
+            Some(item) => Some((item.payload, item.chunk)),
+            None => {
+                (self.offset, self.bytes, self.tagged, self.zero_copy) = (0, 0, 0, false);
+                None
+            }
+        }
     }
 }
 
@@ -254,8 +194,7 @@ mod tests {
         Send(usize, bool),
         Write(usize),
         Start(usize),
-        Complete(prop::sample::Index, bool),
-        Notice,
+        Complete(prop::sample::Index),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -263,9 +202,14 @@ mod tests {
             (0usize..6000, any::<bool>()).prop_map(|(len, tagged)| Step::Send(len, tagged)),
             (0usize..6000).prop_map(Step::Write),
             (1usize..9).prop_map(Step::Start),
-            (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(part, notice)| Step::Complete(part, notice)),
-            Just(Step::Notice),
+            any::<prop::sample::Index>().prop_map(Step::Complete),
         ]
+    }
+
+    /// What an operation in flight has: the queue, and what it was given.
+    struct Away {
+        queue: Box<SendQueue>,
+        parts: Vec<(*const u8, Vec<u8>)>,
     }
 
     proptest! {
@@ -274,10 +218,11 @@ mod tests {
         /// stays as it was until it ends, and tags come in order, when their last byte is gone.
         #[test]
         fn partial_completions_never_reorder_or_lose(steps in prop::collection::vec(step(), 1..120)) {
-            let (mut queue, mut disposal) = (SendQueue::default(), Disposal::default());
+            let mut memory = SendMemory::default();
+            let mut queue = memory.queue();
             let (mut expected, mut taken_total) = (Vec::<u8>::new(), 0usize);
             let (mut tags, mut next_tag) = (VecDeque::<(u64, usize)>::new(), 0u64);
-            let mut in_flight: Option<Vec<(*const u8, Vec<u8>)>> = None;
+            let mut away: Option<Away> = None;
             let mut counter = 0u32;
             for step in steps {
                 let mut bytes = |len: usize| -> Vec<u8> {
@@ -293,13 +238,15 @@ mod tests {
                     Step::Write(len) => {
                         let bytes = bytes(len);
                         expected.extend(&bytes);
-                        queue.write(&bytes, &mut disposal);
+                        queue.write(&bytes, &mut memory);
                     }
-                    Step::Start(max) if in_flight.is_none() && !queue.is_empty() => {
-                        in_flight = Some(queue.gather(max).map(|part| (part.as_ptr(), part.to_vec())).collect());
+                    Step::Start(max) if away.is_none() && !queue.is_empty() => {
+                        let queue = std::mem::replace(&mut queue, memory.queue());
+                        let parts = queue.parts(max).map(|part| (part.as_ptr(), part.to_vec())).collect();
+                        away = Some(Away { queue, parts });
                     }
-                    Step::Complete(part, notice) if in_flight.is_some() => {
-                        let parts = in_flight.take().expect("guarded");
+                    Step::Complete(part) if away.is_some() => {
+                        let Away { queue: mut back, parts } = away.take().expect("guarded");
                         for (start, copy) in &parts {
                             // SAFETY: what an operation was given must still be there, at the same address: that is the test.
                             prop_assert_eq!(unsafe { std::slice::from_raw_parts(*start, copy.len()) }, &copy[..]);
@@ -307,43 +254,48 @@ mod tests {
                         let given: Vec<u8> = parts.into_iter().flat_map(|(_, copy)| copy).collect();
                         prop_assert_eq!(&expected[taken_total..taken_total + given.len()], &given[..]);
                         let taken = part.index(given.len() + 1);
-                        if notice {
-                            queue.expect_notice();
-                        }
                         taken_total += taken;
                         let mut told = Vec::new();
-                        prop_assert!(queue.complete(given.len() + 1, &mut disposal, |_| {}).is_err(), "more than was given");
-                        prop_assert_eq!(queue.complete(taken, &mut disposal, |tag| told.push(tag)), Ok(given.len() - taken));
+                        back.append(&mut queue);
+                        memory.retire_queue(std::mem::replace(&mut queue, back));
+                        queue.advance(taken, &mut memory, &mut told);
+                        memory.drop_retired();
                         for tag in told {
                             let (expected_tag, end) = tags.pop_front().expect("told once");
                             prop_assert!(tag == expected_tag && end <= taken_total);
                         }
                     }
-                    Step::Notice => prop_assert_eq!(queue.notices() > 0, queue.notice(&mut disposal).is_ok()),
                     _ => {}
                 }
-                prop_assert_eq!(queue.bytes(), expected.len() - taken_total);
+                let away = away.as_ref().map_or(0, |away| away.queue.bytes());
+                prop_assert_eq!(queue.bytes() + away, expected.len() - taken_total);
             }
         }
     }
 
     #[test]
-    fn small_writes_share_a_chunk_but_not_one_in_flight() {
-        let (mut queue, mut disposal) = (SendQueue::default(), Disposal::default());
-        queue.write(b"one", &mut disposal);
-        queue.write(b"two", &mut disposal);
-        assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"onetwo".to_vec()]);
-        queue.write(b"three", &mut disposal);
-        assert_eq!((queue.entries(), queue.complete(4, &mut disposal, |_| {})), (2, Ok(2)));
-        assert_eq!(queue.gather(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"wo".to_vec(), b"three".to_vec()]);
+    fn small_writes_share_a_chunk() {
+        let mut memory = SendMemory::default();
+        let mut queue = memory.queue();
+        queue.write(b"one", &mut memory);
+        queue.write(b"two", &mut memory);
+        assert_eq!(queue.parts(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"onetwo".to_vec()]);
+        let mut later = memory.queue();
+        later.write(b"three", &mut memory);
+        queue.append(&mut later);
+        queue.advance(4, &mut memory, &mut Vec::new());
+        assert_eq!(queue.parts(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"wo".to_vec(), b"three".to_vec()]);
+        queue.write(b"!", &mut memory);
+        assert_eq!((queue.entries(), queue.bytes()), (2, 8));
     }
 
     #[test]
     fn payloads_of_no_bytes_need_no_operation() {
-        let (mut queue, mut disposal, mut told) = (SendQueue::default(), Disposal::default(), Vec::new());
+        let (mut memory, mut told) = (SendMemory::default(), Vec::new());
+        let mut queue = memory.queue();
         queue.push("".into(), Some(1));
         queue.push("x".into(), Some(2));
-        queue.skip_empty(&mut disposal, |tag| told.push(tag));
+        queue.advance(0, &mut memory, &mut told);
         assert_eq!((told.as_slice(), queue.entries()), (&[1][..], 1));
     }
 }

@@ -1,10 +1,10 @@
-//! Listening. Owns: the way from `listen` to `Accepted`, and what happens when descriptors run out: the listener pauses, waits
-//! for a descriptor to close or a short while, and tries again. It never spins, and never drops a connection.
+//! Listening. Owns: the way from `listen` to `Accepted`, and what happens when descriptors run out: the listener pauses,
+//! waits for a descriptor to close or a short while, and tries again. It never spins, and never drops a connection.
 
-use super::Engine;
-use super::conn::{Conn, Listener, Phase, flag};
-use super::core::Core;
-use crate::backend::{Backend, Op, Outcome, QueueFull, with_backend};
+use super::conn::{Conn, Phase};
+use super::listener::{Listener, State};
+use super::{Core, Engine, Full};
+use crate::backend::{Backend, CloseMode, OpKind, Open, Operation, Side, Started, with_backend};
 use crate::completion::{Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{Key, ListenerId};
@@ -21,17 +21,15 @@ impl Engine {
     /// Listens. Connections arrive as [`Event::Accepted`].
     ///
     /// # Errors
-    /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at `Config::listeners_max`; [`Error::Draining`].
+    /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at `Config::listeners_max`;
+    /// [`Error::Draining`].
     pub fn listen(&mut self, addr: impl Into<Addr>, options: ListenOptions) -> Result<ListenerId, Error> {
         let addr = addr.into();
-        let key = self.own()?.room_for_listener(Rc::new(options))?;
-        let options = Rc::clone(&self.core.listeners.get_mut(key).expect("just made").options);
-        if let Err(error) = with_backend!(&mut *self.backend, backend => backend.listen(key, &addr, &options)) {
-            self.core.listeners.remove(key);
-            return Err(error);
-        }
-        self.core.mark_listener_dirty(key);
-        Ok(ListenerId(key))
+        let core = self.own()?;
+        let key = core.new_listener(options)?;
+        let options = core.endpoints.listener(key).map(|listener| Rc::clone(&listener.options)).unwrap_or_default();
+        let opened = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Listen(&addr, &options)));
+        self.core.listener_opened(key, opened)
     }
 
     /// Stops listening. Connections accepted before stay. [`Event::ListenerClosed`] tells when the port is free.
@@ -40,8 +38,8 @@ impl Engine {
     /// [`Error::Stale`].
     pub fn close_listener(&mut self, id: ListenerId) -> Result<(), Error> {
         let core = self.own()?;
-        core.listeners.get_mut(id.0).ok_or(Error::Stale)?.closing = true;
-        core.mark_listener_dirty(id.0);
+        core.endpoints.listener(id.0).ok_or(Error::Stale)?;
+        core.begin_close_listener(id.0);
         Ok(())
     }
 
@@ -51,105 +49,111 @@ impl Engine {
     /// [`Error::Stale`], or what getsockname(2) answers.
     pub fn listener_addr(&self, id: ListenerId) -> Result<Addr, Error> {
         self.check()?;
-        self.core.listeners.get(id.0).ok_or(Error::Stale)?;
-        with_backend!(&*self.backend, backend => backend.listener_addr(id.0))
+        self.core.endpoints.listener(id.0).ok_or(Error::Stale)?;
+        with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Local))
             .map_err(|error| Error::os("getsockname", &error))
     }
 }
 
 impl Core {
-    pub(super) fn room_for_listener(&mut self, options: Rc<ListenOptions>) -> Result<Key, Error> {
-        if self.draining {
-            return Err(Error::Draining);
-        }
-        if self.listeners.is_full() {
-            return Err(Error::Limit { limit: "listeners_max", value: self.listeners.limit() });
-        }
-        Ok(self.listeners.insert(Listener {
-            options,
-            accepting: false,
-            cancelled: false,
-            dirty: false,
-            paused: false,
-            holding: false,
-            closing: false,
-            close_started: false,
+    pub(super) fn new_listener(&mut self, options: ListenOptions) -> Result<Key, Error> {
+        self.room_for_listener()?;
+        Ok(self.endpoints.insert_listener(Box::new(Listener {
+            options: Rc::new(options),
+            state: State::default(),
             errno: None,
             timer: None,
             hold_ns: HOLD_FIRST_NS,
-        }))
+        })))
+    }
+
+    /// The backend has opened a new listener, or could not.
+    pub(super) fn listener_opened(&mut self, key: Key, opened: Result<(), Error>) -> Result<ListenerId, Error> {
+        if let Err(error) = opened {
+            self.endpoints.remove_listener(key);
+            return Err(error);
+        }
+        self.mark_listener_dirty(key);
+        Ok(ListenerId(key))
+    }
+
+    pub(super) fn begin_close_listener(&mut self, key: Key) {
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
+        listener.state.closing = true;
+        self.staging.mark_listener(listener, key);
     }
 
     /// Starts what a listener wants.
-    pub(super) fn service_listener<B: Backend>(&mut self, backend: &mut B, key: Key) -> Result<(), QueueFull> {
-        let full = self.conns.is_full();
-        let Some(listener) = self.listeners.get_mut(key) else { return Ok(()) };
-        let unwanted = listener.closing || full;
-        if listener.accepting {
-            if unwanted && !listener.cancelled {
-                backend.cancel(key, Op::Accept)?;
-                listener.cancelled = true;
+    pub(super) fn service_listener<B: Backend>(&mut self, backend: &mut B, key: Key) -> Result<(), Full> {
+        let full = self.is_full();
+        let Some(listener) = self.endpoints.listener_mut(key) else { return Ok(()) };
+        let state = &mut listener.state;
+        state.dirty = false;
+        let unwanted = state.closing || full;
+        let start = |backend: &mut B, operation| match backend.start(key, operation) {
+            Started::NoRoom(_) => Err(Full),
+            Started::InFlight | Started::Done | Started::Sent(..) => Ok(()),
+        };
+        if state.accepting {
+            if unwanted && !state.cancelled {
+                backend.cancel(key, OpKind::Accept);
+                state.cancelled = true;
             }
-        } else if listener.closing {
-            if !listener.close_started {
-                backend.start_close_listener(key)?;
-                listener.close_started = true;
+        } else if state.closing {
+            if !state.close_started {
+                start(backend, Operation::Close(CloseMode::Orderly))?;
+                state.close_started = true;
             }
-        } else if !unwanted && !listener.holding {
-            backend.start_accept(key)?;
-            (listener.accepting, listener.cancelled) = (true, false);
+        } else if !unwanted && !state.holding {
+            start(backend, Operation::Accept)?;
+            (state.accepting, state.cancelled) = (true, false);
         }
         Ok(())
     }
 
-    pub(super) fn on_accept<B: Backend>(
+    /// An accept ended, or with `more` goes on.
+    fn accept_told(&mut self, key: Key, more: bool) {
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
+        if !more {
+            listener.state.accepting = false;
+            self.staging.mark_listener(listener, key);
+        }
+    }
+
+    pub(super) fn accepted<B: Backend>(
         &mut self,
         backend: &mut B,
         key: Key,
         more: bool,
-        outcome: Outcome<B::Socket>,
+        socket: B::Socket,
         out: &mut Completions,
     ) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if !more {
-            listener.accepting = false;
-            self.mark_listener_dirty(key);
-        }
-        match outcome {
-            Outcome::Socket(socket) => self.admit(backend, key, socket, out),
-            Outcome::Failed(errno) => self.accept_failed(key, errno, out),
-            _ => {}
-        }
-    }
-
-    fn admit<B: Backend>(&mut self, backend: &mut B, key: Key, socket: B::Socket, out: &mut Completions) {
-        let listener = self.listeners.get_mut(key).expect("checked by the caller");
-        if listener.closing {
+        self.accept_told(key, more);
+        let Some(listener) = self.endpoints.listener(key).filter(|listener| !listener.state.closing) else {
             // Accepted by the kernel after the close was asked for: dropping the socket closes it.
             return;
-        }
+        };
         let options = Rc::clone(&listener.options);
         let conn = Conn::new(Phase::Open, options.tag, &options.socket, self.config.idle_timeout);
-        let conn_key = self.conns.insert(conn);
-        self.mark_dirty(conn_key);
-        if backend.attach(conn_key, socket).is_err() {
-            let conn = self.conns.get_mut(conn_key).expect("just made");
-            conn.set(flag::SILENT);
-            conn.phase = Phase::Terminating;
+        let conn_key = self.endpoints.insert_conn(conn);
+        if backend.open(conn_key, Open::Accepted(socket)).is_err() {
+            self.endpoints.remove_conn(conn_key);
             return;
         }
+        self.mark_dirty(conn_key);
         self.resumed(key, out);
-        self.live += 1;
+        self.admission.came();
         self.stats.accepted += 1;
         self.start_idle_timer(conn_key);
         self.emit(conn_key, Event::Accepted { listener: ListenerId(key) }, out);
-        if self.conns.is_full() {
+        if self.is_full() {
             self.pause(key, None, out);
         }
     }
 
-    fn accept_failed(&mut self, key: Key, errno: Errno, out: &mut Completions) {
-        let listener = self.listeners.get_mut(key).expect("checked by the caller");
+    pub(super) fn accept_failed(&mut self, key: Key, errno: Errno, out: &mut Completions) {
+        self.accept_told(key, false);
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
         match errno.0 {
             libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ECONNABORTED => {}
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
@@ -157,7 +161,7 @@ impl Core {
                 self.hold(key);
             }
             libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT | libc::EACCES => {
-                listener.closing = true;
+                listener.state.closing = true;
                 listener.errno = Some(errno);
             }
             // accept(2) passes on errors of the network: try again, but not in a tight loop.
@@ -167,55 +171,49 @@ impl Core {
 
     /// Keeps a listener from being armed for a while.
     fn hold(&mut self, key: Key) {
-        let listener = self.listeners.get_mut(key).expect("checked by the caller");
-        listener.holding = true;
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
+        listener.state.holding = true;
         let delay_ns = listener.hold_ns;
         listener.hold_ns = (delay_ns * 2).min(HOLD_LONGEST_NS);
         self.set_listener_timer(key, delay_ns);
     }
 
     fn set_listener_timer(&mut self, key: Key, delay_ns: u64) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        let deadline = self.now.saturating_add(delay_ns);
-        match listener.timer {
-            Some(timer) => {
-                self.wheel.reset(timer, deadline);
-            }
-            None => listener.timer = Some(self.wheel.add(deadline, Owner::Listener(key))),
-        }
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
+        self.timers.set(&mut listener.timer, Some(self.now.saturating_add(delay_ns)), Owner::Endpoint(key));
     }
 
     fn pause(&mut self, key: Key, errno: Option<Errno>, out: &mut Completions) {
-        self.mark_listener_dirty(key);
-        let listener = self.listeners.get_mut(key).expect("checked by the caller");
-        if !std::mem::replace(&mut listener.paused, true) {
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
+        self.staging.mark_listener(listener, key);
+        if !std::mem::replace(&mut listener.state.paused, true) {
             let tag = listener.options.tag;
-            self.paused_listeners += 1;
+            self.admission.listener_paused();
             self.stats.listener_pauses += 1;
             self.emit_of_listener(tag, Event::ListenerPaused { listener: ListenerId(key), errno }, out);
         }
     }
 
     fn resumed(&mut self, key: Key, out: &mut Completions) {
-        let listener = self.listeners.get_mut(key).expect("checked by the caller");
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
         listener.hold_ns = HOLD_FIRST_NS;
-        if std::mem::take(&mut listener.paused) {
+        if std::mem::take(&mut listener.state.paused) {
             let tag = listener.options.tag;
-            self.paused_listeners -= 1;
+            self.admission.listener_resumed();
             self.emit_of_listener(tag, Event::ListenerResumed { listener: ListenerId(key) }, out);
         }
     }
 
-    /// The hold is over. An accept that was armed meanwhile and did not fail proves that accepting goes on; else arm one, and look
-    /// again.
-    pub(super) fn on_listener_timer(&mut self, key: Key, out: &mut Completions) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
+    /// The hold is over. An accept that was armed meanwhile and did not fail proves that accepting goes on; else arm one, and
+    /// look again.
+    pub(super) fn listener_timer_fired(&mut self, key: Key, out: &mut Completions) {
+        let Some(listener) = self.endpoints.listener_mut(key) else { return };
         listener.timer = None;
-        listener.holding = false;
-        if listener.accepting {
+        listener.state.holding = false;
+        if listener.state.accepting {
             return self.resumed(key, out);
         }
-        if listener.paused {
+        if listener.state.paused {
             self.set_listener_timer(key, HOLD_FIRST_NS);
         }
         self.mark_listener_dirty(key);
@@ -223,28 +221,32 @@ impl Core {
 
     /// A descriptor was closed, or a connection ended: listeners that pause may try again.
     pub(super) fn retry_paused_listeners(&mut self) {
-        if self.paused_listeners == 0 {
+        if self.admission.paused_listeners() == 0 {
             return;
         }
-        let paused: Vec<Key> =
-            self.listeners.keys().filter(|key| self.listeners.get(*key).is_some_and(|l| l.paused)).collect();
-        for key in paused {
-            self.listeners.get_mut(key).expect("just listed").holding = false;
+        for key in self.endpoints.listener_keys() {
+            let Some(listener) = self.endpoints.listener_mut(key).filter(|listener| listener.state.paused) else {
+                continue;
+            };
+            listener.state.holding = false;
             self.set_listener_timer(key, HOLD_FIRST_NS);
             self.mark_listener_dirty(key);
         }
     }
 
-    pub(super) fn on_listener_closed(&mut self, key: Key, out: &mut Completions) {
-        let Some(listener) = self.listeners.remove(key) else { return };
-        if let Some(timer) = listener.timer {
-            self.wheel.cancel(timer);
-        }
-        if listener.paused {
-            self.paused_listeners -= 1;
+    pub(super) fn listener_closed(&mut self, key: Key, out: &mut Completions) {
+        self.end_listener(key, out);
+        self.retry_paused_listeners();
+    }
+
+    /// Reports the end of a listener, and frees its slot.
+    pub(super) fn end_listener(&mut self, key: Key, out: &mut Completions) {
+        let Some(mut listener) = self.endpoints.remove_listener(key) else { return };
+        self.timers.set(&mut listener.timer, None, Owner::Endpoint(key));
+        if listener.state.paused {
+            self.admission.listener_resumed();
         }
         let event = Event::ListenerClosed { listener: ListenerId(key), errno: listener.errno };
         self.emit_of_listener(listener.options.tag, event, out);
-        self.retry_paused_listeners();
     }
 }

@@ -1,8 +1,8 @@
 //! Whether the engine's books agree with each other. Owns: nothing; looks at everything, for tests.
 
-use super::Engine;
-use super::conn::{Phase, flag};
-use super::core::Core;
+use super::conn::flag;
+use super::{Core, Engine};
+use crate::error::Error;
 
 impl Engine {
     /// Checks the engine's own books: each connection that wants something is on a list, each timer belongs to somebody, counts are
@@ -12,7 +12,9 @@ impl Engine {
     /// What does not agree, in words: that would be a bug of this crate. In a forked child, the text of
     /// [`Error::Forked`](crate::Error::Forked).
     pub fn audit(&self) -> Result<(), String> {
-        self.check_process().map_err(|error| error.to_string())?;
+        if self.is_child() {
+            return Err(Error::Forked.to_string());
+        }
         self.core.audit()
     }
 }
@@ -23,26 +25,28 @@ impl Core {
             true => Ok(()),
             false => Err(format!("{what}: {counted} counted, {booked} booked")),
         };
-        let conns = || self.conns.keys().filter_map(|key| self.conns.get(key).map(|conn| (key, conn)));
-        let listeners = || self.listeners.keys().filter_map(|key| self.listeners.get(key));
-        let told = conns().filter(|(_, conn)| conn.phase != Phase::Ghost && !conn.has(flag::SILENT)).count();
-        agree("connections", told, self.live)?;
+        let conns = || self.endpoints.conns();
+        let listeners = || self.endpoints.listeners().map(|(_, listener)| listener);
+        agree("connections", conns().count(), self.admission.live())?;
+        agree("connections in the table", conns().count(), self.endpoints.conns_len())?;
+        agree("listeners", listeners().count(), self.endpoints.listeners_len())?;
         let timers = conns().filter(|(_, conn)| conn.timer.is_some()).count()
             + listeners().filter(|listener| listener.timer.is_some()).count();
-        agree("timers", timers + self.user_timers, self.wheel.len())?;
-        agree("paused listeners", listeners().filter(|listener| listener.paused).count(), self.paused_listeners)?;
-        let deferred = conns().map(|(_, conn)| conn.deferred as usize).sum();
-        let pending = self.pending.iter().filter(|completion| self.conns.get(completion.conn.0).is_some()).count();
-        agree("deferred completions", pending, deferred)?;
+        let (all_timers, user_timers) = self.timers.counts();
+        agree("timers", timers + user_timers, all_timers)?;
+        let paused = listeners().filter(|listener| listener.state.paused).count();
+        agree("paused listeners", paused, self.admission.paused_listeners())?;
+        let deferred = conns().map(|(_, conn)| conn.quota.deferred()).sum();
+        agree("deferred events", self.delivery.count(|key| self.endpoints.conn(key).is_some()), deferred)?;
         for (key, conn) in conns() {
-            let listed = self.staged.conns.contains(&key);
+            let listed = self.staging.lists(key);
             if conn.has(flag::DIRTY) != listed {
                 return Err(format!("connection {key:?}: marked {}, listed {listed}", conn.has(flag::DIRTY)));
             }
-            if conn.has(flag::PARKED) && !self.parked.contains(&key) {
+            if conn.has(flag::PARKED) && !self.parking.contains(key) {
                 return Err(format!("connection {key:?} waits for a buffer on no list"));
             }
-            if conn.cancelled & !conn.ops != 0 {
+            if !conn.cancels_agree() {
                 return Err(format!("connection {key:?}: cancels of operations that are not in flight"));
             }
         }

@@ -1,15 +1,14 @@
 //! Ending connections. Owns: the way from `close` or a failure to `Closed`. Invariant: each connection goes through
-//! [`Core::finished`] once; nothing is closed while an operation on it is in flight.
+//! [`Core::end_conn`] once; nothing is closed while an operation on it is in flight.
 //!
 //! ```text
 //! close:  flush the queue -> FIN -> discard input until the peer's FIN, at most fin_wait -> cancel what is left -> close
 //! abort:  cancel -> reset
 //! ```
 
-use super::Engine;
 use super::conn::{Phase, flag};
-use super::core::Core;
-use crate::backend::{Backend, Op, QueueFull};
+use super::{Core, Engine, Full};
+use crate::backend::{Backend, OpKind, Operation, Started};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
@@ -17,25 +16,25 @@ use crate::mutant::{self, Mutant};
 use std::time::Duration;
 
 impl Engine {
-    /// Closes a connection in good order: what is queued is sent, then the FIN; input is discarded from now on. If the peer does
-    /// not take everything within `Config::linger`, the connection is reset. Ends with [`Event::Closed`]. Closing twice is no
-    /// error.
+    /// Closes a connection in good order: what is queued is sent, then the FIN; input is discarded from now on. If the peer
+    /// does not take everything within `Config::linger`, the connection is reset. Ends with [`Event::Closed`]. Closing
+    /// twice is no error.
     ///
     /// # Errors
     /// [`Error::Stale`].
     pub fn close(&mut self, id: ConnId) -> Result<(), Error> {
         let conn = self.own()?.conn(id.0)?;
-        if !conn.queue_is_empty() || conn.has(flag::FIN_SENT) {
+        if !conn.send.is_empty() || conn.has(flag::FIN_SENT) {
             // A deadline counts from now, not from the last turn.
             self.refresh_clock();
         }
-        self.core.discard_stash(id.0);
+        self.core.discard_held(id.0);
         self.core.begin_close(id.0, CloseKind::Local);
         Ok(())
     }
 
-    /// Resets a connection: what is queued is dropped, the peer gets an RST. Ends with [`Event::Closed`], as soon as the kernel has
-    /// let go of what was in flight.
+    /// Resets a connection: what is queued is dropped, the peer gets an RST. Ends with [`Event::Closed`], as soon as the
+    /// kernel has let go of what was in flight.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -53,47 +52,47 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with `deadline` from now instead of
-    /// the linger time. Returns at once; go on polling until [`Engine::is_drained`]. New connects and listens are refused.
+    /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with `deadline` from now instead
+    /// of the linger time. Returns at once; go on polling until [`Engine::is_drained`]. New connects and listens are
+    /// refused.
     pub fn drain(&mut self, deadline: Duration) {
-        if self.is_child() {
+        if self.check().is_err() {
             return;
         }
         self.refresh_clock();
-        self.core.draining = true;
-        let listeners: Vec<Key> = self.core.listeners.keys().collect();
-        for key in listeners {
-            self.core.listeners.get_mut(key).expect("just listed").closing = true;
-            self.core.mark_listener_dirty(key);
-        }
         let until = self.core.later(deadline);
-        self.core.drain_until = until;
-        let conns: Vec<Key> = self.core.conns.keys().collect();
-        for key in conns {
-            self.core.discard_stash(key);
-            self.core.begin_close(key, CloseKind::Shutdown);
-            if self.core.conns.get(key).is_some_and(|conn| matches!(conn.phase, Phase::Closing | Phase::Connecting)) {
-                self.core.set_conn_timer(key, Some(until));
-            }
-        }
+        self.core.drain(until);
     }
 
     /// True when no connection and no listener is left, and every completion was handed out.
     pub fn is_drained(&self) -> bool {
         let core = &*self.core;
-        self.is_child() || core.live == 0 && core.listeners.is_empty() && core.pending.is_empty()
+        self.is_child() || core.admission.live() == 0 && core.endpoints.listeners_len() == 0 && core.delivery.is_empty()
     }
 }
 
 impl Core {
+    fn drain(&mut self, until: u64) {
+        self.admission.drain_until(until);
+        self.endpoints.listener_keys().into_iter().for_each(|key| self.begin_close_listener(key));
+        for key in self.endpoints.conn_keys() {
+            self.discard_held(key);
+            self.begin_close(key, CloseKind::Shutdown);
+            let conn = self.endpoints.conn(key);
+            if conn.is_some_and(|conn| matches!(conn.phase, Phase::Closing | Phase::Connecting)) {
+                self.set_conn_timer(key, Some(until));
+            }
+        }
+    }
+
     pub(super) fn begin_close(&mut self, key: Key, kind: CloseKind) {
-        let (linger, fin_wait) = (self.later(self.config.linger), self.config.fin_wait);
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let (linger, fin_wait) = (self.later(self.config.linger), self.later(self.config.fin_wait));
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
         let kind = if conn.has(flag::READ_CLOSED) && kind == CloseKind::Local { CloseKind::PeerClosed } else { kind };
         match conn.phase {
             Phase::Connecting => {
                 conn.set(flag::WRITE_SHUT);
-                let nothing_to_send = conn.queue_is_empty();
+                let nothing_to_send = conn.send.is_empty();
                 conn.set_reason(kind, None);
                 if nothing_to_send {
                     return self.end_phase(key);
@@ -109,23 +108,23 @@ impl Core {
                     return self.end_phase(key);
                 }
                 conn.phase = Phase::Closing;
-                let deadline = match (conn.has(flag::FIN_SENT), conn.queue_is_empty()) {
-                    (true, _) => Some(self.later(fin_wait)),
+                let deadline = match (conn.has(flag::FIN_SENT), conn.send.is_empty()) {
+                    (true, _) => Some(fin_wait),
                     (false, false) => Some(linger),
                     // Nothing has to be taken by the peer: the FIN leaves with the next turn.
                     (false, true) => None,
                 };
                 self.set_conn_timer(key, deadline);
             }
-            Phase::Closing | Phase::Terminating | Phase::Ghost => return,
+            Phase::Closing | Phase::Terminating => return,
         }
         self.mark_dirty(key);
     }
 
     /// Decides the end, for this reason.
     pub(super) fn terminate(&mut self, key: Key, kind: CloseKind, errno: Option<Errno>) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if matches!(conn.phase, Phase::Terminating | Phase::Ghost) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if conn.phase == Phase::Terminating {
             return;
         }
         // While data could still be lost, a failure overrules "closed here".
@@ -138,8 +137,8 @@ impl Core {
 
     /// Decides the end, for the reason already known.
     pub(super) fn end_phase(&mut self, key: Key) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if !matches!(conn.phase, Phase::Terminating | Phase::Ghost) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if conn.phase != Phase::Terminating {
             conn.phase = Phase::Terminating;
             self.set_conn_timer(key, None);
             self.mark_dirty(key);
@@ -148,8 +147,8 @@ impl Core {
 
     /// After the send side: is it time for the next step of a close?
     pub(super) fn service_close(&mut self, key: Key, out: &mut Completions) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.has(flag::FIN_SENT) || conn.in_flight(Op::Send) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if !conn.has(flag::FIN_SENT) || conn.in_flight(OpKind::Send) {
             return;
         }
         if conn.phase == Phase::Open && conn.has(flag::READ_CLOSED) && !conn.has(flag::EOF_HELD) {
@@ -159,10 +158,10 @@ impl Core {
         if conn.phase != Phase::Closing {
             return;
         }
-        if conn.is_filling() && !conn.in_flight(Op::Recv) {
-            self.finish_fill(key, true, out);
+        if !conn.in_flight(OpKind::Recv) {
+            self.end_recv_into(key, out);
         }
-        let conn = self.conns.get_mut(key).expect("still there");
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if conn.has(flag::READ_CLOSED) || self.config.fin_wait.is_zero() {
             self.end_phase(key);
         }
@@ -170,8 +169,8 @@ impl Core {
 
     /// The FIN is out: from now on only the peer's FIN is waited for.
     pub(super) fn fin_sent(&mut self, key: Key) {
-        if self.conns.get(key).is_some_and(|conn| conn.phase == Phase::Closing) {
-            let deadline = self.later(self.config.fin_wait).min(self.drain_until);
+        if self.endpoints.conn(key).is_some_and(|conn| conn.phase == Phase::Closing) {
+            let deadline = self.admission.within_drain(self.later(self.config.fin_wait));
             self.set_conn_timer(key, Some(deadline));
         }
     }
@@ -181,72 +180,64 @@ impl Core {
         backend: &mut B,
         key: Key,
         out: &mut Completions,
-    ) -> Result<(), QueueFull> {
-        let conn = self.conns.get_mut(key).expect("serviced while live");
-        for op in [Op::Connect, Op::Recv, Op::Send] {
-            if conn.cancellable(op) {
-                if !mutant::is(Mutant::LostCancel) {
-                    backend.cancel(key, op)?;
-                }
-                conn.advised_to_end(op);
+    ) -> Result<(), Full> {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
+        for kind in [OpKind::Connect, OpKind::Recv, OpKind::Send] {
+            if conn.begin_cancel(kind) && !mutant::is(Mutant::LostCancel) {
+                backend.cancel(key, kind);
             }
         }
-        if conn.ops != 0 && !mutant::is(Mutant::CloseInFlight) {
+        if !conn.nothing_in_flight() && !mutant::is(Mutant::CloseInFlight) {
             return Ok(());
         }
-        if mutant::is(Mutant::LeakedSocket) && key.slot % 4 == 3 {
-            self.finished(key, out);
+        if mutant::is(Mutant::LeakedSocket) && key.slot() % 4 == 3 {
+            self.end_conn(key, out);
             return Ok(());
         }
-        backend.start_close(key, conn.close_how())?;
-        conn.started(Op::Close);
-        self.release_stash(key, out);
-        self.finish_fill(key, true, out);
+        match backend.start(key, Operation::Close(conn.close_mode())) {
+            Started::NoRoom(_) => return Err(Full),
+            Started::InFlight | Started::Done | Started::Sent(..) => conn.started(OpKind::Close),
+        }
+        self.release_held(key, out);
+        self.end_recv_into(key, out);
         Ok(())
     }
 
-    /// The descriptor is closed: tell, and free the slot.
-    pub(super) fn finished(&mut self, key: Key, out: &mut Completions) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.ended(Op::Close);
-        let (silent, reason) = (conn.has(flag::SILENT), conn.close_reason());
-        let ghost = conn.owes_notices();
-        if let Some(queue) = &mut conn.queue {
-            queue.clear(&mut self.disposal);
-        }
-        if !silent {
-            self.stats.closed += 1;
-            self.live -= 1;
-            if mutant::is(Mutant::TerminalTwice) && reason.unsent_bytes > 0 {
-                self.emit(key, Event::Closed(reason), out);
-            }
-            self.emit(key, Event::Closed(reason), out);
-        }
-        self.set_conn_timer(key, None);
-        if ghost {
-            let conn = self.conns.get_mut(key).expect("still there");
-            conn.phase = Phase::Ghost;
-            conn.cold = None;
-        } else {
-            self.recycle_queue(key);
-            self.conns.remove(key);
-        }
+    /// The descriptor is closed.
+    pub(super) fn conn_closed(&mut self, key: Key, out: &mut Completions) {
+        self.end_conn(key, out);
         self.retry_paused_listeners();
     }
 
-    pub(super) fn on_conn_timer(&mut self, key: Key) {
+    /// Reports the end of a connection, and frees its slot.
+    pub(super) fn end_conn(&mut self, key: Key, out: &mut Completions) {
+        let Some(conn) = self.endpoints.conn(key) else { return };
+        let reason = conn.close_reason();
+        self.stats.closed += 1;
+        self.admission.left();
+        if mutant::is(Mutant::TerminalTwice) && reason.unsent_bytes > 0 {
+            self.emit(key, Event::Closed(reason), out);
+        }
+        self.emit(key, Event::Closed(reason), out);
+        self.set_conn_timer(key, None);
+        if let Some(mut conn) = self.endpoints.remove_conn(key) {
+            conn.send.retire(&mut self.send_memory);
+        }
+    }
+
+    pub(super) fn conn_timer_fired(&mut self, key: Key) {
         let now = self.now;
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.timer = None;
         match conn.phase {
             Phase::Connecting => {
-                let closing = conn.cold.as_ref().is_some_and(|cold| cold.reason.is_some());
+                let closing = conn.reason().is_some();
                 let kind = if closing { CloseKind::LingerTimedOut } else { CloseKind::ConnectTimedOut };
                 self.terminate(key, kind, None);
             }
             Phase::Open => {
-                let Some(idle) = conn.cold.as_ref().and_then(|cold| cold.idle_ns) else { return };
-                let due = conn.active_at.saturating_add(idle);
+                let Some(idle) = conn.idle() else { return };
+                let due = idle.active_at.saturating_add(idle.after_ns);
                 match due <= now {
                     true => self.terminate(key, CloseKind::IdleTimedOut, None),
                     false => self.set_conn_timer(key, Some(due)),
@@ -257,16 +248,16 @@ impl Core {
                 conn.set(flag::RESET);
                 self.terminate(key, CloseKind::LingerTimedOut, None);
             }
-            Phase::Terminating | Phase::Ghost => {}
+            Phase::Terminating => {}
         }
     }
 
     pub(super) fn start_idle_timer(&mut self, key: Key) {
         let now = self.now;
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if let Some(idle) = conn.cold.as_ref().and_then(|cold| cold.idle_ns) {
-            conn.active_at = now;
-            self.set_conn_timer(key, Some(now.saturating_add(idle)));
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if let Some(idle) = conn.idle() {
+            conn.note_activity(now);
+            self.set_conn_timer(key, Some(now.saturating_add(idle.after_ns)));
         }
     }
 }

@@ -1,15 +1,16 @@
-//! The state of one connection and of one listener. Owns: the data, and the questions that can be answered from it alone. No
-//! behaviour that needs the engine or a backend.
+//! The state of one connection. Owns: the data, and the questions that can be answered from it alone. No behaviour that
+//! needs the engine or a backend.
 
-use crate::backend::{CloseHow, ConnectRequest, Op};
-use crate::buf::{Fill, Lease, SendQueue};
+use super::deliver::Quota;
+use super::send::SendSide;
+use crate::backend::{CloseMode, Connect, OpKind};
+use crate::buf::{Lease, RecvBuf};
 use crate::completion::{CloseKind, CloseReason};
 use crate::error::Errno;
 use crate::id::Key;
 use crate::mutant::{self, Mutant};
-use crate::options::{ListenOptions, ReadMode, SocketOptions};
+use crate::options::{ReadMode, SocketOptions};
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// Where a connection is between its first and its last event.
@@ -21,8 +22,6 @@ pub(super) enum Phase {
     Closing,
     /// The end is decided: cancel what is in flight, then close the descriptor.
     Terminating,
-    /// Closed and told; the kernel still reads payloads of zero-copy sends.
-    Ghost,
 }
 
 /// Bits of [`Conn::flags`].
@@ -46,10 +45,8 @@ pub(super) mod flag {
     pub(in crate::engine) const CLOSE_WITH_PEER: u16 = 1 << 8;
     /// `ReadClosed` is held back with the data before it, until reads are resumed.
     pub(in crate::engine) const EOF_HELD: u16 = 1 << 9;
-    /// The connection was never told to the caller, and its end will not be either.
-    pub(in crate::engine) const SILENT: u16 = 1 << 10;
-    /// The receive in flight fills a caller's buffer.
-    pub(in crate::engine) const FILLING: u16 = 1 << 11;
+    /// The receive in flight is one into the caller's buffer, and has it.
+    pub(in crate::engine) const RECV_INTO: u16 = 1 << 11;
     /// Sending failed; data that came before the failure is still delivered.
     pub(in crate::engine) const WRITE_DEAD: u16 = 1 << 12;
     /// Zero-copy cannot pay (the peer is local), or was refused.
@@ -58,49 +55,58 @@ pub(super) mod flag {
     pub(in crate::engine) const PEER_KNOWN: u16 = 1 << 14;
 }
 
-/// The bit of an operation in [`Conn::ops`].
-fn op_bit(op: Op) -> u8 {
-    1 << op as u8
+/// The operations in flight, and those of them that were advised to end. Invariant: only what is in flight is advised.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ops {
+    in_flight: u8,
+    cancelled: u8,
+}
+
+fn bit(kind: OpKind) -> u8 {
+    1 << kind as u8
 }
 
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) tag: u64,
-    pub(super) queue: Option<Box<SendQueue>>,
-    pub(super) cold: Option<Box<Cold>>,
+    pub(super) send: SendSide,
+    cold: Option<Box<Cold>>,
     /// The one deadline that matters in the present phase: connect, idle or linger.
     pub(super) timer: Option<Key>,
-    /// When a byte last moved; kept only where there is an idle timeout.
-    pub(super) active_at: u64,
-    pub(super) flags: u16,
+    pub(super) quota: Quota,
+    flags: u16,
     pub(super) phase: Phase,
-    /// Operations in flight, and those of them that were advised to end.
-    pub(super) ops: u8,
-    pub(super) cancelled: u8,
-    /// Completions with data in turn `turn`, against the budget.
-    pub(super) delivered: u16,
-    pub(super) turn: u32,
-    /// Completions of this connection that wait for the next poll.
-    pub(super) deferred: u32,
+    ops: Ops,
 }
 
 /// What most connections do not have, most of the time.
 #[derive(Debug, Default)]
 pub(super) struct Cold {
-    pub(super) request: Option<ConnectRequest>,
-    pub(super) idle_ns: Option<u64>,
-    pub(super) reason: Option<(CloseKind, Option<Errno>)>,
-    pub(super) stash: VecDeque<Lease>,
-    pub(super) fill: Option<Fill>,
+    /// A connect that was not started yet.
+    pub(super) connect: Option<Box<Connect>>,
+    pub(super) idle: Option<Idle>,
+    reason: Option<(CloseKind, Option<Errno>)>,
+    /// Received data that waits until reads are resumed.
+    pub(super) held: VecDeque<Lease>,
+    /// The caller's buffer, unless a receive in flight has it.
+    pub(super) recv_buf: Option<Box<RecvBuf>>,
+}
+
+/// An idle timeout.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Idle {
+    pub(super) after_ns: u64,
+    /// When a byte last moved.
+    pub(super) active_at: u64,
 }
 
 impl Cold {
     fn is_vacant(&self) -> bool {
-        self.request.is_none()
-            && self.idle_ns.is_none()
+        self.connect.is_none()
+            && self.idle.is_none()
             && self.reason.is_none()
-            && self.stash.is_empty()
-            && self.fill.is_none()
+            && self.held.is_empty()
+            && self.recv_buf.is_none()
     }
 }
 
@@ -113,65 +119,92 @@ impl Conn {
         if !options.half_open {
             flags |= flag::CLOSE_WITH_PEER;
         }
-        let idle_ns =
-            options.idle_timeout.or(default_idle).map(|idle| u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX));
         let mut conn = Conn {
             tag,
-            queue: None,
+            send: SendSide::default(),
             cold: None,
             timer: None,
-            active_at: 0,
+            quota: Quota::default(),
             flags,
             phase,
-            ops: 0,
-            cancelled: 0,
-            delivered: 0,
-            turn: 0,
-            deferred: 0,
+            ops: Ops::default(),
         };
-        if idle_ns.is_some() {
-            conn.cold().idle_ns = idle_ns;
+        if let Some(idle) = options.idle_timeout.or(default_idle) {
+            let after_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+            conn.cold().idle = Some(Idle { after_ns, active_at: 0 });
         }
         conn
     }
 
+    #[inline]
     pub(super) fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
 
+    #[inline]
     pub(super) fn set(&mut self, flag: u16) {
         self.flags |= flag;
     }
 
+    #[inline]
     pub(super) fn unset(&mut self, flag: u16) {
         self.flags &= !flag;
     }
 
-    pub(super) fn in_flight(&self, op: Op) -> bool {
-        self.ops & op_bit(op) != 0
+    #[inline]
+    pub(super) fn in_flight(&self, kind: OpKind) -> bool {
+        self.ops.in_flight & bit(kind) != 0
     }
 
-    pub(super) fn started(&mut self, op: Op) {
-        self.ops |= op_bit(op);
-        self.cancelled &= !op_bit(op);
+    pub(super) fn nothing_in_flight(&self) -> bool {
+        self.ops.in_flight == 0
     }
 
-    pub(super) fn ended(&mut self, op: Op) {
-        self.ops &= !op_bit(op);
-        self.cancelled &= !op_bit(op);
+    #[inline]
+    pub(super) fn started(&mut self, kind: OpKind) {
+        self.ops.in_flight |= bit(kind);
+        self.ops.cancelled &= !bit(kind);
     }
 
-    pub(super) fn advised_to_end(&mut self, op: Op) {
-        self.cancelled |= op_bit(op);
+    #[inline]
+    pub(super) fn ended(&mut self, kind: OpKind) {
+        self.ops.in_flight &= !bit(kind);
+        self.ops.cancelled &= !bit(kind);
     }
 
-    /// True if the operation is in flight and was not yet advised to end.
-    pub(super) fn cancellable(&self, op: Op) -> bool {
-        self.ops & !self.cancelled & op_bit(op) != 0
+    /// Notes a cancel. False if the operation is not in flight, or was advised to end before.
+    #[inline]
+    pub(super) fn begin_cancel(&mut self, kind: OpKind) -> bool {
+        let cancellable = self.cancellable(kind);
+        if cancellable {
+            self.ops.cancelled |= bit(kind);
+        }
+        cancellable
     }
 
+    #[inline]
+    fn cancellable(&self, kind: OpKind) -> bool {
+        self.ops.in_flight & !self.ops.cancelled & bit(kind) != 0
+    }
+
+    pub(super) fn cancels_agree(&self) -> bool {
+        self.ops.cancelled & !self.ops.in_flight == 0
+    }
+
+    /// The rare part, made if it is not there.
     pub(super) fn cold(&mut self) -> &mut Cold {
         self.cold.get_or_insert_default()
+    }
+
+    /// The rare part, to look at.
+    #[inline]
+    pub(super) fn rare(&self) -> Option<&Cold> {
+        self.cold.as_deref()
+    }
+
+    #[inline]
+    pub(super) fn rare_mut(&mut self) -> Option<&mut Cold> {
+        self.cold.as_deref_mut()
     }
 
     /// Gives the rare part back when nothing is in it.
@@ -181,38 +214,43 @@ impl Conn {
         }
     }
 
-    pub(super) fn fill(&mut self) -> Option<&mut Fill> {
-        self.cold.as_mut()?.fill.as_mut()
+    /// A byte moved.
+    #[inline]
+    pub(super) fn note_activity(&mut self, now: u64) {
+        if let Some(cold) = &mut self.cold
+            && let Some(idle) = &mut cold.idle
+        {
+            idle.active_at = now;
+        }
     }
 
-    pub(super) fn is_filling(&self) -> bool {
-        self.cold.as_ref().is_some_and(|cold| cold.fill.is_some())
+    pub(super) fn idle(&self) -> Option<Idle> {
+        self.cold.as_ref()?.idle
     }
 
-    pub(super) fn has_stash(&self) -> bool {
-        self.cold.as_ref().is_some_and(|cold| !cold.stash.is_empty())
+    /// The caller's buffer, unless a receive in flight has it.
+    pub(super) fn recv_buf(&mut self) -> Option<&mut Box<RecvBuf>> {
+        self.cold.as_mut()?.recv_buf.as_mut()
+    }
+
+    /// A caller's buffer is being filled.
+    pub(super) fn is_receiving_into(&self) -> bool {
+        self.has(flag::RECV_INTO) || self.cold.as_ref().is_some_and(|cold| cold.recv_buf.is_some())
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| !cold.held.is_empty())
     }
 
     /// Nothing stands between what arrives and the caller: the common case.
     #[inline]
     pub(super) fn takes_data_as_it_comes(&self) -> bool {
-        let plain = |cold: &Cold| cold.fill.is_none() && cold.stash.is_empty();
-        let held_back = self.has(flag::PAUSED) || self.deferred > 0;
-        self.phase == Phase::Open && !held_back && self.cold.as_deref().is_none_or(plain)
+        let plain = |cold: &Cold| cold.recv_buf.is_none() && cold.held.is_empty();
+        let waits = self.has(flag::PAUSED) || self.quota.has_deferred();
+        self.phase == Phase::Open && !waits && self.cold.as_deref().is_none_or(plain)
     }
 
-    /// Counts a completion with data against the budget of a turn; false, and not counted, if that is used up.
-    #[inline]
-    pub(super) fn within_budget(&mut self, turn: u32, budget: u16) -> bool {
-        if self.turn != turn {
-            (self.turn, self.delivered) = (turn, 0);
-        }
-        let within = self.delivered < budget;
-        self.delivered += u16::from(within);
-        within
-    }
-
-    /// A receive is in flight as it should be, and nothing of a close or of the caller's wishes is to be seen to.
+    /// A receive is in flight as it should be, and nothing of a close or of the caller's wishes is left to do.
     #[inline]
     pub(super) fn is_steady(&self) -> bool {
         const RARE: u16 = flag::PAUSED
@@ -221,22 +259,9 @@ impl Conn {
             | flag::FIN_SENT
             | flag::PARKED
             | flag::EOF_HELD
-            | flag::FILLING;
-        let rare = self.has(RARE) || !self.cancellable(Op::Recv);
+            | flag::RECV_INTO;
+        let rare = self.has(RARE) || !self.cancellable(OpKind::Recv);
         !rare && self.takes_data_as_it_comes()
-    }
-
-    pub(super) fn queued_bytes(&self) -> usize {
-        self.queue.as_ref().map_or(0, |queue| queue.bytes())
-    }
-
-    pub(super) fn queue_is_empty(&self) -> bool {
-        self.queue.as_ref().is_none_or(|queue| queue.is_empty())
-    }
-
-    /// True while the kernel may read payloads of this connection without an operation in flight.
-    pub(super) fn owes_notices(&self) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.notices() > 0)
     }
 
     /// Data may still be delivered to the caller.
@@ -250,9 +275,9 @@ impl Conn {
             return false;
         }
         match self.phase {
-            Phase::Open => self.is_filling() || !self.has(flag::PAUSED),
+            Phase::Open => self.is_receiving_into() || !self.has(flag::PAUSED),
             Phase::Closing => true,
-            _ => false,
+            Phase::Connecting | Phase::Terminating => false,
         }
     }
 
@@ -266,35 +291,20 @@ impl Conn {
         self.cold().reason = Some((kind, errno));
     }
 
-    pub(super) fn close_how(&self) -> CloseHow {
+    pub(super) fn reason(&self) -> Option<CloseKind> {
+        self.cold.as_ref()?.reason.map(|(kind, _)| kind)
+    }
+
+    pub(super) fn close_mode(&self) -> CloseMode {
         // A FIN would make a stream that is cut short look complete.
-        if self.has(flag::RESET) || self.queued_bytes() > 0 { CloseHow::Reset } else { CloseHow::Quiet }
+        if self.has(flag::RESET) || self.send.bytes() > 0 { CloseMode::Reset } else { CloseMode::Orderly }
     }
 
     pub(super) fn close_reason(&self) -> CloseReason {
         let (kind, errno) = self.cold.as_ref().and_then(|cold| cold.reason).unwrap_or((CloseKind::Local, None));
-        let unsent_bytes = if mutant::is(Mutant::UnsentForgotten) { 0 } else { self.queued_bytes() as u64 };
+        let unsent_bytes = if mutant::is(Mutant::UnsentForgotten) { 0 } else { self.send.bytes() as u64 };
         CloseReason { kind, errno, unsent_bytes }
     }
-}
-
-#[derive(Debug)]
-pub(super) struct Listener {
-    pub(super) options: Rc<ListenOptions>,
-    /// An accept is in flight; it was advised to end.
-    pub(super) accepting: bool,
-    pub(super) cancelled: bool,
-    pub(super) dirty: bool,
-    /// Suspended, and told so.
-    pub(super) paused: bool,
-    /// Not to be armed before the timer fires or a descriptor closes.
-    pub(super) holding: bool,
-    pub(super) closing: bool,
-    pub(super) close_started: bool,
-    pub(super) errno: Option<Errno>,
-    pub(super) timer: Option<Key>,
-    /// How long the next hold lasts.
-    pub(super) hold_ns: u64,
 }
 
 #[cfg(test)]
@@ -303,6 +313,6 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Option<Conn>>() <= 72, "{} bytes", size_of::<Option<Conn>>());
+        assert_eq!(size_of::<Conn>(), 56);
     }
 }

@@ -1,15 +1,15 @@
 //! What a request costs in the engine alone, without a kernel below: for benchmarks. Owns: an engine's core on the dry backend, and connections that
 //! echo. Hidden from the documentation: nothing for users, and no promise.
 
+use super::Core;
 use super::conn::{Conn, Phase};
-use super::core::Core;
 use crate::backend::Tuning;
 use crate::backend::dry::Dry;
 use crate::buf::{Payload, Pool};
 use crate::completion::{Completions, Event};
 use crate::config::Config;
 use crate::error::Error;
-use crate::id::ConnId;
+use crate::id::{ConnId, EngineNumberGuard};
 use crate::options::SocketOptions;
 use crate::waker::Inbox;
 use std::time::Instant;
@@ -30,14 +30,15 @@ impl DryEngine {
     /// No memory for the receive pool.
     pub fn new(config: Config, conns: usize, now: Instant) -> Result<DryEngine, Error> {
         config.validate()?;
-        let tuning = Tuning::new(&config, false);
+        let number = EngineNumberGuard::new();
+        let tuning = Tuning::new(&config, number.number(), false);
         let (count, size) = tuning.buffers;
         let pool = Pool::new(count, size, tuning.low_watermark).map_err(|error| Error::os("mmap", &error))?;
         let backend = Dry::new(pool, tuning.gather_max, now);
-        let mut core = Core::new(config, Inbox::simulated());
+        let mut core = Core::new(config, number, Inbox::simulated(), false);
         let open = |core: &mut Core| {
-            let key = core.conns.insert(Conn::new(Phase::Open, 0, &SocketOptions::default(), None));
-            core.live += 1;
+            let key = core.endpoints.insert_conn(Conn::new(Phase::Open, 0, &SocketOptions::default(), None));
+            core.admission.came();
             core.mark_dirty(key);
             ConnId(key)
         };

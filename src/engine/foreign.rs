@@ -42,29 +42,29 @@ impl Engine {
     /// # Errors
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer; [`Error::Unsupported`] on the simulated backend.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
-        self.check_process()?;
-        if !self.core.has_work() {
-            self.core.check_failed()?;
+        // A failed engine still has events to hand out.
+        if self.is_child() || self.core.delivery.is_empty() {
+            self.check()?;
         }
         if self.watch.is_none() {
             let inner = with_backend!(&mut *self.backend, backend => backend.watch_fd())?;
             // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write
             // has to signal may be signalled late, or not at all.
             let watch = Watch::new(inner, self.core.inbox.fd()).map_err(|error| Error::os("as_fd", &error))?;
-            self.core.staged.foreign = Some(Arc::clone(&watch.bell));
+            self.core.staging.set_foreign(Arc::clone(&watch.bell));
             self.watch = Some(watch);
             // From here on calls of the waker write the descriptor, whether the engine sleeps or not.
             if self.core.inbox.signal.take(true) {
                 self.waker().wake();
             }
-            self.core.staged.kick();
+            self.core.staging.kick();
         }
         Ok(self.watch.as_ref().expect("just made").outer.fd().as_fd())
     }
 
     pub(super) fn enter_foreign(&mut self) {
         if let Some(watch) = &self.watch {
-            self.core.staged.unkick();
+            self.core.staging.unkick();
             watch.bell.reset();
         }
     }
@@ -77,10 +77,10 @@ impl Engine {
             backend.watch_reset();
             backend.has_next()
         });
-        if left_over || core.has_work() {
-            core.staged.kick();
+        if left_over || core.has_work() || core.failed.is_some() {
+            core.staging.kick();
         }
-        let deadline = core.wheel.next_deadline_ns();
+        let deadline = core.timers.next_deadline_ns();
         if deadline != watch.armed_ns {
             watch.armed_ns = deadline;
             sys::timerfd_set(

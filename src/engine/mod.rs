@@ -1,50 +1,72 @@
-//! The engine: one per thread, pulled by its owner. Owns: the facade, and what keeps a backend and the [`Core`] together. The
-//! logic is in the files beside this one, one subject each, and knows no backend.
+//! The engine: one per thread, polled by its owner. Owns: the facade, and the [`Core`], which falls into parts that each keep
+//! their own invariant. The logic is in the files beside this one, one subject each, and knows no backend.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `connect` `accept` `recv` `recv_into` `send` `shutdown` `close` | an operation each: its calls, when it is started, what its completion means |
+//! | `adopt` `timers` `foreign` | other calls |
+//! | `turn` `deliver` `staging` `parking` `spin` | a poll: its steps; what the caller is told and in which order; what waits to be started |
+//! | `endpoints` `conn` `listener` `admission` | what is open |
+//! | `failure` `teardown` `audit` `dry` | the end of an engine; checks; benchmarks |
 
 mod accept;
+mod admission;
+mod adopt;
 mod audit;
 mod close;
 mod conn;
 mod connect;
-mod core;
+mod deliver;
 mod dry;
-mod fail;
+mod endpoints;
+mod failure;
 mod foreign;
+mod listener;
+mod parking;
 mod recv;
+mod recv_into;
 mod send;
+mod shutdown;
 mod spin;
+mod staging;
 mod teardown;
 mod timers;
 mod turn;
 
-use self::core::Core;
 use crate::backend::sim::Sim;
-use crate::backend::{AnyBackend, Backend as _, Tuning, select, with_backend};
+use crate::backend::{AnyBackend, Backend as _, Side, Tuning, select, with_backend};
+use crate::buf::{RecvBufPool, SendMemory};
+use crate::caps::Capability;
 use crate::completion::Completions;
 use crate::config::{Backend, Config};
 use crate::error::Error;
-use crate::id::ConnId;
+use crate::id::{ConnId, EngineNumberGuard, Key};
 use crate::info::Info;
 use crate::leak::Leakable;
 use crate::net::Addr;
 use crate::stats::Stats;
 use crate::waker::{Inbox, Waker};
+use admission::Admission;
+pub use adopt::AdoptedId;
 use conn::Conn;
-pub use connect::AdoptedId;
+use deliver::Delivery;
 pub use dry::DryEngine;
+use endpoints::Endpoints;
 use foreign::Watch;
+use parking::Parking;
+use spin::Spin;
+use staging::Staging;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use timers::Timers;
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// How many engines of this process were dropped while the kernel would not let go of their memory
-/// in time (`Config::teardown_max`), or could not be trusted to have let go of it
-/// ([`Error::EngineFailed`]). That memory was leaked, so that nothing is ever used after it is
-/// freed.
+/// How many engines of this process were dropped while the kernel would not let go of their memory in time
+/// (`Config::teardown_max`). That memory was leaked, so that nothing is ever used after it is freed.
 pub fn leaked_engines() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
@@ -55,7 +77,6 @@ pub fn leaked_engines() -> u64 {
 /// loop over the completions of a poll.
 ///
 /// Dropping an engine closes everything it has open, without flushing: call [`Engine::drain`] first where that matters.
-/// If the owner of a payload panics when it is dropped, the panic goes on when all is closed.
 ///
 /// # Forks
 /// An engine belongs to the process that made it. In a forked child each call that returns a `Result`
@@ -77,6 +98,39 @@ pub struct Engine {
     epoch: Instant,
 }
 
+/// No room to start an operation before the next wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Full;
+
+/// What an engine is apart from its backend. Invariant: a connection that wants something started is staged; one that ended
+/// is in no table.
+#[derive(Debug)]
+struct Core {
+    config: Config,
+    number: EngineNumberGuard,
+    endpoints: Endpoints,
+    admission: Admission,
+    staging: Staging,
+    parking: Parking,
+    delivery: Delivery,
+    timers: Timers,
+    send_memory: SendMemory,
+    recv_bufs: RecvBufPool,
+    /// Tags of payloads that an operation sent, on their way to the caller. Empty between operations.
+    sent_tags: Vec<u64>,
+    /// Payloads of at least so many bytes may be sent without a copy; `usize::MAX` where that is not done.
+    zero_copy_threshold: usize,
+    stats: Stats,
+    /// Nanoseconds since the backend's epoch, read once or twice a turn.
+    now: u64,
+    spin: Spin,
+    inbox: Arc<Inbox>,
+    /// What the kernel said that cannot be true.
+    failed: Option<&'static str>,
+    /// The last poll ended in a panic: some of its turn is left to do.
+    interrupted: bool,
+}
+
 impl Engine {
     /// Makes an engine.
     ///
@@ -88,8 +142,9 @@ impl Engine {
         let config = config.with_environment()?;
         config.validate()?;
         let inbox = Inbox::new()?;
-        let (backend, info) = select::open(&config, &inbox)?;
-        Ok(Engine::on(config, inbox, backend, info))
+        let number = EngineNumberGuard::new();
+        let (backend, info) = select::open(&config, number.number(), &inbox)?;
+        Ok(Engine::on(config, number, inbox, backend, info))
     }
 
     /// An engine in a simulated world. Neither the environment nor a backend that the configuration names plays a part.
@@ -99,37 +154,37 @@ impl Engine {
     ) -> Result<Engine, Error> {
         config.validate()?;
         let inbox = Inbox::simulated();
-        let tuning = Tuning::new(&config, true);
+        let number = EngineNumberGuard::new();
+        let tuning = Tuning::new(&config, number.number(), true);
         let info = select::simulated(&tuning);
         let sim = place(tuning, Arc::clone(&inbox))?;
-        Ok(Engine::on(config, inbox, AnyBackend::Sim(Box::new(sim)), info))
+        Ok(Engine::on(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
     }
 
-    fn on(config: Config, inbox: Arc<Inbox>, backend: AnyBackend, info: Info) -> Engine {
+    fn on(config: Config, number: EngineNumberGuard, inbox: Arc<Inbox>, backend: AnyBackend, info: Info) -> Engine {
         let epoch = with_backend!(&backend, backend => backend.epoch());
-        let (core, backend) = (Leakable::new(Core::new(config, inbox)), Leakable::new(backend));
+        let zero_copy = info.caps.uses(Capability::SendZc);
+        let core = Leakable::new(Core::new(config, number, inbox, zero_copy));
+        let backend = Leakable::new(backend);
         Engine { core, backend, info, watch: None, epoch }
     }
 
-    /// Each public call goes through this, or through one of the next three.
+    /// Each public call goes through this, [`Engine::check`] or [`Engine::own`].
     #[inline]
     fn is_child(&self) -> bool {
         self.core.inbox.is_child()
     }
 
-    /// For calls that a failed engine serves too.
-    #[inline]
-    fn check_process(&self) -> Result<(), Error> {
-        if self.is_child() { Err(Error::Forked) } else { Ok(()) }
-    }
-
     #[inline]
     fn check(&self) -> Result<(), Error> {
-        self.check_process()?;
-        self.core.check_failed()
+        match self.core.failed {
+            _ if self.is_child() => Err(Error::Forked),
+            Some(what) => Err(Error::EngineFailed(what)),
+            None => Ok(()),
+        }
     }
 
-    /// The engine's state, in the process that made it and until it fails.
+    /// The engine's state, in the process that made it.
     #[inline]
     fn own(&mut self) -> Result<&mut Core, Error> {
         self.check()?;
@@ -143,30 +198,33 @@ impl Engine {
     /// If `completions` is full already, nothing is waited for, and 0 returned.
     ///
     /// # Errors
-    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine
-    /// crashed, or nothing will ever happen in its world. [`Error::Os`] if the kernel refuses to go
-    /// on; connections cannot cause that. [`Error::EngineFailed`] once the kernel reported
-    /// something impossible and all of the last events were handed out.
+    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine crashed, or nothing will ever
+    /// happen in its world. [`Error::Os`] if the kernel refuses to go on; connections cannot cause that.
+    /// [`Error::EngineFailed`] if the kernel said something that cannot be true, once all connections were reported closed.
     ///
     /// # Panics
-    /// If the owner of a payload (of [`Bytes::from_owner`](bytes::Bytes::from_owner)) panics when it is
-    /// dropped. What was reported until then is in `completions`, and the engine stays usable: no byte and
-    /// no event is lost. Look at `completions`, and poll again.
+    /// A panic of a payload's own `drop` goes on to the caller. The engine stays usable: nothing is lost, and what the poll has
+    /// added to `completions` is there.
     pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
-        self.check_process()?;
+        if self.is_child() {
+            return Err(Error::Forked);
+        }
         self.enter_foreign();
         self.refresh_clock();
         let deadline = timeout.map(|timeout| self.core.later(timeout));
-        // What is told to others of the state of this engine must hold after a panic too.
-        let result = catch_unwind(AssertUnwindSafe(
-            || with_backend!(&mut *self.backend, backend => self.core.poll(&mut **backend, completions, deadline)),
-        ));
-        self.core.interrupted = result.is_err();
+        // A payload's own drop may panic: what follows a poll is done all the same.
+        let polled = catch_unwind(AssertUnwindSafe(|| match self.core.failed {
+            None => with_backend!(&mut *self.backend, backend => {
+                self.core.poll(&mut **backend, completions, deadline)
+            }),
+            Some(what) => self.core.poll_failed(what, completions),
+        }));
+        self.core.interrupted = polled.is_err();
         self.leave_foreign();
         if let AnyBackend::Sim(sim) = &mut *self.backend {
             sim.note_deadline(self.core.next_deadline());
         }
-        result.unwrap_or_else(|panic| resume_unwind(panic))
+        polled.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// The time by the engine's clock: the monotonic clock of the system, or that of the simulated world. For
@@ -183,7 +241,7 @@ impl Engine {
             return false;
         }
         if self.core.failed.is_some() {
-            return self.core.has_work();
+            return !self.core.delivery.is_empty();
         }
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
         let expected = matches!(&*self.backend, AnyBackend::Sim(sim) if sim.is_expected());
@@ -215,6 +273,9 @@ impl Engine {
             heap_copies: backend.heap_copies,
             single_receives: backend.single_receives,
             late_receives: backend.late_receives,
+            early_sends: backend.early_sends,
+            zero_copy_sends: backend.zero_copy_sends,
+            kernel_violations: backend.kernel_violations,
             ..self.core.stats
         }
     }
@@ -248,7 +309,7 @@ impl Engine {
 
     /// The number of connections: opened or accepted, and not yet told to be closed.
     pub fn connections(&self) -> usize {
-        if self.is_child() { 0 } else { self.core.live }
+        if self.is_child() { 0 } else { self.core.admission.live() }
     }
 
     /// The address of the peer. A system call.
@@ -257,7 +318,7 @@ impl Engine {
     /// [`Error::Stale`], or what getpeername(2) answers.
     pub fn peer_addr(&self, id: ConnId) -> Result<Addr, Error> {
         self.look(id)?;
-        with_backend!(&*self.backend, backend => backend.peer_addr(id.0))
+        with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Peer))
             .map_err(|error| Error::os("getpeername", &error))
     }
 
@@ -267,7 +328,7 @@ impl Engine {
     /// [`Error::Stale`], or what getsockname(2) answers.
     pub fn local_addr(&self, id: ConnId) -> Result<Addr, Error> {
         self.look(id)?;
-        with_backend!(&*self.backend, backend => backend.local_addr(id.0))
+        with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Local))
             .map_err(|error| Error::os("getsockname", &error))
     }
 
@@ -278,7 +339,7 @@ impl Engine {
         with_backend!(&*self.backend, backend => backend.fd(id.0))
     }
 
-    /// The connection behind an id, where [`Engine::own`] would answer.
+    /// The connection behind an id, in the process that made the engine.
     fn look(&self, id: ConnId) -> Result<&Conn, Error> {
         self.check()?;
         self.core.look(id.0)
@@ -298,5 +359,72 @@ impl Engine {
 
     fn nanoseconds_of(&self, when: Instant) -> u64 {
         u64::try_from(when.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Core {
+    fn new(config: Config, number: EngineNumberGuard, inbox: Arc<Inbox>, zero_copy: bool) -> Core {
+        let engine = number.number();
+        let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Core {
+            endpoints: Endpoints::new(engine, config.connections_max),
+            admission: Admission::new(config.connections_max, config.listeners_max),
+            staging: Staging::default(),
+            parking: Parking::default(),
+            delivery: Delivery::new(config.budget, config.turn_bytes),
+            timers: Timers::new(engine, config.timers_max),
+            send_memory: SendMemory::default(),
+            recv_bufs: RecvBufPool::default(),
+            sent_tags: Vec::new(),
+            zero_copy_threshold: config.zero_copy_threshold.filter(|_| zero_copy).unwrap_or(usize::MAX),
+            stats: Stats::default(),
+            now: 0,
+            spin: Spin::new(nanoseconds(config.spin)),
+            inbox,
+            failed: None,
+            interrupted: false,
+            number,
+            config,
+        }
+    }
+
+    /// The connection behind an id that the caller holds, to look at.
+    fn look(&self, key: Key) -> Result<&Conn, Error> {
+        self.endpoints.conn(key).ok_or(Error::Stale)
+    }
+
+    /// The connection behind an id that the caller holds.
+    fn conn(&mut self, key: Key) -> Result<&mut Conn, Error> {
+        self.endpoints.conn_mut(key).ok_or(Error::Stale)
+    }
+
+    #[inline]
+    fn mark_dirty(&mut self, key: Key) {
+        if let Some(conn) = self.endpoints.conn_mut(key) {
+            self.staging.mark(conn, key);
+        }
+    }
+
+    fn mark_listener_dirty(&mut self, key: Key) {
+        if let Some(listener) = self.endpoints.listener_mut(key) {
+            self.staging.mark_listener(listener, key);
+        }
+    }
+
+    /// True if a poll has something to do at once.
+    fn has_work(&self) -> bool {
+        !self.staging.is_empty() || !self.delivery.is_empty() || self.interrupted
+    }
+
+    /// When `poll` has something to do although nothing happened.
+    fn next_deadline(&self) -> Option<u64> {
+        match self.has_work() {
+            true => Some(self.now),
+            false => self.timers.next_deadline_ns(),
+        }
+    }
+
+    fn later(&self, delay: Duration) -> u64 {
+        self.now.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX))
     }
 }

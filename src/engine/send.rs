@@ -1,18 +1,14 @@
 //! Sending. Owns: what may be queued, when a send is started, and what its result means. Invariant: one send in flight per
-//! connection; the next one takes all that was queued meanwhile.
+//! connection; it has the queue, and what is queued meanwhile is in another one, which follows it.
 
-use super::Engine;
 use super::conn::{Conn, Phase, flag};
-use super::core::Core;
-use crate::backend::{Backend, Op, Outcome, QueueFull};
-use crate::buf::{Disposal, Payload};
+use super::{Core, Engine, Full};
+use crate::backend::{Backend, OpKind, OpResult, Operation, SendBatch, Side, Started};
+use crate::buf::{Payload, SendMemory};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error, SendError, WriteError};
 use crate::id::{ConnId, Key};
 use crate::mutant::{self, Mutant};
-
-/// Zero-copy sends stop for a while when this much waits for notifications.
-const HELD_BYTES_MAX: usize = 8 << 20;
 
 impl Engine {
     /// Queues a payload for sending, without a copy. It leaves with the next [`Engine::poll`], together with all else that
@@ -24,7 +20,7 @@ impl Engine {
     /// [`SendError::Stale`], [`SendError::Forked`].
     #[inline]
     pub fn send(&mut self, id: ConnId, payload: impl Into<Payload>) -> Result<(), SendError> {
-        self.send_maybe_tagged(id, payload.into(), None)
+        self.send_payload(id, payload.into(), None)
     }
 
     /// As [`Engine::send`], and [`Event::Sent`] with the tag tells when the kernel has taken the last byte of it.
@@ -32,12 +28,11 @@ impl Engine {
     /// # Errors
     /// As [`Engine::send`].
     pub fn send_tagged(&mut self, id: ConnId, payload: impl Into<Payload>, tag: u64) -> Result<(), SendError> {
-        self.send_maybe_tagged(id, payload.into(), Some(tag))
+        self.send_payload(id, payload.into(), Some(tag))
     }
 
     #[inline]
-    fn send_maybe_tagged(&mut self, id: ConnId, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
-        // In a failed engine every id is stale.
+    fn send_payload(&mut self, id: ConnId, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
         if self.is_child() {
             return Err(SendError::Forked(payload));
         }
@@ -55,23 +50,113 @@ impl Engine {
         self.core.write(id.0, bytes)
     }
 
-    /// Sends the FIN when all that is queued has left. Reading goes on; the connection ends when the peer's FIN comes too.
-    ///
-    /// # Errors
-    /// [`Error::Stale`].
-    pub fn shutdown_write(&mut self, id: ConnId) -> Result<(), Error> {
-        let core = self.own()?;
-        core.conn(id.0)?.set(flag::WRITE_SHUT);
-        core.mark_dirty(id.0);
-        Ok(())
-    }
-
     /// Bytes queued for sending that the kernel has not taken yet.
     ///
     /// # Errors
     /// [`Error::Stale`].
     pub fn queued_bytes(&self, id: ConnId) -> Result<usize, Error> {
-        Ok(self.look(id)?.queued_bytes())
+        Ok(self.look(id)?.send.bytes())
+    }
+}
+
+/// What a connection has to send.
+#[derive(Debug, Default)]
+pub(super) struct SendSide {
+    /// What is queued, but for what is in flight.
+    queue: Option<SendBatch>,
+    in_flight: Away,
+}
+
+/// The size of what is in flight: 44 bits for bytes, 20 for payloads (`Config::send_entries_max` is below that).
+#[derive(Clone, Copy, Debug, Default)]
+struct Away(u64);
+
+const AWAY_BYTES_MAX: u64 = (1 << 44) - 1;
+
+impl Away {
+    #[inline]
+    fn of(batch: &SendBatch) -> Away {
+        Away((batch.bytes() as u64).min(AWAY_BYTES_MAX) | (batch.entries() as u64) << 44)
+    }
+
+    #[inline]
+    fn bytes(self) -> usize {
+        (self.0 & AWAY_BYTES_MAX) as usize
+    }
+
+    #[inline]
+    fn entries(self) -> usize {
+        (self.0 >> 44) as usize
+    }
+}
+
+impl SendSide {
+    /// Bytes that the kernel has not taken yet.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.bytes()) + self.in_flight.bytes()
+    }
+
+    #[inline]
+    fn entries(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.entries()) + self.in_flight.entries()
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries() == 0
+    }
+
+    #[inline]
+    fn queue(&mut self, memory: &mut SendMemory) -> &mut SendBatch {
+        self.queue.get_or_insert_with(|| memory.queue())
+    }
+
+    /// What can be sent now.
+    #[inline]
+    fn waiting(&self) -> Option<&SendBatch> {
+        self.queue.as_ref().filter(|queue| !queue.is_empty())
+    }
+
+    /// Takes what can be sent: it will be in flight, or come back.
+    #[inline]
+    fn take(&mut self) -> Option<SendBatch> {
+        self.waiting()?;
+        let batch = self.queue.take()?;
+        self.in_flight = Away::of(&batch);
+        Some(batch)
+    }
+
+    /// Takes the first send of a connect, if it is one that can go along.
+    pub(super) fn take_early(&mut self, payloads_max: usize, least_zero_copy: usize) -> Option<SendBatch> {
+        let small = 1..least_zero_copy;
+        let fits = |queue: &&SendBatch| small.contains(&queue.front_len()) && queue.entries() <= payloads_max;
+        self.queue.as_ref().filter(fits)?;
+        self.take()
+    }
+
+    /// What was taken comes back unsent, in front of what was queued meanwhile.
+    pub(super) fn put_back(&mut self, mut batch: SendBatch, memory: &mut SendMemory) {
+        self.in_flight = Away::default();
+        if let Some(mut later) = self.queue.take() {
+            batch.append(&mut later);
+            memory.retire_queue(later);
+        }
+        self.queue = Some(batch);
+    }
+
+    /// Gives the queue up, with what is in it.
+    pub(super) fn retire(&mut self, memory: &mut SendMemory) {
+        if let Some(queue) = self.queue.take() {
+            memory.retire_queue(queue);
+        }
+    }
+
+    /// Gives an empty queue to the next connection that sends.
+    pub(super) fn retire_empty(&mut self, memory: &mut SendMemory) {
+        if let Some(queue) = self.queue.take_if(|queue| queue.is_empty()) {
+            memory.retire_queue(queue);
+        }
     }
 }
 
@@ -83,12 +168,10 @@ enum Refusal {
 }
 
 impl Conn {
-    /// At the limit `Drained` is owed.
+    /// Something is queued, or the write side is to be shut or is dead.
     #[inline]
-    fn note_full(&mut self, high: usize) {
-        if self.queued_bytes() >= high {
-            self.set(flag::FULL);
-        }
+    pub(super) fn wants_service_of_sends(&self) -> bool {
+        self.send.queue.is_some() || self.has(flag::WRITE_SHUT | flag::WRITE_DEAD)
     }
 
     fn may_queue(&self) -> bool {
@@ -97,54 +180,58 @@ impl Conn {
 }
 
 impl Core {
-    /// A connection whose queue takes something more, with that queue made, and put on the list of those whose next turn will see
-    /// to them.
+    /// Lets `add` put something in the queue of a connection, which is put on the list of those that the next turn looks at.
+    /// At the high watermark `Drained` is owed.
     #[inline(always)]
-    fn welcome(&mut self, key: Key) -> Result<(&mut Conn, &mut Disposal), Refusal> {
+    fn enqueue(&mut self, key: Key, add: impl FnOnce(&mut SendBatch, &mut SendMemory)) -> Result<(), Refusal> {
         let (high, entries_max) = (self.config.send_high_watermark, self.config.send_entries_max);
-        let conn = self.conns.get_mut(key).filter(|conn| conn.phase != Phase::Ghost).ok_or(Refusal::Stale)?;
+        let Some(conn) = self.endpoints.conn_mut(key) else { return Err(Refusal::Stale) };
         if !conn.may_queue() {
             return Err(Refusal::Closed);
         }
-        let queue = Core::queue_of(conn, &mut self.spare_queues);
-        if queue.bytes() >= high || queue.entries() >= entries_max {
+        let in_flight = conn.send.in_flight;
+        let queue = conn.send.queue(&mut self.send_memory);
+        if queue.bytes() + in_flight.bytes() >= high || queue.entries() + in_flight.entries() >= entries_max {
             conn.set(flag::FULL);
             self.stats.sends_refused += 1;
             return Err(Refusal::Full);
         }
-        self.staged.mark(conn, key);
-        Ok((conn, &mut self.disposal))
+        add(queue, &mut self.send_memory);
+        if queue.bytes() + in_flight.bytes() >= high {
+            conn.set(flag::FULL);
+        }
+        self.staging.mark(conn, key);
+        Ok(())
     }
 
     #[inline]
     pub(super) fn send(&mut self, key: Key, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
-        let high = self.config.send_high_watermark;
-        match self.welcome(key) {
-            Ok((conn, _)) => {
-                conn.queue.as_mut().expect("made in welcome").push(payload, tag);
-                conn.note_full(high);
-                Ok(())
+        let mut payload = Some(payload);
+        let result = self.enqueue(key, |queue, _| {
+            if let Some(payload) = payload.take() {
+                queue.push(payload, tag);
             }
-            Err(Refusal::Stale) => Err(SendError::Stale(payload)),
-            Err(Refusal::Closed) => Err(SendError::Closed(payload)),
-            Err(Refusal::Full) => Err(SendError::Full(payload)),
+        });
+        match (result, payload) {
+            (Err(Refusal::Stale), Some(payload)) => Err(SendError::Stale(payload)),
+            (Err(Refusal::Closed), Some(payload)) => Err(SendError::Closed(payload)),
+            (Err(Refusal::Full), Some(payload)) => Err(SendError::Full(payload)),
+            _ => Ok(()),
         }
     }
 
     #[inline]
     fn write(&mut self, key: Key, bytes: &[u8]) -> Result<(), WriteError> {
-        let high = self.config.send_high_watermark;
-        match self.welcome(key) {
-            Ok(_) if bytes.is_empty() => Ok(()),
-            Ok((conn, disposal)) => {
-                conn.queue.as_mut().expect("made in welcome").write(bytes, disposal);
-                conn.note_full(high);
-                Ok(())
+        let result = self.enqueue(key, |queue, memory| {
+            if !bytes.is_empty() {
+                queue.write(bytes, memory);
             }
-            Err(Refusal::Stale) => Err(WriteError::Stale),
-            Err(Refusal::Closed) => Err(WriteError::Closed),
-            Err(Refusal::Full) => Err(WriteError::Full),
-        }
+        });
+        result.map_err(|refusal| match refusal {
+            Refusal::Stale => WriteError::Stale,
+            Refusal::Closed => WriteError::Closed,
+            Refusal::Full => WriteError::Full,
+        })
     }
 
     /// Starts a send if there is something to send, and the FIN if it is time.
@@ -153,128 +240,137 @@ impl Core {
         backend: &mut B,
         key: Key,
         out: &mut Completions,
-    ) -> Result<(), QueueFull> {
-        let conn = self.conns.get_mut(key).expect("serviced while live");
-        if conn.in_flight(Op::Send) {
+    ) -> Result<(), Full> {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
+        if conn.in_flight(OpKind::Send) {
             if mutant::is(Mutant::EarlyFin) && conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT) {
-                conn.set(flag::FIN_SENT);
-                backend.shutdown_write(key);
+                self.send_fin(backend, key);
             }
             return Ok(());
         }
-        if let Some(queue) = conn.queue.as_mut().filter(|queue| !queue.is_empty() && queue.front_len() == 0) {
-            queue.skip_empty(&mut self.disposal, |tag| self.sent_tags.push(tag));
-            self.tell_sent(key, out);
-            self.tell_drained(key, out);
+        let mut conn = conn;
+        let mut front_len = conn.send.waiting().map(|queue| queue.front_len());
+        if front_len == Some(0) {
+            self.skip_empty(key, out);
+            conn = match self.endpoints.conn_mut(key) {
+                Some(conn) => conn,
+                None => return Ok(()),
+            };
+            front_len = conn.send.waiting().map(|queue| queue.front_len());
         }
-        let conn = self.conns.get_mut(key).expect("still there");
         if conn.has(flag::WRITE_DEAD) {
             // Only data that came before the failure is still waited for; if that is not wanted, this is the end.
-            if conn.is_open() && conn.has(flag::PAUSED) && !conn.is_filling() {
+            if conn.is_open() && conn.has(flag::PAUSED) && !conn.is_receiving_into() {
                 self.end_phase(key);
             }
             return Ok(());
         }
-        if !conn.queue_is_empty() {
-            let large = self.config.zero_copy_threshold.is_some_and(|least| {
-                conn.queue.as_ref().is_some_and(|queue| queue.front_len() >= least) && backend.can_zero_copy()
-            });
-            let zero_copy = large && self.wants_zero_copy(backend, key);
-            let conn = self.conns.get_mut(key).expect("still there");
-            let queue = conn.queue.as_mut().expect("not empty");
-            let taken = backend.start_send(key, queue, zero_copy)?;
-            if zero_copy {
-                self.stats.zero_copy_sends += 1;
-            }
-            match taken {
-                Some(taken) => self.sent(key, taken, None, out),
-                None => conn.started(Op::Send),
+        let Some(front_len) = front_len else {
+            conn.send.retire_empty(&mut self.send_memory);
+            if conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT) {
+                self.send_fin(backend, key);
             }
             return Ok(());
+        };
+        let mut zero_copy = false;
+        if front_len >= self.zero_copy_threshold {
+            zero_copy = self.wants_zero_copy(backend, key);
+            conn = match self.endpoints.conn_mut(key) {
+                Some(conn) => conn,
+                None => return Ok(()),
+            };
         }
-        if conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT | flag::WRITE_DEAD) {
-            conn.set(flag::FIN_SENT);
-            // A descriptor that is closed at once sends its FIN with that.
-            if conn.phase != Phase::Closing || !self.config.fin_wait.is_zero() {
-                backend.shutdown_write(key);
+        let Some(mut batch) = conn.send.take() else { return Ok(()) };
+        batch.set_zero_copy(zero_copy);
+        match backend.start(key, Operation::Send(batch)) {
+            Started::Sent(batch, result) => self.sent(key, batch, result, out),
+            Started::NoRoom(Operation::Send(batch)) => {
+                conn.send.put_back(batch, &mut self.send_memory);
+                return Err(Full);
             }
+            Started::InFlight | Started::Done | Started::NoRoom(_) => conn.started(OpKind::Send),
         }
-        self.recycle_queue(key);
         Ok(())
     }
 
+    /// Payloads without bytes at the front need no operation.
+    fn skip_empty(&mut self, key: Key, out: &mut Completions) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if let Some(queue) = &mut conn.send.queue {
+            queue.advance(0, &mut self.send_memory, &mut self.sent_tags);
+        }
+        self.emit_sent(key, out);
+        self.emit_drained(key, out);
+    }
+
     /// For a payload at the threshold.
+    #[inline(never)]
     fn wants_zero_copy<B: Backend>(&mut self, backend: &B, key: Key) -> bool {
         let anywhere = self.config.zero_copy_anywhere;
-        let conn = self.conns.get_mut(key).expect("still there");
-        let queue = conn.queue.as_ref().expect("not empty");
-        if queue.held_bytes() > HELD_BYTES_MAX {
-            return false;
-        }
+        let Some(conn) = self.endpoints.conn_mut(key) else { return false };
         if !conn.has(flag::PEER_KNOWN) {
             conn.set(flag::PEER_KNOWN);
-            if !anywhere && backend.peer_addr(key).map_or(true, |addr| addr.is_local()) {
+            if !anywhere && backend.addr(key, Side::Peer).map_or(true, |addr| addr.is_local()) {
                 conn.set(flag::NO_ZERO_COPY);
             }
         }
         !conn.has(flag::NO_ZERO_COPY)
     }
 
-    pub(super) fn on_send<S>(&mut self, key: Key, more: bool, outcome: Outcome<S>, out: &mut Completions) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if matches!(outcome, Outcome::Notified) {
-            let Some(queue) = conn.queue.as_mut() else { return };
-            return match queue.notice(&mut self.disposal) {
-                Ok(()) => self.after_notice(key),
-                Err(violation) => self.distrust(violation),
-            };
-        }
-        conn.ended(Op::Send);
-        if let Some(queue) = conn.queue.as_mut().filter(|_| more) {
-            queue.expect_notice();
-        }
-        match outcome {
-            Outcome::Count(taken) => self.sent(key, taken, None, out),
-            Outcome::Failed(errno) => self.sent(key, 0, Some(errno), out),
-            _ => self.sent(key, 0, None, out),
-        }
-    }
-
-    /// A send ended. The kernel took so many bytes.
+    /// A send ended: the batch is back, and so many bytes of it were taken.
     #[inline(always)]
-    fn sent(&mut self, key: Key, taken: usize, failure: Option<Errno>, out: &mut Completions) {
-        let now = self.now;
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        let Some(queue) = conn.queue.as_mut() else { return };
-        let left = match queue.complete(taken, &mut self.disposal, |tag| self.sent_tags.push(tag)) {
-            Ok(left) => left,
-            Err(violation) => return self.distrust(violation),
+    pub(super) fn sent(&mut self, key: Key, batch: SendBatch, result: OpResult, out: &mut Completions) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return self.send_memory.retire_queue(batch) };
+        conn.ended(OpKind::Send);
+        conn.send.in_flight = Away::default();
+        conn.note_activity(self.now);
+        let (taken, failure) = match result.get() {
+            Ok(taken) => (taken, None),
+            Err(errno) => (0, Some(errno)),
         };
-        conn.active_at = now;
-        let (empty, at_rest) = (queue.is_empty(), queue.is_idle());
-        let idle = empty && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
         self.stats.sends += 1;
         self.stats.bytes_sent += taken as u64;
-        if idle && at_rest && taken > 0 && self.sent_tags.is_empty() && !conn.has(flag::FULL) {
-            // The common case: all of it left, and nobody waits to be told.
-            self.spare_queues.give(conn.queue.take().expect("looked at above"));
-            return;
+        let goes_on = conn.phase != Phase::Open || conn.has(flag::WRITE_SHUT | flag::FULL);
+        if !goes_on && taken > 0 && conn.send.queue.is_none() && batch.is_whole(taken) {
+            // The common case: all of it left.
+            if batch.has_tags() {
+                batch.tags().for_each(|tag| self.sent_tags.push(tag));
+                self.emit_sent(key, out);
+            }
+            return self.send_memory.retire_queue(batch);
         }
-        self.stats.partial_sends += u64::from(taken > 0 && left > 0);
-        match idle {
-            true => self.recycle_queue(key),
-            false if mutant::is(Mutant::LostRest) && taken > 0 => {}
-            false => self.mark_dirty(key),
+        self.sent_in_part(key, batch, (taken, failure), out);
+    }
+
+    #[inline(never)]
+    fn sent_in_part(
+        &mut self,
+        key: Key,
+        batch: SendBatch,
+        (taken, failure): (usize, Option<Errno>),
+        out: &mut Completions,
+    ) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return self.send_memory.retire_queue(batch) };
+        self.stats.partial_sends += u64::from(taken > 0 && batch.given() > taken);
+        conn.send.put_back(batch, &mut self.send_memory);
+        if let Some(queue) = &mut conn.send.queue {
+            queue.advance(taken, &mut self.send_memory, &mut self.sent_tags);
+        }
+        conn.send.retire_empty(&mut self.send_memory);
+        let idle = conn.send.is_empty() && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
+        let forgets = mutant::is(Mutant::LostRest) && taken > 0;
+        if !idle && !forgets {
+            self.staging.mark(conn, key);
         }
         if let Some(errno) = failure {
             self.send_failed(key, errno);
         }
-        self.tell_sent(key, out);
-        self.tell_drained(key, out);
+        self.emit_sent(key, out);
+        self.emit_drained(key, out);
     }
 
     /// Tells of tagged payloads that left.
-    fn tell_sent(&mut self, key: Key, out: &mut Completions) {
+    fn emit_sent(&mut self, key: Key, out: &mut Completions) {
         let mut tags = std::mem::take(&mut self.sent_tags);
         for tag in tags.drain(..) {
             self.emit(key, Event::Sent { tag }, out);
@@ -282,12 +378,11 @@ impl Core {
         self.sent_tags = tags;
     }
 
-    /// Says that sending is welcome again, if it was not and now is.
-    fn tell_drained(&mut self, key: Key, out: &mut Completions) {
+    /// Says that there is room for sends again, if there was none and now is.
+    fn emit_drained(&mut self, key: Key, out: &mut Completions) {
         let (low, entries_low) = (self.config.send_low_watermark, self.config.send_entries_max / 2);
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        let entries = conn.queue.as_ref().map_or(0, |queue| queue.entries());
-        if !conn.has(flag::FULL) || conn.queued_bytes() > low || entries > entries_low {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if !conn.has(flag::FULL) || conn.send.bytes() > low || conn.send.entries() > entries_low {
             return;
         }
         conn.unset(flag::FULL);
@@ -296,28 +391,20 @@ impl Core {
         }
     }
 
-    fn after_notice(&mut self, key: Key) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.phase == Phase::Ghost && !conn.owes_notices() {
-            self.conns.remove(key);
-            self.retry_paused_listeners();
-        }
-    }
-
     fn send_failed(&mut self, key: Key, errno: Errno) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
         match errno.0 {
-            libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.mark_dirty(key),
+            libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.staging.mark(conn, key),
             // Zero-copy was refused: this kind of socket cannot, or its memory may not be locked. Copy instead.
             libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM if !conn.has(flag::NO_ZERO_COPY) => {
                 conn.set(flag::NO_ZERO_COPY | flag::PEER_KNOWN);
-                self.mark_dirty(key);
+                self.staging.mark(conn, key);
             }
             // Data that came before the failure is still there: read it, up to the error or the end.
             _ if conn.is_open() && conn.wants_recv() => {
                 conn.set(flag::WRITE_DEAD);
                 conn.set_reason(broken_kind(errno), Some(errno));
-                self.mark_dirty(key);
+                self.staging.mark(conn, key);
             }
             _ => self.broke(key, errno),
         }
@@ -325,9 +412,9 @@ impl Core {
 
     /// The connection broke: the end, for this reason, unless all was well already.
     pub(super) fn broke(&mut self, key: Key, errno: Errno) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
         // After a local close, a reset that finds nothing left to send changes nothing.
-        let harmless = conn.phase == Phase::Closing && conn.queue_is_empty() && conn.has(flag::FIN_SENT);
+        let harmless = conn.phase == Phase::Closing && conn.send.is_empty() && conn.has(flag::FIN_SENT);
         match harmless {
             true => self.end_phase(key),
             false => self.terminate(key, broken_kind(errno), Some(errno)),

@@ -1,7 +1,7 @@
 //! Looking before sleeping (`Config::spin`). Owns: the decision whether to look, from what earlier looks found. Invariant: while looking does
 //! not pay, it is tried less and less often. Reads no clock: time comes from the backend.
 
-use super::core::Core;
+use super::Core;
 use crate::backend::Backend;
 use crate::error::Error;
 

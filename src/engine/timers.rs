@@ -1,15 +1,16 @@
-//! Timers of the caller. Owns: the public calls; the wheel does the work.
+//! Timers, the caller's and the engine's. Owns: the wheel, and how many timers of it are the caller's.
 
-use super::Engine;
+use super::{Core, Engine};
+use crate::completion::{Completions, Event};
 use crate::error::Error;
-use crate::id::TimerId;
+use crate::id::{EngineNumber, Key, TimerId};
 use crate::mutant::{self, Mutant};
-use crate::timer::Owner;
+use crate::timer::{Owner, Wheel};
 use std::time::{Duration, Instant};
 
 impl Engine {
-    /// Sets a timer: [`Event::Timer`](crate::Event::Timer) with `tag` after `delay`, never before it. The wheel's resolution is
-    /// 65.5 µs. O(1), no system call.
+    /// Sets a timer: [`Event::Timer`] with `tag` after `delay`, never before it. The wheel's resolution is 65.5 µs. O(1), no
+    /// system call.
     ///
     /// # Errors
     /// [`Error::Limit`] at `Config::timers_max`.
@@ -17,7 +18,7 @@ impl Engine {
         self.check()?;
         self.refresh_clock();
         let deadline = self.core.later(delay);
-        self.timer_at_ns(deadline, tag)
+        self.core.add_timer(deadline, tag)
     }
 
     /// As [`Engine::timer_after`], at an instant. One that has passed fires in the next poll.
@@ -27,19 +28,11 @@ impl Engine {
     pub fn timer_at(&mut self, when: Instant, tag: u64) -> Result<TimerId, Error> {
         self.check()?;
         let deadline = self.nanoseconds_of(when);
-        self.timer_at_ns(deadline, tag)
+        self.core.add_timer(deadline, tag)
     }
 
-    fn timer_at_ns(&mut self, deadline: u64, tag: u64) -> Result<TimerId, Error> {
-        if self.core.user_timers >= self.core.config.timers_max {
-            return Err(Error::Limit { limit: "timers_max", value: self.core.config.timers_max });
-        }
-        self.core.user_timers += 1;
-        self.core.staged.kick();
-        Ok(TimerId(self.core.wheel.add(deadline, Owner::User { tag })))
-    }
-
-    /// Cancels a timer. False if it has fired, or was cancelled before: an event of it that was not yet handed out still comes.
+    /// Cancels a timer. False if it has fired, or was cancelled before: an event of it that was not yet handed out still
+    /// comes.
     pub fn timer_cancel(&mut self, id: TimerId) -> bool {
         if self.is_child() {
             return false;
@@ -47,9 +40,7 @@ impl Engine {
         if mutant::is(Mutant::UndeadTimer) {
             return true;
         }
-        let cancelled = self.core.wheel.cancel(id.0);
-        self.core.user_timers -= usize::from(cancelled);
-        cancelled
+        self.core.timers.cancel_user(id)
     }
 
     /// Moves a timer to `delay` from now. False if it has fired, or was cancelled.
@@ -59,12 +50,96 @@ impl Engine {
         }
         self.refresh_clock();
         let deadline = self.core.later(delay);
-        self.core.staged.kick();
-        self.core.wheel.reset(id.0, deadline)
+        self.core.staging.kick();
+        self.core.timers.wheel.reset(id.0, deadline)
     }
 
     /// The number of timers that are set.
     pub fn timers(&self) -> usize {
-        if self.is_child() { 0 } else { self.core.user_timers }
+        if self.is_child() { 0 } else { self.core.timers.user }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Timers {
+    wheel: Wheel,
+    user: usize,
+    user_max: usize,
+}
+
+impl Timers {
+    pub(super) fn new(engine: EngineNumber, user_max: usize) -> Timers {
+        Timers { wheel: Wheel::new(engine), user: 0, user_max }
+    }
+
+    /// Sets the timer of a connection or listener, moves it, or takes it away.
+    pub(super) fn set(&mut self, timer: &mut Option<Key>, deadline: Option<u64>, owner: Owner) {
+        match (*timer, deadline) {
+            (Some(timer), Some(deadline)) => {
+                self.wheel.reset(timer, deadline);
+            }
+            (Some(old), None) => {
+                self.wheel.cancel(old);
+                *timer = None;
+            }
+            (None, Some(deadline)) => *timer = Some(self.wheel.add(deadline, owner)),
+            (None, None) => {}
+        }
+    }
+
+    fn cancel_user(&mut self, id: TimerId) -> bool {
+        let cancelled = self.wheel.cancel(id.0);
+        self.user -= usize::from(cancelled);
+        cancelled
+    }
+
+    #[inline]
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        self.wheel.next_deadline_ns()
+    }
+
+    /// All that are set, and how many of them are the caller's.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.wheel.len(), self.user)
+    }
+
+    /// Forgets all timers.
+    pub(super) fn clear(&mut self, engine: EngineNumber) {
+        (self.wheel, self.user) = (Wheel::new(engine), 0);
+    }
+}
+
+impl Core {
+    fn add_timer(&mut self, deadline: u64, tag: u64) -> Result<TimerId, Error> {
+        if self.timers.user >= self.timers.user_max {
+            return Err(Error::Limit { limit: "timers_max", value: self.timers.user_max });
+        }
+        self.timers.user += 1;
+        self.staging.kick();
+        Ok(TimerId(self.timers.wheel.add(deadline, Owner::User { tag })))
+    }
+
+    /// Sets the one deadline of a connection, or takes it away.
+    pub(super) fn set_conn_timer(&mut self, key: Key, deadline: Option<u64>) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        self.timers.set(&mut conn.timer, deadline, Owner::Endpoint(key));
+    }
+
+    pub(super) fn fire_timers(&mut self, out: &mut Completions) {
+        self.timers.wheel.advance(self.now + if mutant::is(Mutant::EarlyTimer) { 1_000_000 } else { 0 });
+        while !out.is_full() {
+            let Some((key, owner)) = self.timers.wheel.pop_due() else { return };
+            match owner {
+                Owner::User { tag } => {
+                    self.timers.user -= 1;
+                    self.stats.timers_fired += 1;
+                    self.emit_other(tag, Event::Timer { id: TimerId(key) }, out);
+                }
+                Owner::Endpoint(listener) if self.endpoints.is_listener(listener) => {
+                    self.listener_timer_fired(listener, out);
+                }
+                Owner::Endpoint(conn) => self.conn_timer_fired(conn),
+            }
+        }
     }
 }

@@ -1,17 +1,14 @@
-//! The one turn: start what is wanted, wait, take what is finished, fire what is due. Generic over the backend, so that
-//! everything in it is compiled for each one by itself.
+//! The one turn: start what is wanted, wait, take what has completed, fire what is due. Generic over the backend, so that
+//! everything in it is compiled for each one by itself. What the caller is told, and in which order, is in `deliver.rs`.
 
 use super::conn::{Phase, flag};
-use super::core::Core;
-use crate::backend::{Backend, Done, Next, Op, QueueFull};
+use super::deliver::Delivery;
+use super::{Core, Full};
+use crate::backend::{Backend, Completed, OpKind, Outcome};
 use crate::completion::{Completions, Event};
 use crate::error::Error;
-use crate::id::{Key, TimerId};
+use crate::id::Key;
 use crate::mutant::{self, Mutant};
-use crate::timer::Owner;
-
-/// At least so many completions may wait for the next poll.
-const PENDING_MIN: usize = 64;
 
 impl Core {
     /// Turns until there is something to tell, or the time `deadline` has come.
@@ -25,10 +22,15 @@ impl Core {
         // Without room for an event there is nothing to wait for.
         let deadline = if out.is_full() { Some(0) } else { deadline };
         loop {
-            if self.failed.is_some() {
-                return self.after_failure(out);
+            match self.turn(backend, out, deadline, before) {
+                Err(Error::EngineFailed(what)) => {
+                    self.fail(what, out);
+                    self.send_memory.drop_retired();
+                    let told = out.len() - before;
+                    return if told > 0 || out.is_full() { Ok(told) } else { Err(Error::EngineFailed(what)) };
+                }
+                result => result?,
             }
-            self.turn(backend, out, deadline, before)?;
             if out.len() > before || out.is_full() || deadline.is_some_and(|deadline| deadline <= self.now) {
                 return Ok(out.len() - before);
             }
@@ -43,68 +45,53 @@ impl Core {
         before: usize,
     ) -> Result<(), Error> {
         self.stats.turns += 1;
-        self.turn = self.turn.wrapping_add(1);
-        // What waited goes first, but leaves room for others.
-        self.deliver_pending(out.capacity().div_ceil(4), out);
+        self.delivery.begin_turn();
+        self.deliver_waiting(Delivery::first_share(out), out);
         self.flush(backend, out);
-        // Before the wait, so that nothing is kept for longer than it is needed; and here the engine is
-        // whole, should an owner's drop panic.
-        self.disposal.drop_payloads();
-        let nothing_yet = out.len() == before && self.pending.is_empty();
+        // Before anything is received: a lease that left makes its buffer fit to be filled from the start.
+        self.send_memory.drop_retired();
+        let nothing_yet = out.len() == before && self.delivery.is_empty();
         // A connection that was let go on may have nothing to receive: the next parked one then gets its chance at once.
-        let parked_may_try = !self.parked.is_empty() && backend.free_buffers() > 0;
-        let idle = nothing_yet && !self.has_staged() && !parked_may_try && !backend.has_next();
-        let until = earlier(deadline, self.wheel.next_deadline_ns());
+        let parked_may_try = !self.parking.is_empty() && backend.free_buffers() > 0;
+        let idle = nothing_yet && self.staging.is_empty() && !parked_may_try && !backend.has_next();
+        let until = earlier(deadline, self.timers.next_deadline_ns());
         let found = idle && self.look_before_sleep(backend, until)?;
         if !found {
             let sleeps = idle && self.inbox.signal.may_sleep();
             backend.wait(if sleeps { until } else { Some(0) })?;
         }
         self.now = backend.now();
-        let called = self.inbox.signal.take(self.staged.foreign.is_some());
-        if called && !(mutant::is(Mutant::MissedWakeup) && self.turn.is_multiple_of(3)) {
+        let called = self.inbox.signal.take(self.staging.is_foreign());
+        if called && !(mutant::is(Mutant::MissedWakeup) && self.stats.turns.is_multiple_of(3)) {
             self.stats.wakes += 1;
             self.emit_other(0, Event::Woken, out);
         }
-        // What waits to be told is bounded: the rest stays with the kernel, which holds the peers back.
-        let pending_max = out.capacity().max(PENDING_MIN);
-        let most = if B::RECEIVES_WHEN_ASKED { self.config.turn_bytes as u64 } else { u64::MAX };
-        let enough = self.stats.bytes_received.saturating_add(most);
-        while !out.is_full()
-            && self.pending.len() < pending_max
-            && self.stats.bytes_received < enough
-            && self.violation.is_none()
-            && self.take_next(backend, out)
-        {}
-        match self.violation.or_else(|| backend.violation()) {
-            Some(violation) => self.fail(backend, violation),
-            None => self.fire_timers(out),
-        }
-        self.deliver_pending(usize::MAX, out);
-        self.disposal.drop_payloads();
+        let enough = self.delivery.turn_ends_at(self.stats.bytes_received, B::RECEIVES_WHEN_ASKED);
+        while self.delivery.takes_more(out) && self.stats.bytes_received < enough && self.take_next(backend, out) {}
+        self.fire_timers(out);
+        self.deliver_waiting(usize::MAX, out);
+        self.send_memory.drop_retired();
         Ok(())
     }
 
     /// Starts what is wanted, as far as the backend has room.
     pub(super) fn flush<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) {
-        if !self.parked.is_empty() {
+        if !self.parking.is_empty() {
             self.unpark(backend.free_buffers());
         }
-        for _ in 0..self.dirty_listeners.len() {
-            let key = self.dirty_listeners.pop_front().expect("counted above");
-            let Some(listener) = self.listeners.get_mut(key) else { continue };
-            listener.dirty = false;
-            if self.service_listener(backend, key).is_err() {
+        for _ in 0..self.staging.listeners_len() {
+            let Some(key) = self.staging.pop_listener() else { break };
+            if let Err(Full) = self.service_listener(backend, key) {
                 self.mark_listener_dirty(key);
                 return;
             }
         }
         // Servicing one step of a connection can make the next one possible: go on, but not for ever.
-        for _ in 0..self.staged.conns.len() * 4 {
-            let Some(key) = self.staged.conns.pop_front() else { return };
-            let Some(conn) = self.conns.get_mut(key) else { continue };
+        for _ in 0..self.staging.conns_len() * 4 {
+            let Some(key) = self.staging.pop_conn() else { return };
+            let Some(conn) = self.endpoints.conn_mut(key) else { continue };
             conn.unset(flag::DIRTY);
-            if self.service(backend, key, out).is_err() {
+            if let Err(Full) = self.service(backend, key, out) {
                 if !mutant::is(Mutant::LostQueueFull) {
                     self.mark_dirty(key);
                 }
@@ -114,14 +101,16 @@ impl Core {
     }
 
     /// Starts what a connection wants.
-    fn service<B: Backend>(&mut self, backend: &mut B, key: Key, out: &mut Completions) -> Result<(), QueueFull> {
-        let conn = self.conns.get(key).expect("looked up by the caller");
+    fn service<B: Backend>(&mut self, backend: &mut B, key: Key, out: &mut Completions) -> Result<(), Full> {
+        let Some(conn) = self.endpoints.conn(key) else { return Ok(()) };
         match conn.phase {
             Phase::Connecting => self.service_connect(backend, key),
             Phase::Open | Phase::Closing => {
                 let fin_before = conn.has(flag::FIN_SENT);
-                self.service_send(backend, key, out)?;
-                let Some(conn) = self.conns.get(key).filter(|conn| !conn.is_steady()) else { return Ok(()) };
+                if conn.wants_service_of_sends() {
+                    self.service_send(backend, key, out)?;
+                }
+                let Some(conn) = self.endpoints.conn(key).filter(|conn| !conn.is_steady()) else { return Ok(()) };
                 let fin_sent = conn.has(flag::FIN_SENT);
                 // With no wait for the peer's FIN there is nothing more to receive either.
                 let ends_at_once = fin_sent && conn.phase == Phase::Closing && self.config.fin_wait.is_zero();
@@ -131,53 +120,44 @@ impl Core {
                     }
                     self.service_recv(backend, key, out)?;
                 }
-                self.service_close(key, out);
+                if fin_sent {
+                    self.service_close(key, out);
+                }
                 Ok(())
             }
-            Phase::Terminating if conn.in_flight(Op::Close) => Ok(()),
+            Phase::Terminating if conn.in_flight(OpKind::Close) => Ok(()),
             Phase::Terminating => self.service_terminating(backend, key, out),
-            Phase::Ghost => Ok(()),
         }
     }
 
-    /// Takes the next thing that the backend has to tell. False if there is none.
+    /// Takes the next completion. False if there is none.
     #[inline(always)]
     pub(super) fn take_next<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) -> bool {
-        match backend.next(|key, more, lease| self.on_data(key, more, lease, out)) {
-            Next::Nothing => return false,
-            Next::Data => {}
-            Next::Done(done) => self.finish_op(backend, done, out),
+        let Some(Completed { key, more, outcome }) = backend.next() else { return false };
+        match outcome {
+            Outcome::Received(lease) => self.received(key, more, lease, out),
+            Outcome::Sent(batch, result) => self.sent(key, batch, result, out),
+            outcome => self.completed(backend, Completed { key, more, outcome }, out),
         }
         true
     }
 
-    #[inline(always)]
-    fn finish_op<B: Backend>(&mut self, backend: &mut B, done: Done<B::Socket>, out: &mut Completions) {
-        let Done { key, op, more, outcome } = done;
-        match op {
-            Op::Recv => self.on_recv(key, outcome, out),
-            Op::Send => self.on_send(key, more, outcome, out),
-            Op::Accept => self.on_accept(backend, key, more, outcome, out),
-            Op::Connect => self.on_connect(key, outcome, out),
-            Op::Close => self.finished(key, out),
-            Op::CloseListener => self.on_listener_closed(key, out),
-            Op::Wake => {}
-        }
-    }
-
-    fn fire_timers(&mut self, out: &mut Completions) {
-        self.wheel.advance(self.now + if mutant::is(Mutant::EarlyTimer) { 1_000_000 } else { 0 });
-        while !out.is_full() {
-            let Some((key, owner)) = self.wheel.pop_due() else { return };
-            match owner {
-                Owner::User { tag } => {
-                    self.user_timers -= 1;
-                    self.stats.timers_fired += 1;
-                    self.emit_other(tag, Event::Timer { id: TimerId(key) }, out);
-                }
-                Owner::Conn(conn) => self.on_conn_timer(conn),
-                Owner::Listener(listener) => self.on_listener_timer(listener, out),
-            }
+    /// What completes less often.
+    #[inline(never)]
+    fn completed<B: Backend>(&mut self, backend: &mut B, completed: Completed<B::Socket>, out: &mut Completions) {
+        let Completed { key, more, outcome } = completed;
+        match outcome {
+            Outcome::Received(lease) => self.received(key, more, lease, out),
+            Outcome::Sent(batch, result) => self.sent(key, batch, result, out),
+            Outcome::RecvEnded(result) => self.recv_ended(key, result, out),
+            Outcome::Filled(recv_buf, result) => self.filled(key, recv_buf, result, out),
+            Outcome::Released(payload) => self.send_memory.retire(*payload),
+            Outcome::Connected(result) => self.connected(key, result, out),
+            Outcome::Accepted(socket) => self.accepted(backend, key, more, socket, out),
+            Outcome::AcceptFailed(errno) => self.accept_failed(key, errno, out),
+            Outcome::Closed if self.endpoints.is_listener(key) => self.listener_closed(key, out),
+            Outcome::Closed => self.conn_closed(key, out),
+            Outcome::Woken => {}
         }
     }
 }

@@ -1,49 +1,47 @@
-//! The epoll backend: operations are tried at once and wait for readiness only if they must.
+//! The epoll backend: operations are tried at once, and wait for readiness only if they must.
 //!
-//! Owns: the epoll instance, the sockets, their ready bits. Each descriptor is registered once, edge-triggered, so that no epoll_ctl
-//! happens in steady state: for input at first, and for output too from the moment that a send finds its peer slow. (On a unix socket
-//! each read of the peer is an edge for whoever watches output: a wake-up a request, for nothing.) Invariant: an operation that is armed and whose direction is
-//! ready is on the work list, so no edge is ever lost. Must not know: connection states, queues, timers.
-#![allow(unsafe_code)]
+//! Owns: the epoll instance, the sockets, and what operations hold while they wait. Each
+//! descriptor is registered once, edge-triggered, so no epoll_ctl happens in steady state: for
+//! input at first, and for output too from the moment that a send finds its peer slow. (On a unix
+//! socket each read of the peer is an edge for whoever watches output: one wake-up a request, for
+//! nothing.) Invariant: nothing is in the kernel's hands between two calls, so what this backend
+//! holds can be dropped at any time. Must not know: connection states, send queues, timers.
+//!
+//! An operation is one file in `op/` and one bit of [`Slot::state`]; `work.rs` is the turn.
 
-mod io;
+mod op;
 mod work;
 
-use super::windows::Windows;
-use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull, Tuning};
-use crate::buf::{Fill, Lease, Pool, SendQueue};
-use crate::error::{Errno, Error};
+use super::{Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started, Tuning};
+use crate::buf::Pool;
+use crate::error::{Errno, Error, Violation};
 use crate::id::Key;
 use crate::net::{Addr, socket};
-use crate::options::ListenOptions;
 use crate::sys::Epoll;
 use crate::waker::Inbox;
+use op::{RecvBufs, Retry};
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The token of the waker; no slot has it.
+/// The token of the waker: the bits of [`Key::NONE`]. Other tokens are the bits of a slot's key.
 const WAKE_TOKEN: u64 = u64::MAX;
-/// In the upper half of a token: this is a listener.
-const LISTENER_BIT: u64 = 1 << 63;
 const INPUT: libc::c_int = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 const BOTH: libc::c_int = INPUT | libc::EPOLLOUT;
 const EVENTS_PER_WAIT: usize = 512;
-/// While there is work, the kernel is asked for more of it in each of so many turns only.
-const TURNS_PER_WAIT: u32 = 8;
-/// How long a connect to a unix socket with a full backlog waits before it tries again: readiness does not tell.
-const UNIX_RETRY: Duration = Duration::from_millis(2);
 
 /// Bits of [`Slot::state`]: readiness, armed operations, and whether the slot is on the work list.
 mod bit {
     pub(super) const READABLE: u16 = 1;
     pub(super) const WRITABLE: u16 = 1 << 1;
-    /// RDHUP, HUP or ERR was seen: short reads prove nothing, read on until EAGAIN or the end.
+    /// RDHUP, HUP or ERR was seen: a short read proves nothing; read until EAGAIN or the end.
     pub(super) const HUNG_UP: u16 = 1 << 2;
     pub(super) const CONNECT: u16 = 1 << 3;
     pub(super) const RECV: u16 = 1 << 4;
-    pub(super) const FILL: u16 = 1 << 5;
+    pub(super) const RECV_INTO: u16 = 1 << 5;
+    /// The batch in [`super::Slot::send`] waits for writability.
     pub(super) const SEND: u16 = 1 << 6;
     pub(super) const ACCEPT: u16 = 1 << 7;
     pub(super) const LISTED: u16 = 1 << 8;
@@ -53,18 +51,22 @@ mod bit {
     pub(super) const BLOCKED: u16 = 1 << 10;
     /// Registered for output too.
     pub(super) const WATCHES_OUTPUT: u16 = 1 << 11;
-    pub(super) const OPERATIONS: u16 = CONNECT | RECV | FILL | SEND | ACCEPT;
+    /// What is armed and waits for readiness.
+    pub(super) const OPERATIONS: u16 = CONNECT | RECV | RECV_INTO | SEND | ACCEPT;
 }
 
 /// One connection or listener.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Slot {
     fd: Option<OwnedFd>,
+    /// Of the key; 0 if the slot is free.
     generation: u32,
     state: u16,
     /// Reads or accepts in turn `turn`, against the budget.
     spent: u16,
     turn: u32,
+    /// Waits for writability ([`bit::SEND`]), or was given along with a connect that is pending.
+    send: Option<SendBatch>,
 }
 
 #[derive(Debug)]
@@ -77,32 +79,22 @@ pub(crate) struct EpollBackend {
     open_buffer: Option<u16>,
     tuning: Tuning,
     precise_wait: bool,
-    conns: Vec<Slot>,
-    listeners: Vec<Slot>,
-    windows: Windows,
-    /// Finished operations that wait to be told.
-    done: VecDeque<Done<OwnedFd>>,
-    /// Slots with an armed operation in a ready direction, and those that have used up their budget for this turn.
-    work: VecDeque<Target>,
-    spent: VecDeque<Target>,
+    slots: Vec<Slot>,
+    recv_bufs: RecvBufs,
+    /// Completed operations that [`Backend::next`] has not handed out yet.
+    done: VecDeque<Completed<OwnedFd>>,
+    /// Slots with an armed operation in a ready direction. A key that was closed since is skipped.
+    work: VecDeque<Key>,
+    /// Slots that have used up their budget for this turn.
+    spent: VecDeque<Key>,
     retries: Vec<Retry>,
     events: Box<[libc::epoll_event]>,
     turn: u32,
     /// Turns since the kernel was asked.
     unasked: u32,
+    /// What the kernel claimed that cannot be: nothing is handed out any more.
+    failed: Option<Violation>,
     stats: BackendStats,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Target {
-    slot: u32,
-    listener: bool,
-}
-
-#[derive(Debug)]
-struct Retry {
-    key: Key,
-    addr: socket2::SockAddr,
 }
 
 impl EpollBackend {
@@ -117,11 +109,10 @@ impl EpollBackend {
             inbox,
             pool,
             open_buffer: None,
-            conns: Vec::with_capacity(tuning.connections_reserved),
+            slots: Vec::with_capacity(tuning.connections_reserved),
             tuning,
             precise_wait,
-            listeners: Vec::new(),
-            windows: Windows::default(),
+            recv_bufs: RecvBufs::default(),
             done: VecDeque::new(),
             work: VecDeque::new(),
             spent: VecDeque::new(),
@@ -129,58 +120,65 @@ impl EpollBackend {
             events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_PER_WAIT].into(),
             turn: 0,
             unasked: 0,
+            failed: None,
             stats: BackendStats::default(),
         })
     }
 
-    /// Whether epoll_pwait2 is there and allowed.
+    /// Whether epoll_pwait2 exists and is allowed.
     pub(crate) fn try_precise_wait() -> Result<(), Errno> {
         let epoll = Epoll::new().map_err(|error| Errno::of(&error))?;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }];
         epoll.wait_precise(&mut events, Some(Duration::ZERO)).map(drop)
     }
 
-    #[inline]
-    fn slots(&mut self, listener: bool) -> &mut Vec<Slot> {
-        if listener { &mut self.listeners } else { &mut self.conns }
-    }
-
     /// The slot of a key that the engine holds.
-    #[inline]
+    #[inline(always)]
     fn slot(&mut self, key: Key) -> &mut Slot {
-        let slot = &mut self.conns[key.slot as usize];
-        assert_eq!(slot.generation, key.generation.get(), "the engine names only what it holds");
+        let slot = &mut self.slots[key.slot()];
+        assert_eq!(slot.generation, key.generation(), "the engine names only what it holds");
         slot
     }
 
-    fn listener(&mut self, key: Key) -> &mut Slot {
-        let slot = &mut self.listeners[key.slot as usize];
-        assert_eq!(slot.generation, key.generation.get(), "the engine names only what it holds");
-        slot
+    /// The slot of a key that may be closed by now.
+    #[inline(always)]
+    fn find(&mut self, key: Key) -> Option<&mut Slot> {
+        self.slots.get_mut(key.slot()).filter(|slot| slot.generation == key.generation())
     }
 
-    fn occupy(&mut self, key: Key, listener: bool, fd: Option<OwnedFd>) {
-        let slots = self.slots(listener);
-        let index = key.slot as usize;
-        while slots.len() <= index {
-            slots.push(Slot { fd: None, generation: 0, state: 0, spent: 0, turn: 0 });
+    fn occupy(&mut self, key: Key, fd: Option<OwnedFd>) {
+        let index = key.slot();
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, Slot::default);
         }
-        let listed = slots[index].state & bit::LISTED;
-        slots[index] = Slot { fd, generation: key.generation.get(), state: listed, spent: 0, turn: 0 };
+        let slot = &mut self.slots[index];
+        assert_eq!(slot.generation, 0, "a slot is used again after the close of its last key");
+        *slot = Slot { fd, generation: key.generation(), ..Slot::default() };
     }
 
-    fn register(&mut self, key: Key, listener: bool, events: libc::c_int) -> std::io::Result<()> {
+    /// Frees the slot of a key, and returns its descriptor.
+    ///
+    /// # Panics
+    /// If an operation is in flight.
+    fn vacate(&mut self, key: Key) -> Option<OwnedFd> {
+        let slot = self.slot(key);
+        let in_flight = slot.state & (bit::OPERATIONS | bit::RETRY) != 0 || slot.send.is_some();
+        assert!(!in_flight, "no operation is in flight at the end of a key");
+        std::mem::take(slot).fd
+    }
+
+    /// Registers the descriptor of a slot.
+    fn register(&mut self, key: Key, events: libc::c_int) -> Result<(), Errno> {
         self.stats.syscalls += 1;
-        let slots = if listener { &mut self.listeners } else { &mut self.conns };
-        let slot = &mut slots[key.slot as usize];
+        let slot = &mut self.slots[key.slot()];
         if events & libc::EPOLLOUT != 0 {
             slot.state |= bit::WATCHES_OUTPUT;
         }
         let fd = slot.fd.as_ref().expect("registered with a descriptor").as_fd();
-        self.epoll.add(fd, events, token(key, listener))
+        self.epoll.add(fd, events, key.bits()).map_err(|error| Errno::of(&error))
     }
 
-    /// From now on edges tell of output too. If there is room again already, that is the first edge.
+    /// Lets edges tell of output too. If there is room again already, that is the first edge.
     fn watch_output(&mut self, key: Key) -> Result<(), Errno> {
         let slot = self.slot(key);
         if slot.state & bit::WATCHES_OUTPUT != 0 {
@@ -188,59 +186,14 @@ impl EpollBackend {
         }
         slot.state |= bit::WATCHES_OUTPUT;
         self.stats.syscalls += 1;
-        let fd = self.conns[key.slot as usize].fd.as_ref().expect("a send has a socket").as_fd();
-        self.epoll.modify(fd, BOTH, token(key, false)).map_err(|error| Errno::of(&error))
+        let fd = self.slots[key.slot()].fd.as_ref().expect("a send has a socket").as_fd();
+        self.epoll.modify(fd, BOTH, key.bits()).map_err(|error| Errno::of(&error))
     }
 
-    fn finish(&mut self, key: Key, op: Op, outcome: Outcome<OwnedFd>) {
-        self.done.push_back(Done { key, op, more: false, outcome });
+    /// Queues a final completion for [`Backend::next`].
+    fn complete(&mut self, key: Key, outcome: Outcome<OwnedFd>) {
+        self.done.push_back(Completed::last(key, outcome));
     }
-
-    /// Puts a slot on the work list if an armed operation of it can go on.
-    #[inline]
-    fn list(&mut self, target: Target) {
-        let slots = if target.listener { &mut self.listeners } else { &mut self.conns };
-        let slot = &mut slots[target.slot as usize];
-        if slot.state & bit::LISTED == 0 && slot.can_work() {
-            slot.state |= bit::LISTED;
-            self.work.push_back(target);
-        }
-    }
-
-    fn arm(&mut self, key: Key, listener: bool, operation: u16) {
-        let slot = if listener { self.listener(key) } else { self.slot(key) };
-        assert_eq!(slot.state & operation, 0, "one operation of a kind at a time");
-        slot.state |= operation;
-        self.list(Target { slot: key.slot, listener });
-    }
-
-    fn close_fd(&mut self, key: Key, listener: bool, how: CloseHow) {
-        let known =
-            self.slots(listener).get(key.slot as usize).is_some_and(|slot| slot.generation == key.generation.get());
-        if !known {
-            // Closed before it was ever started.
-            return;
-        }
-        let slot = if listener { self.listener(key) } else { self.slot(key) };
-        let fd = slot.fd.take();
-        slot.state &= bit::LISTED;
-        slot.generation = 0;
-        self.retries.retain(|retry| retry.key != key || listener);
-        if let Some(fd) = fd {
-            if how == CloseHow::Reset {
-                self.stats.syscalls += 1;
-                socket::reset_on_close(&fd);
-            }
-            // The registration goes with the descriptor. A duplicate elsewhere (in a forked child, say) keeps it alive: then edges of a
-            // connection that nobody knows any more are counted and dropped, until the duplicate is closed.
-            self.stats.syscalls += 1;
-            drop(fd);
-        }
-    }
-}
-
-fn token(key: Key, listener: bool) -> u64 {
-    u64::from(key.slot) | u64::from(key.generation24()) << 32 | if listener { LISTENER_BIT } else { 0 }
 }
 
 impl Slot {
@@ -251,15 +204,17 @@ impl Slot {
 
     #[inline]
     fn can_work(&self) -> bool {
-        let readable = self.state & bit::READABLE != 0 && self.state & (bit::RECV | bit::FILL | bit::ACCEPT) != 0;
-        let writable = self.state & bit::WRITABLE != 0 && self.state & (bit::SEND | bit::CONNECT) != 0;
-        readable || writable
+        let input = bit::RECV | bit::RECV_INTO | bit::ACCEPT;
+        let output = bit::SEND | bit::CONNECT;
+        self.state & bit::READABLE != 0 && self.state & input != 0
+            || self.state & bit::WRITABLE != 0 && self.state & output != 0
     }
 }
 
 impl Backend for EpollBackend {
     type Socket = OwnedFd;
     const RECEIVES_WHEN_ASKED: bool = true;
+    const EARLY_PAYLOADS: usize = usize::MAX;
 
     fn epoch(&self) -> Instant {
         self.epoch
@@ -269,114 +224,32 @@ impl Backend for EpollBackend {
         self.epoch.elapsed().as_nanos() as u64
     }
 
-    fn listen(&mut self, key: Key, addr: &Addr, options: &ListenOptions) -> Result<(), Error> {
-        let fd = socket::listening(addr, options, true)?;
-        self.occupy(key, true, Some(fd));
-        self.register(key, true, INPUT).map_err(|error| {
-            self.listeners[key.slot as usize].fd = None;
-            Error::os("epoll_ctl", &error)
-        })
-    }
-
-    fn attach(&mut self, key: Key, socket: OwnedFd) -> Result<(), Errno> {
-        self.occupy(key, false, Some(socket));
-        self.register(key, false, INPUT).map_err(|error| Errno::of(&error))
-    }
-
-    fn attach_listener(&mut self, key: Key, fd: OwnedFd) -> Result<(), Error> {
-        self.occupy(key, true, Some(fd));
-        if let Err(error) = self.register(key, true, INPUT) {
-            self.finish(key, Op::Accept, Outcome::Failed(Errno::of(&error)));
-        }
-        Ok(())
-    }
-
-    fn adopt(&mut self, fd: OwnedFd) -> Result<OwnedFd, Error> {
-        Ok(fd)
-    }
-
-    fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {
-        let fd = self.slot(key).fd.take().ok_or(Error::State("the connection has no descriptor"))?;
-        let slot = self.slot(key);
-        slot.state &= bit::LISTED;
-        slot.generation = 0;
-        self.epoll.remove(fd.as_fd()).map_err(|error| Error::os("epoll_ctl", &error))?;
-        Ok(fd)
-    }
-
-    fn start_connect(
-        &mut self,
-        key: Key,
-        request: &ConnectRequest,
-        first: Option<&mut SendQueue>,
-    ) -> Result<bool, QueueFull> {
-        self.occupy(key, false, None);
-        Ok(self.connect(key, request, first))
-    }
-
-    fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull> {
-        self.arm(listener, true, bit::ACCEPT);
-        Ok(())
-    }
-
-    fn start_recv(&mut self, key: Key) -> Result<(), QueueFull> {
-        self.arm(key, false, bit::RECV);
-        Ok(())
-    }
-
-    fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull> {
-        self.windows.set(key, fill.window());
-        self.arm(key, false, bit::FILL);
+    fn open(&mut self, key: Key, what: Open<'_, OwnedFd>) -> Result<(), Error> {
+        let fd = match what {
+            Open::Listen(addr, options) => socket::listening(addr, options, true)?,
+            Open::Accepted(fd) | Open::Stream(fd) | Open::Listener(fd) => fd,
+        };
+        self.stats.syscalls += 1;
+        self.epoll.add(fd.as_fd(), INPUT, key.bits()).map_err(|error| Error::os("epoll_ctl", &error))?;
+        self.occupy(key, Some(fd));
         Ok(())
     }
 
     #[inline(always)]
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<Option<usize>, QueueFull> {
-        Ok(self.send(key, queue))
-    }
-
-    fn can_zero_copy(&self) -> bool {
-        false
-    }
-
-    fn cancel(&mut self, key: Key, op: Op) -> Result<(), QueueFull> {
-        let slot = if op == Op::Accept { self.listener(key) } else { self.slot(key) };
-        let operation = match op {
-            Op::Connect => bit::CONNECT | bit::RETRY,
-            Op::Recv => bit::RECV | bit::FILL,
-            Op::Send => bit::SEND,
-            Op::Accept => bit::ACCEPT,
-            Op::Close | Op::CloseListener | Op::Wake => 0,
-        };
-        // What is not armed has finished and waits to be told.
-        if slot.state & operation != 0 {
-            slot.state &= !operation;
-            if op == Op::Recv {
-                self.windows.forget(key);
-            }
-            self.retries.retain(|retry| op != Op::Connect || retry.key != key);
-            self.finish(key, op, Outcome::Failed(Errno(libc::ECANCELED)));
-        }
-        Ok(())
-    }
-
-    fn shutdown_write(&mut self, key: Key) {
-        self.stats.syscalls += 1;
-        if let Some(fd) = &self.slot(key).fd {
-            socket::shutdown_write(fd);
+    fn start(&mut self, key: Key, operation: Operation) -> Started {
+        match operation {
+            Operation::Send(batch) => self.start_send(key, batch),
+            Operation::Recv => self.start_recv(key),
+            Operation::RecvInto(recv_buf) => self.start_recv_into(key, recv_buf),
+            Operation::Connect(connect) => self.start_connect(key, connect),
+            Operation::Accept => self.start_accept(key),
+            Operation::Shutdown => self.shut_down_output(key),
+            Operation::Close(mode) => self.close(key, mode),
         }
     }
 
-    fn start_close(&mut self, key: Key, how: CloseHow) -> Result<(), QueueFull> {
-        self.close_fd(key, false, how);
-        self.finish(key, Op::Close, Outcome::Count(0));
-        Ok(())
-    }
-
-    fn start_close_listener(&mut self, listener: Key) -> Result<(), QueueFull> {
-        self.close_fd(listener, true, CloseHow::Quiet);
-        self.finish(listener, Op::CloseListener, Outcome::Count(0));
-        Ok(())
+    fn cancel(&mut self, key: Key, kind: OpKind) {
+        self.cancel_operation(key, kind);
     }
 
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error> {
@@ -384,8 +257,8 @@ impl Backend for EpollBackend {
     }
 
     #[inline(always)]
-    fn next(&mut self, data: impl FnMut(Key, bool, Lease)) -> Next<OwnedFd> {
-        self.next_thing(data)
+    fn next(&mut self) -> Option<Completed<OwnedFd>> {
+        self.next_completed()
     }
 
     fn has_next(&self) -> bool {
@@ -396,21 +269,24 @@ impl Backend for EpollBackend {
         self.pool.free() + usize::from(self.open_buffer.is_some())
     }
 
-    fn peer_addr(&self, key: Key) -> std::io::Result<Addr> {
-        socket::peer_addr(self.fd(key).ok_or(std::io::ErrorKind::NotConnected)?)
-    }
-
-    fn local_addr(&self, key: Key) -> std::io::Result<Addr> {
-        socket::local_addr(self.fd(key).ok_or(std::io::ErrorKind::NotConnected)?)
-    }
-
-    fn listener_addr(&self, listener: Key) -> std::io::Result<Addr> {
-        socket::local_addr(self.listeners[listener.slot as usize].fd.as_ref().ok_or(std::io::ErrorKind::NotConnected)?)
+    fn addr(&self, key: Key, side: Side) -> io::Result<Addr> {
+        let fd = self.fd(key).ok_or(io::ErrorKind::NotConnected)?;
+        match side {
+            Side::Local => socket::local_addr(fd),
+            Side::Peer => socket::peer_addr(fd),
+        }
     }
 
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>> {
-        let slot = self.conns.get(key.slot as usize).filter(|slot| slot.generation == key.generation.get())?;
-        slot.fd.as_ref().map(AsFd::as_fd)
+        let slot = self.slots.get(key.slot())?;
+        let fd = slot.fd.as_ref().filter(|_| slot.generation == key.generation())?;
+        Some(fd.as_fd())
+    }
+
+    fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {
+        let fd = self.fd(key).ok_or(Error::State("the connection has no descriptor"))?;
+        self.epoll.remove(fd).map_err(|error| Error::os("epoll_ctl", &error))?;
+        Ok(self.vacate(key).expect("it was just there"))
     }
 
     fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
@@ -430,3 +306,6 @@ impl Backend for EpollBackend {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

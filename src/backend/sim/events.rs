@@ -2,10 +2,10 @@
 //! of the same moment happen in the order in which they were made.
 
 use super::net::Net;
-use super::ops::Notice;
+use super::op::Notice;
 use super::sock::SockId;
 use super::trace::Kind;
-use crate::backend::Op;
+use crate::backend::OpKind;
 use crate::id::Key;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -35,7 +35,7 @@ pub(crate) enum Event {
     Cancel {
         engine: u32,
         key: Key,
-        op: Op,
+        kind: OpKind,
     },
     Heal(u32, u32),
     Restart(u32),
@@ -107,7 +107,7 @@ impl Net {
             Event::ConnectEnd { client, errno } => self.connect_ends(client, errno),
             Event::Probe { sock, attempt } => self.probe_ends(sock, attempt),
             Event::Tell { engine, notice } => self.push_ready(engine, notice),
-            Event::Cancel { engine, key, op } => self.cancel_now(engine, key, op),
+            Event::Cancel { engine, key, kind } => self.cancel_now(engine, key, kind),
             Event::Heal(a, b) => self.heal(a, b),
             Event::Restart(host) => self.restart(host),
             Event::Script(index) => self.run_script(index),

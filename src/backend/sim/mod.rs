@@ -1,7 +1,7 @@
 //! The simulated backend: the same operations on a network that exists only in memory, in virtual time, with faults drawn from a seed.
 //!
 //! Owns: one engine's view of the world, and its receive pool. The world itself is in the files beside this one: `net.rs`, `sock.rs`
-//! and `stream.rs` are the kernels and the wires, `events.rs` is the future, `ops.rs` what engines want and `view.rs` what the world knows
+//! and `stream.rs` are the kernels and the wires, `events.rs` is the future, `op/` what engines want and `view.rs` what the world knows
 //! of each, `schedule.rs` who runs when.
 //!
 //! No descriptor, no system call, no wall clock; no hash seed and no address decides anything. Data stays with its simulated socket
@@ -11,7 +11,7 @@
 mod events;
 mod faults;
 mod net;
-mod ops;
+mod op;
 mod peer;
 mod pipe;
 mod rng;
@@ -22,16 +22,17 @@ mod stream;
 mod trace;
 mod view;
 
-use super::{Backend, BackendStats, CloseHow, ConnectRequest, Done, Next, Op, Outcome, QueueFull, Tuning};
-use crate::buf::{Fill, Lease, Pool, SendQueue};
+use super::{
+    Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side, Started, Tuning,
+};
+use crate::buf::{Lease, Pool, RecvBuf};
 use crate::error::{Errno, Error, Halt};
 use crate::id::Key;
 use crate::net::Addr;
-use crate::options::ListenOptions;
 use crate::waker::Inbox;
 pub use faults::{Fault, Faults};
 pub use net::Link;
-use ops::{Landing, Told};
+use op::{Sink, Told};
 pub use peer::{Peer, PeerListener};
 pub(crate) use schedule::{Shared, Until};
 pub(crate) use script::Script;
@@ -83,24 +84,45 @@ pub(crate) struct Sim {
     deadline: Option<u64>,
 }
 
-/// The receive pool, and where the bytes of the receive at hand have landed.
+/// What the operations in flight hold, and where the bytes of the receive at hand go.
 #[derive(Debug)]
 struct Buffers {
     pool: Pool,
     /// The pool buffer that is being filled.
     open: Option<u16>,
-    landed: usize,
-    /// The receive at hand is one into a caller's buffer, and lands on the heap.
-    to_heap: bool,
-    heap: Vec<u8>,
+    /// Bytes of the receive at hand that are in it.
+    filled: usize,
+    /// The slot whose caller's buffer the receive at hand goes to.
+    into: Option<usize>,
+    held: Vec<Held>,
 }
 
-impl Landing for Buffers {
-    fn room(&mut self, how: Recv) -> Option<usize> {
-        self.to_heap = how != Recv::Stream;
+/// What the operations of a slot hold.
+#[derive(Debug, Default)]
+struct Held {
+    batch: Option<SendBatch>,
+    recv_buf: Option<Box<RecvBuf>>,
+}
+
+impl Buffers {
+    fn held(&mut self, key: Key) -> &mut Held {
+        let index = key.slot();
+        if self.held.len() <= index {
+            self.held.resize_with(index + 1, Held::default);
+        }
+        &mut self.held[index]
+    }
+}
+
+impl Sink for Buffers {
+    fn room(&mut self, key: Key, how: Recv) -> Option<usize> {
         match how {
-            Recv::Window(len) => Some(len),
+            Recv::Window(len) => {
+                self.into = Some(key.slot());
+                Some(len)
+            }
             Recv::Stream => {
+                self.into = None;
                 self.open = Some(self.open.or_else(|| self.pool.checkout())?);
                 self.open.map(|id| self.pool.room(id).1 as usize)
             }
@@ -108,12 +130,13 @@ impl Landing for Buffers {
     }
 
     fn put(&mut self, bytes: &[u8]) {
-        match self.open.filter(|_| !self.to_heap) {
-            Some(id) => {
-                self.pool.write(id, self.landed, bytes);
-                self.landed += bytes.len();
+        match (self.into, self.open) {
+            (Some(slot), _) => self.put_into(slot, bytes),
+            (None, Some(id)) => {
+                self.pool.write(id, self.filled, bytes);
+                self.filled += bytes.len();
             }
-            None => self.heap.extend_from_slice(bytes),
+            (None, None) => {}
         }
     }
 }
@@ -136,7 +159,7 @@ impl Sim {
             let engine = net.add_engine(host, Arc::clone(&inbox));
             (engine, Arc::clone(&net.engines[engine as usize].status))
         };
-        let buffers = Buffers { pool, open: None, landed: 0, to_heap: false, heap: Vec::new() };
+        let buffers = Buffers { pool, open: None, filled: 0, into: None, held: Vec::new() };
         Ok(Sim { world, engine, status, inbox, epoch, buffers, tuning, stats: BackendStats::default(), deadline: None })
     }
 
@@ -159,42 +182,69 @@ impl Sim {
         self.deadline.is_some_and(|deadline| deadline <= self.world.now())
     }
 
-    /// Starts an operation, unless the fault plan says that there is no room.
-    fn start(&mut self, start: impl FnOnce(&mut net::Net, u32)) -> Result<(), QueueFull> {
+    /// Starts an operation, unless the fault plan says that there is no room: then false.
+    fn start_in_world(&mut self, start: impl FnOnce(&mut net::Net, u32)) -> bool {
         if self.status.is_dead() {
-            return Ok(());
+            return true;
         }
         let mut world = self.world.lock();
-        world.net.queue_full(self.engine)?;
+        if world.net.queue_full(self.engine).is_err() {
+            return false;
+        }
         self.stats.sqes += 1;
         start(&mut world.net, self.engine);
-        Ok(())
+        true
     }
 
     fn local<T>(&self, look: impl FnOnce(&net::Net) -> Option<T>) -> io::Result<T> {
         look(&self.world.lock().net).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTCONN))
     }
 
-    /// Makes a lease of what has landed in the pool.
+    /// What a receive put somewhere, as the engine gets it.
+    fn received(&mut self, key: Key, bytes: usize) -> Outcome<Accepted> {
+        if self.buffers.into.is_some() {
+            let recv_buf = self.buffers.held(key).recv_buf.take().expect("a receive into a buffer has one");
+            return Outcome::Filled(recv_buf, OpResult::bytes(bytes));
+        }
+        Outcome::Received(self.pick_up())
+    }
+
+    /// Makes a lease of what is in the pool's buffer.
     fn pick_up(&mut self) -> Lease {
-        let Some(id) = self.buffers.open.filter(|_| !self.buffers.to_heap) else {
-            let lease = Lease::copied(&self.buffers.heap);
-            self.buffers.heap.clear();
-            return lease;
-        };
-        let len = std::mem::take(&mut self.buffers.landed) as u32;
+        let id = self.buffers.open.expect("a receive that has bytes has a buffer");
+        let len = std::mem::take(&mut self.buffers.filled) as u32;
         let pool = &self.buffers.pool;
         let more = pool.room(id).1 - len >= LEAST_ROOM.min(pool.size());
         if !more {
             self.buffers.open = None;
         }
-        pool.deliver(id, len, more).expect("what landed was written to the open buffer, which is checked out")
+        pool.deliver(id, len, more).expect("checked out, and written within its room")
+    }
+
+    /// The end of an operation, with what it held.
+    fn ended(&mut self, key: Key, kind: OpKind, result: Result<usize, Errno>) -> Outcome<Accepted> {
+        let op_result = result.map_or_else(OpResult::failed, OpResult::bytes);
+        match kind {
+            OpKind::Connect => Outcome::Connected(result.map(drop)),
+            OpKind::Accept => Outcome::AcceptFailed(result.err().unwrap_or(Errno(libc::ECANCELED))),
+            OpKind::Close => Outcome::Closed,
+            OpKind::Send => {
+                let batch = self.buffers.held(key).batch.take().expect("a send has a batch");
+                Outcome::Sent(batch, op_result)
+            }
+            OpKind::Recv => match self.buffers.held(key).recv_buf.take() {
+                Some(recv_buf) => Outcome::Filled(recv_buf, op_result),
+                None => Outcome::RecvEnded(result.map(drop)),
+            },
+        }
     }
 }
 
 impl Backend for Sim {
     type Socket = Accepted;
     const CAN_SPIN: bool = false;
+    /// As io_uring has it: a single payload goes along.
+    const EARLY_PAYLOADS: usize = 1;
 
     fn epoch(&self) -> Instant {
         self.epoch
@@ -204,91 +254,44 @@ impl Backend for Sim {
         self.world.now()
     }
 
-    fn listen(&mut self, key: Key, addr: &Addr, options: &ListenOptions) -> Result<(), Error> {
-        addr.to_sockaddr()?;
-        if self.is_gone() {
-            return Err(Error::Simulation(Halt::Crashed));
-        }
-        let listened = self.world.lock().net.engine_listens(self.engine, key, addr, options);
-        listened.map_err(|errno| Error::Os { call: "listen", errno })
-    }
-
-    fn attach(&mut self, key: Key, socket: Accepted) -> Result<(), Errno> {
-        match self.world.lock().net.attach(self.engine, key, socket.sock) {
-            true => Ok(()),
-            false => Err(Errno(libc::ECONNRESET)),
-        }
-    }
-
-    fn attach_listener(&mut self, _key: Key, _fd: OwnedFd) -> Result<(), Error> {
-        Sim::not_here("adopting a descriptor")
-    }
-
-    fn adopt(&mut self, _fd: OwnedFd) -> Result<Accepted, Error> {
-        Sim::not_here("adopting a descriptor")
-    }
-
-    fn release(&mut self, _key: Key) -> Result<OwnedFd, Error> {
-        Sim::not_here("releasing a descriptor")
-    }
-
-    fn start_connect(
-        &mut self,
-        key: Key,
-        request: &ConnectRequest,
-        first: Option<&mut SendQueue>,
-    ) -> Result<bool, QueueFull> {
-        let mut sends = false;
-        // As io_uring has it: a single payload goes along.
-        let first = first.filter(|queue| queue.entries() == 1);
-        self.start(|net, engine| {
-            if net.start_connect(engine, key, request)
-                && let Some(bytes) = first.and_then(|queue| queue.gather(1).next())
-            {
-                net.send_along(engine, key, bytes);
-                sends = true;
+    fn open(&mut self, key: Key, what: Open<'_, Accepted>) -> Result<(), Error> {
+        match what {
+            Open::Listen(addr, options) => {
+                addr.to_sockaddr()?;
+                if self.is_gone() {
+                    return Err(Error::Simulation(Halt::Crashed));
+                }
+                let listened = self.world.lock().net.engine_listens(self.engine, key, addr, options);
+                listened.map_err(|errno| Error::Os { call: "listen", errno })
             }
-        })?;
-        Ok(sends)
+            Open::Accepted(socket) => match self.world.lock().net.attach(self.engine, key, socket.sock) {
+                true => Ok(()),
+                false => Err(Error::Os { call: "accept", errno: Errno(libc::ECONNRESET) }),
+            },
+            Open::Stream(_) | Open::Listener(_) => Sim::not_here("adopting a descriptor"),
+        }
     }
 
-    fn start_accept(&mut self, listener: Key) -> Result<(), QueueFull> {
-        self.start(|net, engine| net.start_accept(engine, listener))
+    fn start(&mut self, key: Key, operation: Operation) -> Started {
+        let started = match operation {
+            Operation::Send(batch) => return self.start_send(key, batch),
+            Operation::RecvInto(recv_buf) => return self.start_recv_into(key, recv_buf),
+            Operation::Connect(connect) => return self.start_connect(key, connect),
+            Operation::Shutdown => {
+                self.world.lock().net.shutdown_write(self.engine, key);
+                return Started::Done;
+            }
+            Operation::Recv => self.start_in_world(|net, engine| net.start_recv(engine, key, Recv::Stream)),
+            Operation::Accept => self.start_in_world(|net, engine| net.start_accept(engine, key)),
+            Operation::Close(mode) => self.start_in_world(|net, engine| net.start_close(engine, key, mode)),
+        };
+        if started { Started::InFlight } else { Started::NoRoom(operation) }
     }
 
-    fn start_recv(&mut self, key: Key) -> Result<(), QueueFull> {
-        self.start(|net, engine| net.start_recv(engine, key, Recv::Stream))
-    }
-
-    fn start_recv_into(&mut self, key: Key, fill: &mut Fill) -> Result<(), QueueFull> {
-        let (_, len) = fill.window();
-        self.start(|net, engine| net.start_recv(engine, key, Recv::Window(len)))
-    }
-
-    fn start_send(&mut self, key: Key, queue: &mut SendQueue, _zero_copy: bool) -> Result<Option<usize>, QueueFull> {
-        let max = self.tuning.gather_max;
-        self.start(|net, engine| net.start_send(engine, key, queue.gather(max)))?;
-        Ok(None)
-    }
-
-    fn can_zero_copy(&self) -> bool {
-        false
-    }
-
-    fn cancel(&mut self, key: Key, op: Op) -> Result<(), QueueFull> {
-        self.start(|net, engine| net.cancel(engine, key, op))
-    }
-
-    fn shutdown_write(&mut self, key: Key) {
-        self.world.lock().net.shutdown_write(self.engine, key);
-    }
-
-    fn start_close(&mut self, key: Key, how: CloseHow) -> Result<(), QueueFull> {
-        self.start(|net, engine| net.start_close(engine, key, how))
-    }
-
-    fn start_close_listener(&mut self, listener: Key) -> Result<(), QueueFull> {
-        self.start(|net, engine| net.start_close_listener(engine, listener))
+    fn cancel(&mut self, key: Key, kind: OpKind) {
+        if !self.status.is_dead() {
+            self.world.lock().net.cancel(self.engine, key, kind);
+        }
     }
 
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error> {
@@ -304,24 +307,18 @@ impl Backend for Sim {
         waited.map(drop).map_err(Error::Simulation)
     }
 
-    fn next(&mut self, mut data: impl FnMut(Key, bool, Lease)) -> Next<Accepted> {
+    fn next(&mut self) -> Option<Completed<Accepted>> {
         if !self.status.has_ready() {
-            return Next::Nothing;
+            return None;
         }
-        let Some(told) = self.world.lock().net.next(self.engine, &mut self.buffers) else { return Next::Nothing };
+        let told = self.world.lock().net.next(self.engine, &mut self.buffers)?;
         self.stats.cqes += 1;
-        Next::Done(match told {
-            Told::Done(key, op, result) => {
-                let outcome = result.map_or_else(Outcome::Failed, Outcome::Count);
-                Done { key, op, more: false, outcome }
-            }
-            Told::Data { key, more } => {
-                data(key, more, self.pick_up());
-                return Next::Data;
-            }
+        Some(match told {
+            Told::Done(key, kind, result) => Completed::last(key, self.ended(key, kind, result)),
+            Told::Data { key, more, bytes } => Completed { key, more, outcome: self.received(key, bytes) },
             Told::Accepted { listener, sock, more } => {
                 let socket = Accepted { world: Arc::clone(&self.world), sock };
-                Done { key: listener, op: Op::Accept, more, outcome: Outcome::Socket(socket) }
+                Completed { key: listener, more, outcome: Outcome::Accepted(socket) }
             }
         })
     }
@@ -334,23 +331,26 @@ impl Backend for Sim {
         self.buffers.pool.free() + usize::from(self.buffers.open.is_some())
     }
 
-    fn peer_addr(&self, key: Key) -> io::Result<Addr> {
+    fn addr(&self, key: Key, side: Side) -> io::Result<Addr> {
         self.local(|net| {
-            let sock = net.sock(net.engines[self.engine as usize].conn(key)?)?;
-            (!sock.connecting).then(|| sock.remote.clone())
+            let state = &net.engines[self.engine as usize];
+            if let Some(listener) = state.listener(key) {
+                return Some(net.listener(listener)?.addr.clone());
+            }
+            let sock = net.sock(state.conn(key)?)?;
+            match side {
+                Side::Local => Some(sock.local.clone()),
+                Side::Peer => (!sock.connecting).then(|| sock.remote.clone()),
+            }
         })
-    }
-
-    fn local_addr(&self, key: Key) -> io::Result<Addr> {
-        self.local(|net| Some(net.sock(net.engines[self.engine as usize].conn(key)?)?.local.clone()))
-    }
-
-    fn listener_addr(&self, listener: Key) -> io::Result<Addr> {
-        self.local(|net| Some(net.listener(net.engines[self.engine as usize].listener(listener)?)?.addr.clone()))
     }
 
     fn fd(&self, _key: Key) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    fn release(&mut self, _key: Key) -> Result<OwnedFd, Error> {
+        Sim::not_here("releasing a descriptor")
     }
 
     fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
@@ -364,8 +364,13 @@ impl Backend for Sim {
     }
 
     fn shut_down(&mut self, _patience: Duration) -> bool {
-        // Whatever of it is still told late has nobody to tell it to.
-        self.world.lock().net.engines[self.engine as usize].die();
+        let gone = self.is_gone();
+        let net = &mut self.world.lock().net;
+        match gone {
+            true => net.exit(self.engine),
+            // Whatever of it is still told late has nobody to tell it to.
+            false => net.engines[self.engine as usize].die(),
+        }
         true
     }
 
@@ -373,9 +378,5 @@ impl Backend for Sim {
         // A program that panics is in no state to end its connections one by one; the kernel closes them.
         let world = self.world.lock();
         world.over || self.status.is_dead() || std::thread::panicking()
-    }
-
-    fn abandon(&mut self) {
-        self.world.lock().net.exit(self.engine);
     }
 }

@@ -3,7 +3,7 @@
 
 use super::events::Events;
 use super::faults::{Fault, Faults};
-use super::ops::Notice;
+use super::op::Notice;
 use super::rng::Rng;
 use super::script::Script;
 use super::sock::{Listen, Sock, SockId};

@@ -153,6 +153,43 @@ impl Peer {
     }
 }
 
+#[cfg(test)]
+impl super::Sim {
+    /// A connection from the engine to a new peer, which is there at once: on a host, or on the engine's own and of the unix
+    /// kind.
+    pub(in crate::backend) fn pair(&mut self, key: crate::id::Key, host: Option<u32>) -> Peer {
+        let net = &mut self.world.lock().net;
+        let near = net.engines[self.engine as usize].host;
+        let far = host.unwrap_or(near);
+        let addr = |net: &mut super::net::Net, on: u32| match host {
+            Some(_) => Addr::Inet((net.hosts[on as usize].ips[0], net.next_port(on)).into()),
+            None => Addr::UnixUnnamed,
+        };
+        let (ours, theirs) = (addr(net, near), addr(net, far));
+        let end = net.add_sock(near, Owner::Engine(self.engine, key), ours.clone(), theirs.clone());
+        let peer = net.add_sock(far, Owner::Peer, theirs, ours);
+        for (id, other, other_host) in [(end, peer, far), (peer, end, near)] {
+            let sock = net.sock_mut(id).expect("just made");
+            (sock.connecting, sock.peer, sock.peer_host) = (false, Some(other), other_host);
+        }
+        net.hosts[near as usize].descriptors += 1;
+        assert!(net.attach(self.engine, key, end), "just made");
+        Peer::new(&self.world, peer)
+    }
+}
+
+#[cfg(test)]
+impl Peer {
+    /// Whether a read, or a write, would not wait.
+    pub(in crate::backend) fn is_ready(&self, to_write: bool) -> bool {
+        let net = &self.0.world.lock().net;
+        match to_write {
+            true => net.is_writable(self.0.sock),
+            false => net.sock(self.0.sock).is_none_or(super::sock::Sock::is_readable),
+        }
+    }
+}
+
 impl io::Read for &Peer {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {

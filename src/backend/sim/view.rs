@@ -1,7 +1,7 @@
 //! The world's view of one engine. Owns: which sockets and listeners its keys name, what is ready for it, and the few words that it looks at
 //! without the world's lock.
 
-use super::ops::Notice;
+use super::op::Notice;
 use super::sock::{ListenId, SockId};
 use crate::id::Key;
 use crate::waker::Inbox;
@@ -34,15 +34,22 @@ pub(crate) struct View {
     pub(crate) status: Arc<Status>,
     /// When it wants to be polled although nothing happened.
     pub(crate) deadline: Option<u64>,
-    pub(crate) conns: Vec<Place<SockId>>,
-    pub(crate) listeners: Vec<Place<ListenId>>,
+    places: Vec<Place>,
+    /// First sends of connects that failed before there was a socket: told behind the failure.
+    pub(crate) first_sends_lost: Vec<Key>,
 }
 
 /// What a key of the engine names.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<T> {
-    generation: u32,
-    what: Option<T>,
+pub(crate) enum What {
+    Conn(SockId),
+    Listener(ListenId),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    key: Option<Key>,
+    what: Option<What>,
 }
 
 impl View {
@@ -53,8 +60,8 @@ impl View {
             ready: VecDeque::new(),
             status: Arc::default(),
             deadline: None,
-            conns: Vec::new(),
-            listeners: Vec::new(),
+            places: Vec::new(),
+            first_sends_lost: Vec::new(),
         }
     }
 
@@ -63,8 +70,8 @@ impl View {
         self.ready.clear();
         self.count_ready();
         self.deadline = None;
-        self.conns.clear();
-        self.listeners.clear();
+        self.places.clear();
+        self.first_sends_lost.clear();
     }
 
     fn count_ready(&self) {
@@ -91,36 +98,43 @@ impl View {
         notice
     }
 
-    /// All sockets and listeners of it.
-    pub(crate) fn all(&self) -> (Vec<SockId>, Vec<ListenId>) {
-        let conns = self.conns.iter().filter_map(|place| place.what).collect();
-        (conns, self.listeners.iter().filter_map(|place| place.what).collect())
+    /// All sockets and listeners of it: first the connections.
+    pub(crate) fn all(&self) -> Vec<What> {
+        let all = || self.places.iter().filter_map(|place| place.what);
+        let conns = all().filter(|what| matches!(what, What::Conn(_)));
+        conns.chain(all().filter(|what| matches!(what, What::Listener(_)))).collect()
+    }
+
+    fn look(&self, key: Key) -> Option<What> {
+        self.places.get(key.slot()).filter(|place| place.key == Some(key))?.what
     }
 
     pub(crate) fn conn(&self, key: Key) -> Option<SockId> {
-        look(&self.conns, key)
+        match self.look(key)? {
+            What::Conn(sock) => Some(sock),
+            What::Listener(_) => None,
+        }
     }
 
     pub(crate) fn listener(&self, key: Key) -> Option<ListenId> {
-        look(&self.listeners, key)
+        match self.look(key)? {
+            What::Listener(listener) => Some(listener),
+            What::Conn(_) => None,
+        }
     }
-}
 
-fn look<T: Copy>(places: &[Place<T>], key: Key) -> Option<T> {
-    places.get(key.slot as usize).filter(|place| place.generation == key.generation.get())?.what
-}
-
-pub(crate) fn put<T: Copy>(places: &mut Vec<Place<T>>, key: Key, what: Option<T>) {
-    let index = key.slot as usize;
-    while places.len() <= index {
-        places.push(Place { generation: 0, what: None });
+    /// Notes what a key names; `None` if it never got a socket.
+    pub(crate) fn put(&mut self, key: Key, what: Option<What>) {
+        let index = key.slot();
+        if self.places.len() <= index {
+            self.places.resize(index + 1, Place::default());
+        }
+        assert!(self.places[index].what.is_none(), "a slot is used again only after its close");
+        self.places[index] = Place { key: Some(key), what };
     }
-    assert!(places[index].what.is_none(), "a slot is used again only after its close");
-    places[index] = Place { generation: key.generation.get(), what };
-}
 
-pub(crate) fn take<T: Copy>(places: &mut [Place<T>], key: Key) -> Option<T> {
-    let place = places.get_mut(key.slot as usize).filter(|place| place.generation == key.generation.get())?;
-    place.generation = 0;
-    place.what.take()
+    pub(crate) fn take(&mut self, key: Key) -> Option<What> {
+        let place = self.places.get_mut(key.slot()).filter(|place| place.key == Some(key))?;
+        std::mem::take(place).what
+    }
 }

@@ -5,16 +5,17 @@
 //! made to end with the next completion (a count of one): kernels before 5.8 count from the oldest submission that is still in flight,
 //! so that beside an armed receive such an entry would stay until its time, and each wait would add another (read in source).
 
-use super::ring::NOT_IN_FLIGHT;
 use super::token::{Kind, pack};
-use crate::error::Violation;
-use crate::id::Key;
+use crate::id::{EngineNumber, Key};
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
-use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+/// Serial numbers are slots of tokens.
+const SERIALS: u32 = 1 << 20;
+
 pub(super) struct Alarm {
+    engine: EngineNumber,
     timespec: Box<types::Timespec>,
     serial: u32,
     armed: Option<Instant>,
@@ -23,8 +24,8 @@ pub(super) struct Alarm {
 }
 
 impl Alarm {
-    pub(super) fn new() -> Alarm {
-        Alarm { timespec: Box::new(types::Timespec::new()), serial: 0, armed: None, in_flight: 0 }
+    pub(super) fn new(engine: EngineNumber) -> Alarm {
+        Alarm { engine, timespec: Box::new(types::Timespec::new()), serial: 0, armed: None, in_flight: 0 }
     }
 
     /// Whether a wait until then ends in time as it is.
@@ -35,7 +36,7 @@ impl Alarm {
     /// The entry that fires at `at`. The one before it must have been told to end.
     pub(super) fn arm(&mut self, at: Instant, now: Instant) -> Entry {
         let delay = at.saturating_duration_since(now).max(Duration::from_nanos(1));
-        self.serial = self.serial.wrapping_add(1);
+        self.serial = (self.serial + 1) % SERIALS;
         self.armed = Some(at);
         self.in_flight += 1;
         // Copied by the kernel at submission.
@@ -43,27 +44,23 @@ impl Alarm {
         opcode::Timeout::new(&raw const *self.timespec).build().user_data(self.token())
     }
 
-    /// The user_data of the armed one, if there is one. The caller cancels it.
+    /// The token of the armed one, which is to be told to end; if there is one.
     pub(super) fn disarm(&mut self) -> Option<u64> {
         self.armed.take().map(|_| self.token())
     }
 
-    /// One has fired, or ended otherwise.
-    pub(super) fn ended(&mut self, serial: u32) -> Result<(), Violation> {
-        self.in_flight = self.in_flight.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
-        if serial == self.serial {
+    /// One has fired, or ended otherwise. False if none was in flight.
+    pub(super) fn ended(&mut self, key: Key) -> bool {
+        let Some(left) = self.in_flight.checked_sub(1) else { return false };
+        self.in_flight = left;
+        if key.slot() == self.serial as usize {
             self.armed = None;
         }
-        Ok(())
-    }
-
-    /// What the entry of this serial number goes by.
-    pub(super) fn key(serial: u32) -> Key {
-        Key { slot: serial, generation: NonZeroU32::MIN }
+        true
     }
 
     fn token(&self) -> u64 {
-        pack(Kind::Timeout, Alarm::key(self.serial))
+        pack(Kind::Timeout, Key::new(self.serial as usize, 1, self.engine))
     }
 }
 
@@ -73,7 +70,8 @@ mod tests {
 
     #[test]
     fn one_serves_all_later_waits() {
-        let (mut alarm, now) = (Alarm::new(), Instant::now());
+        let (mut alarm, now) = (Alarm::new(EngineNumber::TEST), Instant::now());
+        let serial = |serial| Key::new(serial, 1, EngineNumber::TEST);
         let at = |ms| now + Duration::from_millis(ms);
         assert!(!alarm.serves(at(50)));
         alarm.arm(at(50), now);
@@ -82,10 +80,11 @@ mod tests {
         alarm.arm(at(20), now);
         assert_eq!(alarm.in_flight, 2);
         // The first one's end says nothing of the second.
-        alarm.ended(1).unwrap();
+        assert!(alarm.ended(serial(1)));
         assert!(alarm.serves(at(20)));
-        alarm.ended(2).unwrap();
+        assert!(alarm.ended(serial(2)));
         assert!(!alarm.serves(at(20)));
-        assert_eq!((alarm.in_flight, alarm.ended(2)), (0, Err(NOT_IN_FLIGHT)));
+        assert_eq!(alarm.in_flight, 0);
+        assert!(!alarm.ended(serial(2)), "no more ended than were armed");
     }
 }

@@ -40,16 +40,17 @@ impl Arena {
         }
     }
 
-    /// Keeps a gather list with a header over it.
+    /// Keeps a gather list with a header over it. Returns it with the number of bytes in the list.
     ///
     /// # Panics
     /// If there are more parts than [`Arena::iovec_room`].
-    pub(super) fn message<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> *const libc::msghdr {
+    pub(super) fn message<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> (*const libc::msghdr, usize) {
         let room = &mut self.iovecs[self.iovecs_used..];
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         for part in parts {
             room[count].write(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
             count += 1;
+            bytes += part.len();
         }
         // SAFETY: zero is a valid msghdr: no name, no control data.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -58,7 +59,7 @@ impl Arena {
         self.iovecs_used += count;
         let place = &mut self.headers[self.headers_used];
         self.headers_used += 1;
-        place.write(header)
+        (place.write(header), bytes)
     }
 
     pub(super) fn addr_room(&self) -> usize {

@@ -1,38 +1,24 @@
-//! A provided-buffer ring (5.19): the buffers that the kernel may pick for receives. Owns: the
-//! ring's memory, and the pool's buffers that are in it. Invariant: a buffer is in the ring exactly
-//! while the backend holds it.
-//!
-//! # Two groups
-//!
-//! A single-shot receive may be finished by a kernel worker (after 128 wake-ups without data, which
-//! a peer can bring about with urgent data). A worker takes a buffer out of the ring as a whole
-//! when it picks it, even where buffers are consumed piece by piece; where the next piece begins
-//! would then be known to nobody. So single-shot receives never pick from a group of piecewise
-//! buffers: beside such a group they have one of their own, of whole buffers.
+//! A provided-buffer ring (5.19): the buffers that the kernel may pick for receives. Owns: the ring's memory, and the claims of
+//! the pool's buffers that are in it. Invariant: a buffer is in the ring exactly while the kernel has the claim on it.
 
-use crate::buf::{Lease, Pool};
-use crate::error::Violation;
+use crate::buf::Pool;
 use crate::sys::Mapping;
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// The group of all receives, but for those that have their own.
-pub(super) const MAIN: u16 = 0;
-/// The group of single-shot receives, where that of the others is piecewise.
-pub(super) const SINGLE_SHOT: u16 = 1;
-/// Number, size in bytes and low watermark of the buffers of [`SINGLE_SHOT`].
-pub(super) const SINGLE_SHOT_BUFFERS: (u16, u32, u32) = (64, 4096, 8);
+/// Of receives in general.
+pub(super) const GROUP: u16 = 0;
+/// Of single-shot receives, where the buffers of the other group are incremental.
+pub(super) const GROUP_FIRST: u16 = 1;
 /// IOU_PBUF_RING_INC (6.12): buffers are consumed piece by piece.
 const INCREMENTAL: u16 = 2;
 
 #[derive(Debug)]
 pub(super) struct BufRing {
     memory: Mapping,
-    pool: Pool,
     group: u16,
-    piecewise: bool,
     entries: u16,
     tail: u16,
     /// Buffers in the ring that the kernel can still fill.
@@ -40,54 +26,39 @@ pub(super) struct BufRing {
 }
 
 impl BufRing {
-    /// Registers an empty ring of `entries` (a power of two), for as many buffers of the pool.
-    pub(super) fn register(
-        uring: &IoUring,
-        group: u16,
-        pool: &Pool,
-        entries: u16,
-        piecewise: bool,
-    ) -> io::Result<BufRing> {
+    /// Registers an empty ring of `entries` (a power of two).
+    pub(super) fn register(uring: &IoUring, group: u16, entries: u16, incremental: bool) -> io::Result<BufRing> {
         let memory = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
         // The kernel reads the physical pages that are registered here. If a fork shared them
         // copy-on-write, the next `refill` could go to a copy, which the kernel never reads.
         memory.keep_from_children();
-        let flags = if piecewise { INCREMENTAL } else { 0 };
+        let flags = if incremental { INCREMENTAL } else { 0 };
         let start = memory.start().as_ptr() as u64;
         // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered or gone (`Uring` drops
         // this after its ring).
         unsafe { uring.submitter().register_buf_ring_with_flags(start, entries, group, flags)? };
-        Ok(BufRing { memory, pool: pool.clone(), group, piecewise, entries, tail: 0, usable: 0 })
+        Ok(BufRing { memory, group, entries, tail: 0, usable: 0 })
     }
 
-    pub(super) fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
-    pub(super) fn group(&self) -> u16 {
-        self.group
+    /// Takes the ring from the kernel, when no receive is in flight.
+    pub(super) fn unregister(&self, uring: &IoUring) {
+        let _ = uring.submitter().unregister_buf_ring(self.group);
     }
 
     pub(super) fn usable(&self) -> usize {
         self.usable
     }
 
-    /// The kernel put `len` bytes into a buffer that it picked, and goes on filling it if `more`.
-    #[inline]
-    pub(super) fn deliver(&mut self, id: u16, len: u32, more: bool) -> Result<Lease, Violation> {
-        if more && !self.piecewise {
-            return Err(Violation("a whole buffer was filled in part and goes on"));
-        }
-        let lease = self.pool.deliver(id, len, more)?;
-        self.usable -= usize::from(!more);
-        Ok(lease)
+    /// The kernel is done with one of the buffers.
+    pub(super) fn used_up(&mut self) {
+        self.usable -= 1;
     }
 
     /// Gives all free buffers of the pool to the kernel, with one release store.
-    pub(super) fn refill(&mut self) {
+    pub(super) fn refill(&mut self, pool: &Pool) {
         let before = self.tail;
-        while let Some(id) = self.pool.checkout() {
-            let (start, len) = self.pool.room(id);
+        while let Some(id) = pool.checkout() {
+            let (start, len) = pool.room(id);
             let base: *mut BufRingEntry = self.memory.start().as_ptr().cast();
             let index = usize::from(self.tail & (self.entries - 1));
             // SAFETY: within the ring's memory, which is writable and zeroed at first; the kernel reads an entry only once the
@@ -104,19 +75,5 @@ impl BufRing {
             // SAFETY: the tail lies in the first entry's reserved field, aligned for u16; the kernel loads it with acquire.
             unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base).cast_mut()) }.store(self.tail, Ordering::Release);
         }
-    }
-
-    /// Takes the ring from the kernel. If it refuses, it keeps using the memory until its io_uring
-    /// is gone, which is not quite when that is dropped: then the memory is leaked.
-    pub(super) fn unregister(self, uring: &IoUring) {
-        if uring.submitter().unregister_buf_ring(self.group).is_err() {
-            self.leak();
-        }
-    }
-
-    /// Keeps the memory of the ring and of its buffers for ever: for when the kernel may still use
-    /// it.
-    pub(super) fn leak(self) {
-        std::mem::forget(self);
     }
 }

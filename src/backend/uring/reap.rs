@@ -1,319 +1,141 @@
-//! Completion queue entries as finished operations. Owns: what each result means, and whether it
-//! can be. Invariant: a buffer that came with an entry is accounted for before anything else is
-//! looked at; an entry of an operation that is not in flight reaches nobody.
+//! Completion queue entries as completed operations. Owns: whose a completion is, and whether it can be. What it means is in
+//! the file of its operation. Invariant: a completion is passed on only if its operation is in flight in its slot.
 
-use super::alarm::Alarm;
-use super::bufring::BufRing;
-use super::ops::op_of;
-use super::ring::NOT_IN_FLIGHT;
-use super::slot::mark;
+use super::Uring;
+use super::entry::descriptor;
+use super::op::{op_of, status};
 use super::token::{Kind, Token, unpack};
-use super::{Done, Next, Op, Outcome, Uring};
-use crate::buf::{Lease, Written};
-use crate::error::{Errno, Violation};
+use crate::backend::{Completed, Outcome};
+use crate::error::Violation;
 use crate::id::Key;
-use crate::net::socket;
 use io_uring::cqueue;
-use std::num::NonZeroU32;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-/// IORING_CQE_F_BUFFER: the upper half of the flags is the id of a buffer.
-const PICKED_BUFFER: u32 = 1;
+const NOT_IN_FLIGHT: Violation = Violation("a completion for an operation that is not in flight");
+const PICKED: Violation = Violation("an operation picked a receive buffer, and none is asked for");
+const NOTIFIED: Violation = Violation("a notification of an operation that has none");
+pub(super) const GOES_ON: Violation = Violation("an operation that completes once goes on");
+/// IORING_CQE_F_BUFFER, F_MORE and F_NOTIF: what a completion that is the only one of its operation does not have.
+const SPECIAL: u32 = 1 | 1 << 1 | 1 << 3;
 
 impl Uring {
-    /// What a completion means to the engine; `None` if it is an affair of the backend. Completions
-    /// that belong to nothing are counted and dropped; they end nothing.
-    ///
-    /// # Errors
-    /// It says what cannot be.
+    /// What a completion means to the engine; `None` if it is an affair of the backend.
     #[inline(always)]
-    pub(super) fn translate(
-        &mut self,
-        user_data: u64,
-        result: i32,
-        flags: u32,
-        data: impl FnMut(Key, bool, Lease),
-    ) -> Result<Option<Next<OwnedFd>>, Violation> {
-        let Some(token) = unpack(user_data) else {
-            self.unknown += 1;
-            return Ok(None);
-        };
-        let lease = match token.kind {
-            Kind::Recv | Kind::RecvFirst => self.picked_buffer(token.kind, result, flags)?,
-            _ => None,
-        };
-        let Some(key) = self.key_of(token) else { return self.without_key(token, result, flags) };
-        self.check_flags(token.kind, flags)?;
+    pub(super) fn translate(&mut self, user_data: u64, result: i32, flags: u32) -> Option<Completed<OwnedFd>> {
         let more = cqueue::more(flags);
-        if !more && !cqueue::notif(flags) {
-            self.ring.ended()?;
-        }
-        match token.kind {
-            Kind::Recv | Kind::RecvFirst => self.received(key, token.kind, result, more, lease, data),
-            Kind::Send => self.sent(key, result, flags).map(|done| done.map(Next::Done)),
-            _ => self.others(key, token.kind, result, more).map(|done| done.map(Next::Done)),
-        }
-    }
-
-    /// Operations of the backend's own, and what belongs to nothing.
-    #[inline(never)]
-    fn without_key(&mut self, token: Token, result: i32, flags: u32) -> Result<Option<Next<OwnedFd>>, Violation> {
-        match token.kind {
-            Kind::Wake if token.is_of(Key::NONE) => {
-                self.check_flags(token.kind, flags)?;
-                if !std::mem::take(&mut self.wake_armed) {
-                    return Err(NOT_IN_FLIGHT);
-                }
-                self.ring.ended()?;
-                self.inbox.reset();
-                return Ok(Some(Next::Done(done(Key::NONE, Op::Wake, false, Outcome::Notified))));
-            }
-            Kind::Timeout if token.is_of(Alarm::key(token.slot)) => {
-                self.check_flags(token.kind, flags)?;
-                self.ring.alarm.ended(token.slot)?;
-                self.ring.ended()?;
-            }
-            Kind::Cancel if token.is_of(Key::NONE) => {
-                self.check_flags(token.kind, flags)?;
-                self.ring.cancel_ended()?;
-            }
-            _ => {
-                self.unknown += 1;
-                if matches!(token.kind, Kind::Accept | Kind::Socket) && result >= 0 {
-                    // SAFETY: the kernel made this descriptor, and nobody else has it.
-                    drop(unsafe { OwnedFd::from_raw_fd(result) });
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether an operation of this kind can complete with these flags.
-    #[inline(always)]
-    fn check_flags(&self, kind: Kind, flags: u32) -> Result<(), Violation> {
-        let (may_go_on, picks_buffers) = match kind {
-            Kind::Recv => (self.style.multishot_recv, true),
-            Kind::RecvFirst => (false, true),
-            Kind::Accept => (self.style.multishot_accept, false),
-            Kind::Send => (self.style.zero_copy, false),
-            _ => (false, false),
+        let Some(token) = unpack(user_data, self.engine) else {
+            self.stats.unknown_completions += 1;
+            return None;
         };
-        if cqueue::more(flags) && !may_go_on {
-            return Err(Violation("a single-shot operation completed and goes on"));
+        let key = token.key;
+        match self.slots.get_mut(key.slot()) {
+            Some(slot) if slot.generation == key.generation() => match token.kind {
+                // A receive that goes on, or a send, of those that are in flight: the common cases.
+                Kind::Recv | Kind::RecvFirst if slot.recv == token.kind && !cqueue::notif(flags) => {
+                    if !more {
+                        slot.recv = Kind::Idle;
+                        self.ring.ended();
+                    }
+                    self.received(key, token.kind, (result, flags), more)
+                }
+                Kind::Send if slot.send == Kind::Send && flags & SPECIAL == 0 => {
+                    slot.send = Kind::Idle;
+                    self.ring.ended();
+                    self.sent(key, result)
+                }
+                _ => self.others(token, result, flags),
+            },
+            _ => self.others(token, result, flags),
         }
-        if flags & PICKED_BUFFER != 0 && !picks_buffers {
-            return Err(Violation("a buffer was picked where none is asked for"));
-        }
-        Ok(())
     }
 
     #[inline(never)]
-    fn others(&mut self, key: Key, kind: Kind, result: i32, more: bool) -> Result<Option<Done<OwnedFd>>, Violation> {
-        let slot = if is_of_listener(kind) { self.listener(key) } else { self.slot(key) };
-        let in_flight = match op_of(kind) {
-            Op::Recv => &mut slot.recv,
-            Op::Send => &mut slot.send,
-            _ => &mut slot.open,
-        };
-        if *in_flight != kind {
-            return Err(NOT_IN_FLIGHT);
+    fn others(&mut self, token: Token, result: i32, flags: u32) -> Option<Completed<OwnedFd>> {
+        let Token { kind, key } = token;
+        let of_slot = !matches!(kind, Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::SendZeroCopy);
+        let known = if of_slot { self.known(key).is_some() } else { self.zero_copies.contains(key) };
+        if !known && (of_slot || kind == Kind::SendZeroCopy) {
+            return self.unknown(kind, result);
+        }
+        if let Err(violation) = self.check(token, flags) {
+            self.fail(violation);
+            return None;
+        }
+        let more = cqueue::more(flags);
+        if kind == Kind::SendZeroCopy {
+            return self.zero_copy_completed(key, result, flags);
         }
         if !more {
-            *in_flight = Kind::Idle;
-        }
-        Ok(match kind {
-            Kind::Fill => return self.filled(key, result),
-            Kind::RecvPoll | Kind::FillPoll => self.readable(key, kind, result),
-            Kind::SendPoll => {
-                self.send_ended(key);
-                Some(done(key, Op::Send, false, polled(result, || Outcome::Count(0))))
+            self.ring.ended();
+            if of_slot {
+                *self.slot(key).in_flight_mut(op_of(kind)) = Kind::Idle;
             }
+        }
+        match kind {
+            Kind::RecvInto => self.filled(key, result),
+            Kind::RecvPoll => self.readable(key, result),
+            Kind::RecvIntoPoll => self.readable_into(key, result),
+            Kind::SendPoll => self.writable(key, result),
             Kind::Socket => {
-                // SAFETY: the kernel just made this descriptor, and nobody else has it.
-                let made = if result < 0 { Err(errno(result)) } else { Ok(unsafe { OwnedFd::from_raw_fd(result) }) };
-                self.socket_made(key, made);
+                self.socket_made(key, result);
                 None
             }
-            Kind::Connect => Some(done(key, Op::Connect, false, polled(result, || Outcome::Count(0)))),
+            Kind::Connect => {
+                self.connect_ended(key, status(result));
+                None
+            }
             Kind::ConnectPoll => {
-                self.syscalls += 1;
-                let slot = self.slot(key);
-                let fd = slot.fd.as_ref().expect("closed only after this");
-                let outcome = polled(result, || socket::take_error(fd).map_or(Outcome::Count(0), Outcome::Failed));
-                Some(done(key, Op::Connect, false, outcome))
+                self.connect_polled(key, result);
+                None
             }
             Kind::Accept => self.accepted(key, result, more),
-            Kind::AcceptPoll if result < 0 => Some(done(key, Op::Accept, false, Outcome::Failed(errno(result)))),
-            Kind::AcceptPoll => {
-                self.step(key, Kind::Accept);
+            Kind::AcceptPoll => self.acceptable(key, result),
+            Kind::Close => self.closed(key),
+            Kind::Wake => Some(self.woken()),
+            Kind::Timeout => {
+                self.ring.alarm.ended(key);
                 None
             }
-            Kind::Close | Kind::CloseListener => Some(done(key, op_of(kind), false, Outcome::Count(0))),
-            Kind::Recv | Kind::RecvFirst | Kind::Send | Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::Idle => None,
-        })
-    }
-
-    /// The connection or listener that an operation is of.
-    #[inline(always)]
-    fn key_of(&self, token: Token) -> Option<Key> {
-        if matches!(token.kind, Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::Idle) {
-            return None;
-        }
-        let slots = if is_of_listener(token.kind) { &self.listeners } else { &self.conns };
-        let generation = NonZeroU32::new(slots.get(token.slot as usize)?.generation)?;
-        let key = Key { slot: token.slot, generation };
-        (key.generation24() == token.generation24).then_some(key)
-    }
-
-    /// The data in a buffer that the kernel picked. Without data (a receive that failed after picking), the claim just ends.
-    #[inline]
-    fn picked_buffer(&mut self, kind: Kind, result: i32, flags: u32) -> Result<Option<Lease>, Violation> {
-        let Some(id) = cqueue::buffer_select(flags) else { return Ok(None) };
-        let own = self.single_shot_ring.as_mut().filter(|_| kind == Kind::RecvFirst);
-        let ring: Option<&mut BufRing> = own.or(self.buf_ring.as_mut());
-        let ring = ring.ok_or(Violation("a buffer was picked where none is offered"))?;
-        let lease = ring.deliver(id, result.max(0) as u32, cqueue::buffer_more(flags))?;
-        Ok((result > 0).then_some(lease))
-    }
-
-    #[inline(always)]
-    fn received(
-        &mut self,
-        key: Key,
-        kind: Kind,
-        result: i32,
-        more: bool,
-        lease: Option<Lease>,
-        mut data: impl FnMut(Key, bool, Lease),
-    ) -> Result<Option<Next<OwnedFd>>, Violation> {
-        let slot = self.slot(key);
-        if slot.recv != kind {
-            return Err(NOT_IN_FLIGHT);
-        }
-        if !more {
-            slot.recv = Kind::Idle;
-        }
-        let mut lease = lease;
-        if let Some(buffer) = slot.take_buffer() {
-            let size = self.pool.size() as i32;
-            self.slot(key).set(mark::HOT, result == size);
-            if result > 0 {
-                lease = Some(self.pool.deliver(buffer, result as u32, false)?);
-            } else {
-                self.pool.put_back(buffer);
+            Kind::Cancel => {
+                self.ring.cancels -= 1;
+                None
             }
-            if result == -libc::EAGAIN {
-                self.step(key, Kind::RecvPoll);
-                return Ok(None);
-            }
+            Kind::Recv | Kind::RecvFirst | Kind::Send | Kind::SendZeroCopy | Kind::Idle => None,
         }
-        if let Some(lease) = lease {
-            data(key, more, lease);
-            return Ok(Some(Next::Data));
-        }
-        if result > 0 {
-            return Err(Violation("data was received into no buffer"));
-        }
-        if more {
-            return Err(Violation("a receive ended and goes on"));
-        }
-        if result == -libc::ENOBUFS && kind == Kind::RecvFirst && self.single_shot_ring.is_some() {
-            // Its own buffers are all in use; there may be some for the others.
-            self.step(key, Kind::Recv);
-            return Ok(None);
-        }
-        let outcome = if result == 0 { Outcome::Count(0) } else { Outcome::Failed(errno(result)) };
-        Ok(Some(Next::Done(done(key, Op::Recv, false, outcome))))
     }
 
-    fn filled(&mut self, key: Key, result: i32) -> Result<Option<Done<OwnedFd>>, Violation> {
-        if result == -libc::EAGAIN {
-            self.step(key, Kind::FillPoll);
-            return Ok(None);
-        }
-        if result > 0 && result as usize > self.windows.of(key).len {
-            return Err(Violation("a receive filled a caller's buffer beyond its end"));
-        }
-        self.windows.forget(key);
-        let outcome = match result {
-            // SAFETY: the kernel wrote that many bytes at the start of the window, which has as
-            // many (checked above).
-            1.. => Outcome::Filled(unsafe { Written::new(result as usize) }),
-            0 => Outcome::Count(0),
-            _ => Outcome::Failed(errno(result)),
+    /// Whether a completion can be, as far as that does not depend on its result.
+    fn check(&self, Token { kind, key }: Token, flags: u32) -> Result<(), Violation> {
+        let in_flight = match kind {
+            Kind::Wake => self.wake_armed,
+            Kind::Timeout => self.ring.alarm.in_flight > 0,
+            Kind::Cancel => self.ring.cancels > 0,
+            Kind::SendZeroCopy => true,
+            Kind::Idle => false,
+            _ => self.known(key).is_some_and(|slot| slot.in_flight(op_of(kind)) == kind),
         };
-        Ok(Some(done(key, Op::Recv, false, outcome)))
-    }
-
-    fn readable(&mut self, key: Key, kind: Kind, result: i32) -> Option<Done<OwnedFd>> {
-        if result >= 0 {
-            self.step(key, if kind == Kind::RecvPoll { Kind::Recv } else { Kind::Fill });
-            return None;
-        }
-        if kind == Kind::FillPoll {
-            self.windows.forget(key);
-        }
-        Some(done(key, Op::Recv, false, Outcome::Failed(errno(result))))
-    }
-
-    /// How many bytes a send was given is known to the engine, and so is how many notifications a
-    /// connection is owed: it checks.
-    #[inline]
-    fn sent(&mut self, key: Key, result: i32, flags: u32) -> Result<Option<Done<OwnedFd>>, Violation> {
-        if cqueue::notif(flags) {
-            self.ring.noticed()?;
-            return Ok(Some(done(key, Op::Send, false, Outcome::Notified)));
-        }
-        if std::mem::replace(&mut self.slot(key).send, Kind::Idle) != Kind::Send {
-            return Err(NOT_IN_FLIGHT);
-        }
-        if result == -libc::EAGAIN && self.style.polled {
-            self.step(key, Kind::SendPoll);
-            return Ok(None);
-        }
-        let more = cqueue::more(flags);
-        if more {
-            self.ring.expect_notice();
-        }
-        self.send_ended(key);
-        Ok(Some(done(key, Op::Send, more, polled(result, || Outcome::Count(result as usize)))))
-    }
-
-    #[inline]
-    fn send_ended(&mut self, key: Key) {
-        let slot = self.slot(key);
-        slot.set(mark::UNUSED, false);
-        if slot.take(mark::HELD) {
-            self.step(key, Kind::Recv);
+        let goes_on = kind == Kind::SendZeroCopy || kind == Kind::Accept && self.style.multishot_accept;
+        match () {
+            () if !in_flight => Err(NOT_IN_FLIGHT),
+            () if cqueue::buffer_select(flags).is_some() => Err(PICKED),
+            () if cqueue::notif(flags) && kind != Kind::SendZeroCopy => Err(NOTIFIED),
+            () if cqueue::more(flags) && !goes_on => Err(GOES_ON),
+            () => Ok(()),
         }
     }
 
-    fn accepted(&mut self, key: Key, result: i32, more: bool) -> Option<Done<OwnedFd>> {
-        if result == -libc::EAGAIN && self.style.polled {
-            self.step(key, Kind::AcceptPoll);
-            return None;
+    /// A completion for a key that nobody has any more. It ends nothing that is in flight.
+    fn unknown(&mut self, kind: Kind, result: i32) -> Option<Completed<OwnedFd>> {
+        self.stats.unknown_completions += 1;
+        if matches!(kind, Kind::Accept | Kind::Socket) {
+            drop(descriptor(result));
         }
-        let outcome = polled(result, || {
-            // SAFETY: the kernel just made this descriptor, and nobody else has it.
-            Outcome::Socket(unsafe { OwnedFd::from_raw_fd(result) })
-        });
-        Some(done(key, Op::Accept, more, outcome))
+        None
     }
-}
 
-fn done(key: Key, op: Op, more: bool, outcome: Outcome<OwnedFd>) -> Done<OwnedFd> {
-    Done { key, op, more, outcome }
-}
-
-/// A negative result is an error number.
-fn polled(result: i32, success: impl FnOnce() -> Outcome<OwnedFd>) -> Outcome<OwnedFd> {
-    if result < 0 { Outcome::Failed(errno(result)) } else { success() }
-}
-
-fn errno(result: i32) -> Errno {
-    Errno(result.saturating_neg())
-}
-
-fn is_of_listener(kind: Kind) -> bool {
-    matches!(kind, Kind::Accept | Kind::AcceptPoll | Kind::CloseListener)
+    fn woken(&mut self) -> Completed<OwnedFd> {
+        self.wake_armed = false;
+        self.inbox.reset();
+        Completed::last(Key::NONE, Outcome::Woken)
+    }
 }

@@ -1,23 +1,24 @@
-//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the counts of what is in
-//! flight. Invariant: each entry pushed is in flight until a completion of it without F_MORE was
-//! booked with [`Ring::ended`]. Knows nothing of connections.
+//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the count of what is in flight. Invariant: each entry
+//! pushed is in flight until a completion without F_MORE. Knows nothing of connections.
 
 use super::alarm::Alarm;
 use super::arena::Arena;
+use super::entry::Plain;
 use super::sys;
 use super::token::{Kind, pack};
-use crate::backend::{BackendStats, QueueFull};
-use crate::error::{Errno, Error, Violation};
-use crate::id::Key;
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use crate::backend::BackendStats;
+use crate::error::{Errno, Error};
+use crate::id::{EngineNumber, Key};
+use io_uring::{IoUring, cqueue, squeue};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 const BATCH: usize = 256;
 
-/// A final completion that no operation in flight accounts for.
-pub(super) const NOT_IN_FLIGHT: Violation = Violation("an operation completed that is not in flight");
+/// No room in the submission queue, although the kernel was just entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QueueFull;
 
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +39,8 @@ pub(super) struct Ring {
     batch_next: usize,
     batch_len: usize,
     pub(super) in_flight: usize,
-    /// Those of them that are cancels, and those that are zero-copy sends of which only the
-    /// notification is still to come.
-    cancels: usize,
-    notices: usize,
+    /// Those of them that cancel others.
+    pub(super) cancels: usize,
     /// The completion queue was found full since the kernel was last entered: there may be more on its side. Kernels before 5.8 have no
     /// flag for that.
     was_full: bool,
@@ -67,7 +66,7 @@ impl Drop for Ring {
 }
 
 impl Ring {
-    pub(super) fn new(uring: IoUring, mode: EnterMode, gather_max: usize) -> Ring {
+    pub(super) fn new(uring: IoUring, mode: EnterMode, gather_max: usize, engine: EngineNumber) -> Ring {
         let entries = uring.params().sq_entries() as usize;
         Ring {
             arena: Arena::new(entries, gather_max),
@@ -78,9 +77,8 @@ impl Ring {
             batch_len: 0,
             in_flight: 0,
             cancels: 0,
-            notices: 0,
             was_full: false,
-            alarm: Alarm::new(),
+            alarm: Alarm::new(engine),
             stats: BackendStats::default(),
         }
     }
@@ -132,39 +130,16 @@ impl Ring {
         self.in_flight += 1;
     }
 
-    /// Stages the cancel of an operation, named by its user_data. Call [`Ring::make_room`] first.
-    pub(super) fn push_cancel(&mut self, user_data: u64) {
-        let entry = opcode::AsyncCancel::new(user_data).build().user_data(pack(Kind::Cancel, Key::NONE));
+    /// Stages an entry that names no memory. Call [`Ring::make_room`] first.
+    pub(super) fn push_plain(&mut self, plain: Plain, user_data: u64) {
         // SAFETY: names no memory.
-        unsafe { self.push(entry) };
+        unsafe { self.push(plain.with(user_data)) };
+    }
+
+    /// Stages an entry that ends another one, of this token. Call [`Ring::make_room`] first.
+    pub(super) fn push_cancel(&mut self, target: u64) {
+        self.push_plain(Plain::cancel(target), pack(Kind::Cancel, Key::NONE));
         self.cancels += 1;
-    }
-
-    /// The last completion of an operation was taken.
-    ///
-    /// # Errors
-    /// There were more of them than operations. Nothing has changed then.
-    #[inline(always)]
-    pub(super) fn ended(&mut self) -> Result<(), Violation> {
-        self.in_flight = self.in_flight.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
-        Ok(())
-    }
-
-    /// As [`Ring::ended`], for a cancel.
-    pub(super) fn cancel_ended(&mut self) -> Result<(), Violation> {
-        self.cancels = self.cancels.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
-        self.ended()
-    }
-
-    /// A zero-copy send completed, and its notification will follow.
-    pub(super) fn expect_notice(&mut self) {
-        self.notices += 1;
-    }
-
-    /// As [`Ring::ended`], for a zero-copy send whose notification came.
-    pub(super) fn noticed(&mut self) -> Result<(), Violation> {
-        self.notices = self.notices.checked_sub(1).ok_or(NOT_IN_FLIGHT)?;
-        self.ended()
     }
 
     /// Submits what is staged and waits for `want` completions, at most for `timeout`. An interrupted or timed-out wait is no
@@ -235,7 +210,7 @@ impl Ring {
 
     /// How many operations are in flight, beside the one that bounds waits.
     pub(super) fn operations(&self) -> usize {
-        self.in_flight.saturating_sub(self.alarm.in_flight)
+        self.in_flight - self.alarm.in_flight
     }
 
     /// Ends what bounds waits.
@@ -247,7 +222,7 @@ impl Ring {
         }
     }
 
-    /// The next completion that is there. Whoever takes it books its end.
+    /// The next completion that is there.
     #[inline]
     pub(super) fn next(&mut self) -> Option<cqueue::Entry> {
         if self.batch_next == self.batch_len {
@@ -265,6 +240,13 @@ impl Ring {
         let entry = unsafe { self.batch[self.batch_next].assume_init_ref() }.clone();
         self.batch_next += 1;
         Some(entry)
+    }
+
+    /// An entry that was in flight, as the caller has found out, has completed.
+    #[inline]
+    pub(super) fn ended(&mut self) {
+        debug_assert!(self.in_flight > 0, "what is in flight was counted");
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     pub(super) fn has_next(&self) -> bool {

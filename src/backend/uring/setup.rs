@@ -1,15 +1,15 @@
 //! From a survey and a configuration to a ring. Owns: the choice of tier, the setup flags of each, the shrinking under
 //! ENOMEM, the restrictions, and the record of what is used and why not.
 
-use super::bufring::{BufRing, MAIN, SINGLE_SHOT, SINGLE_SHOT_BUFFERS};
+use super::buffers::Buffers;
 use super::ring::{EnterMode, Ring};
 use super::survey::{self, Offer, Refusal};
 use super::{Style, Uring, sys};
 use crate::backend::Tuning;
-use crate::buf::Pool;
 use crate::caps::{Capability, CapabilityState, Caps};
 use crate::config::{Config, Tier};
 use crate::error::{Errno, Error};
+use crate::id::EngineNumber;
 use crate::waker::Inbox;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
@@ -52,6 +52,7 @@ pub(crate) enum NoRing {
 /// What may be used: offered by the kernel and not switched off.
 struct Choice<'a> {
     config: &'a Config,
+    engine: EngineNumber,
     offer: Offer,
 }
 
@@ -77,14 +78,14 @@ impl Choice<'_> {
 }
 
 /// Makes the best ring that the kernel and the configuration allow.
-pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
+pub(crate) fn open(config: &Config, engine: EngineNumber, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
     let offer = survey::survey().map_err(|refusal| match refusal {
         Refusal::Setup(errno @ Errno(libc::EMFILE | libc::ENFILE)) => {
             NoRing::Error(Error::Os { call: "io_uring_setup", errno })
         }
         refusal => NoRing::Refused(refusal),
     })?;
-    let choice = Choice { config, offer };
+    let choice = Choice { config, engine, offer };
     if config.hardened && !choice.has(Capability::Restrictions) {
         let why = choice.why_not(Capability::Restrictions).unwrap_or_default();
         return Err(NoRing::Error(Error::Unsupported { what: "Config::hardened".into(), why }));
@@ -104,7 +105,7 @@ pub(crate) fn open(config: &Config, inbox: &Arc<Inbox>) -> Result<Opened, NoRing
 fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
     let config = choice.config;
     let mut notes = Vec::new();
-    let Foundation { uring, buf_ring, single_shot_ring, pool, tuning, piecewise } = lay(choice, tier, &mut notes)?;
+    let Foundation { uring, buffers, tuning, piecewise } = lay(choice, tier, &mut notes)?;
     if let Some(errno) = choice.offer.no_register {
         notes.push(format!("io_uring_register is refused: {errno:?}: a filter or an LSM; buffer rings and all that builds on them are left out"));
     }
@@ -138,28 +139,25 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     }
     let style = Style {
         multishot_recv: multishot,
-        adaptive_receives: is_adaptive(config, tier),
+        adaptive_receives: multishot && config.adaptive_receives,
         multishot_accept: modern && tier != Tier::Oneshot && choice.has(Capability::MultishotAccept),
-        buf_ring: buf_ring.is_some(),
         socket_op: modern && choice.has(Capability::SocketOp),
         polled: tier == Tier::Polled,
         deferred: tier == Tier::Deferred,
         zero_copy: modern && choice.has(Capability::SendZc) && config.zero_copy_threshold.is_some(),
     };
     let ring_entries = (uring.params().sq_entries(), uring.params().cq_entries());
-    let used = Used { tier, style, piecewise, mode, registered };
+    let used = Used { tier, style, buf_ring: buffers.has_ring(), piecewise, mode, registered };
     let caps = report(choice, Some(&used));
-    let ring = Ring::new(uring, mode, config.gather_max);
-    let backend = Uring::new(ring, buf_ring, single_shot_ring, pool, style, Arc::clone(inbox), &tuning);
+    let ring = Ring::new(uring, mode, config.gather_max, choice.engine);
+    let backend = Uring::new(ring, buffers, style, Arc::clone(inbox), &tuning);
     Ok(Opened { backend, tier, caps, notes, ring_entries, buffers: tuning.buffers })
 }
 
 /// A ring and the memory that goes with it.
 struct Foundation {
     uring: IoUring,
-    buf_ring: Option<BufRing>,
-    single_shot_ring: Option<BufRing>,
-    pool: Pool,
+    buffers: Buffers,
     tuning: Tuning,
     piecewise: bool,
 }
@@ -195,28 +193,12 @@ fn try_to_lay(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -
     let multishot = matches!(tier, Tier::Deferred | Tier::Multishot);
     let large_enough = uring.params().cq_entries() >= PIECEWISE_ENTRIES_MIN;
     let piecewise = multishot && large_enough && choice.has(Capability::Incremental);
-    let tuning = Tuning::new(choice.config, piecewise);
+    let tuning = Tuning::new(choice.config, choice.engine, piecewise);
     let (count, size) = tuning.buffers;
-    let errno = |error: std::io::Error| Errno::of(&error);
-    let pool = Pool::new(count, size, tuning.low_watermark).map_err(errno)?;
-    let buf_ring = match tier != Tier::Polled && choice.has(Capability::BufRing) {
-        true => Some(BufRing::register(&uring, MAIN, &pool, count as u16, piecewise).map_err(errno)?),
-        false => None,
-    };
-    let single_shot_ring = match piecewise && is_adaptive(choice.config, tier) {
-        true => {
-            let (count, size, low) = SINGLE_SHOT_BUFFERS;
-            let pool = Pool::new(u32::from(count), size, low).map_err(errno)?;
-            Some(BufRing::register(&uring, SINGLE_SHOT, &pool, count, false).map_err(errno)?)
-        }
-        false => None,
-    };
-    Ok(Foundation { uring, buf_ring, single_shot_ring, pool, tuning, piecewise })
-}
-
-/// True if the first receive of a connection is single-shot although there are multishot ones.
-fn is_adaptive(config: &Config, tier: Tier) -> bool {
-    matches!(tier, Tier::Deferred | Tier::Multishot) && config.adaptive_receives
+    let buf_ring = tier != Tier::Polled && choice.has(Capability::BufRing);
+    let first = multishot && choice.config.adaptive_receives;
+    let buffers = Buffers::new(&uring, (count, size, tuning.low_watermark), buf_ring, piecewise, first)?;
+    Ok(Foundation { uring, buffers, tuning, piecewise })
 }
 
 /// Sets a ring up with the flags of a tier.
@@ -273,6 +255,7 @@ fn restrict(uring: &IoUring, choice: &Choice<'_>, modern: bool) -> std::io::Resu
 struct Used {
     tier: Tier,
     style: Style,
+    buf_ring: bool,
     piecewise: bool,
     mode: EnterMode,
     registered: bool,
@@ -317,7 +300,7 @@ impl Used {
             Capability::SubmitAll | Capability::WorkerLimit => unless(tier != Tier::Polled),
             Capability::MultishotAccept => unless(self.style.multishot_accept),
             Capability::MultishotRecv => unless(self.style.multishot_recv),
-            Capability::BufRing => unless(self.style.buf_ring),
+            Capability::BufRing => unless(self.buf_ring),
             Capability::Incremental if self.style.multishot_recv && !self.piecewise => {
                 Some(format!("needs a completion queue of {PIECEWISE_ENTRIES_MIN} entries"))
             }

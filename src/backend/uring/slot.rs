@@ -1,6 +1,8 @@
 //! What the backend knows of a connection or listener. Owns: the data, and the questions that can be answered from it alone.
 
 use super::token::Kind;
+use crate::backend::{OpKind, SendBatch};
+use crate::buf::InFlight;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 const NO_BUFFER: u16 = u16::MAX;
@@ -15,23 +17,30 @@ pub(super) mod mark {
     pub(in crate::backend::uring) const UNUSED: u8 = 1 << 2;
     /// The first receive waits for the end of the first send.
     pub(in crate::backend::uring) const HELD: u8 = 1 << 3;
+    /// The batch is one that waits for the end of the connect: the kernel does not know of it.
+    pub(in crate::backend::uring) const EARLY: u8 = 1 << 4;
+    /// A listener: it accepts, and does not connect.
+    pub(in crate::backend::uring) const LISTENS: u8 = 1 << 5;
 }
 
 /// One connection or listener.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) fd: Option<OwnedFd>,
+    /// Of the occupant; 0 is no key's.
     pub(super) generation: u32,
-    /// What is in flight: a receive, a send, and one of all others (a connect, an accept, a close).
+    /// What is in flight: a receive, a send, and one of connect, accept and close.
     pub(super) recv: Kind,
     pub(super) send: Kind,
     pub(super) open: Kind,
-    /// The operations (bits by [`Op`](crate::backend::Op)) that were advised to end: no next step for them.
-    pub(super) stop: u8,
+    /// The operations (bits by [`OpKind`]) that were advised to end: no next step for them.
+    stop: u8,
     /// Bits of [`mark`].
     marks: u8,
     /// The buffer of a receive in flight that the kernel did not pick.
     pub(super) buffer: u16,
+    /// What a send in flight reads.
+    pub(super) batch: Option<InFlight<SendBatch>>,
 }
 
 impl Slot {
@@ -45,7 +54,39 @@ impl Slot {
             stop: 0,
             marks: mark::FRESH,
             buffer: NO_BUFFER,
+            batch: None,
         }
+    }
+
+    /// What is in flight for an operation.
+    pub(super) fn in_flight(&self, op: OpKind) -> Kind {
+        match op {
+            OpKind::Connect | OpKind::Accept | OpKind::Close => self.open,
+            OpKind::Recv => self.recv,
+            OpKind::Send => self.send,
+        }
+    }
+
+    pub(super) fn in_flight_mut(&mut self, op: OpKind) -> &mut Kind {
+        match op {
+            OpKind::Connect | OpKind::Accept | OpKind::Close => &mut self.open,
+            OpKind::Recv => &mut self.recv,
+            OpKind::Send => &mut self.send,
+        }
+    }
+
+    /// Advises an operation to end: its next step ends it.
+    pub(super) fn stop(&mut self, op: OpKind) {
+        self.stop |= 1 << op as u8;
+    }
+
+    pub(super) fn is_stopped(&self, op: OpKind) -> bool {
+        self.stop & 1 << op as u8 != 0
+    }
+
+    /// An operation is started anew.
+    pub(super) fn unstop(&mut self, op: OpKind) {
+        self.stop &= !(1 << op as u8);
     }
 
     pub(super) fn has(&self, mark: u8) -> bool {
@@ -79,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn four_slots_share_a_cache_line() {
-        assert_eq!(size_of::<Slot>(), 16);
+    fn a_slot_is_small() {
+        assert_eq!(size_of::<Slot>(), 24);
     }
 }

@@ -1,7 +1,7 @@
 //! What the kernel, and whatever stands before it, really offers. Owns: the trial. Everything is tried on small rings of its own;
 //! no version is compared. Where trying is impossible (an opcode), the kernel's own list is asked.
 
-use super::bufring::{BufRing, MAIN};
+use super::bufring::{BufRing, GROUP};
 use super::sys;
 use crate::buf::Pool;
 use crate::caps::{CapSet, Capability};
@@ -276,11 +276,15 @@ impl Trial {
 
     fn with_buffers<T>(&mut self, piecewise: bool, run: impl FnOnce(&mut Trial, &Pool) -> T) -> io::Result<T> {
         let pool = Pool::new(4, 4096, 1)?;
-        let register = || BufRing::register(&self.ring, MAIN, &pool, 4, piecewise).map_err(|error| Errno::of(&error));
+        let register = || BufRing::register(&self.ring, GROUP, 4, piecewise).map_err(|error| Errno::of(&error));
         let mut buffers = patiently(register)?;
-        buffers.refill();
+        buffers.refill(&pool);
         let result = run(self, &pool);
-        buffers.unregister(&self.ring);
+        if self.ring.submitter().unregister_buf_ring(GROUP).is_err() {
+            // Then the kernel keeps it until the ring is gone, which is not quite when its descriptor is.
+            std::mem::forget(buffers);
+            pool.leak();
+        }
         Ok(result)
     }
 
@@ -289,7 +293,7 @@ impl Trial {
         let attempt = |trial: &mut Trial| -> io::Result<bool> {
             let (mut near, far) = UnixStream::pair()?;
             near.write_all(b"x")?;
-            let (result, flags) = trial.run(opcode::RecvMulti::new(types::Fd(far.as_raw_fd()), MAIN).build())?;
+            let (result, flags) = trial.run(opcode::RecvMulti::new(types::Fd(far.as_raw_fd()), GROUP).build())?;
             if result != 1 || !cqueue::more(flags) {
                 return Ok(false);
             }
@@ -309,7 +313,7 @@ impl Trial {
         for _ in 0..2 {
             near.write_all(b"x")?;
             let recv = opcode::Recv::new(types::Fd(far.as_raw_fd()), std::ptr::null_mut(), pool.size());
-            let entry = recv.buf_group(MAIN).build().flags(io_uring::squeue::Flags::BUFFER_SELECT);
+            let entry = recv.buf_group(GROUP).build().flags(io_uring::squeue::Flags::BUFFER_SELECT);
             let (result, flags) = self.run(entry)?;
             seen.push((result, cqueue::buffer_select(flags), cqueue::buffer_more(flags)));
         }

@@ -1,6 +1,7 @@
-//! What travels through the kernel with each operation: kind (8 bits), generation (24), slot (32).
+//! The `user_data` of a submission. Owns: its layout, that of a [`Key`] with the kind of the submission (8 bits) and zeros
+//! in place of the engine's number. Must not know what is in a slot.
 
-use crate::id::Key;
+use crate::id::{EngineNumber, Key};
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -29,58 +30,57 @@ kinds! {
     /// Tier `polled`: the socket becomes writable.
     ConnectPoll,
     Recv,
-    /// The first receive of a connection, single-shot although there are multishot ones. It may
-    /// have buffers of its own.
+    /// A single-shot receive where others are multishot: it has a buffer group of its own.
     RecvFirst,
     /// Without buffer selection: data arrives, only then a buffer is bound.
     RecvPoll,
-    Fill,
-    FillPoll,
+    RecvInto,
+    RecvIntoPoll,
     Send,
+    /// Its slot and generation name a share of the payload, not a connection.
+    SendZeroCopy,
     SendPoll,
     Close,
     Accept,
     AcceptPoll,
-    CloseListener,
     Wake,
     /// Bounds a wait where the kernel cannot.
     Timeout,
     Cancel,
 }
 
+/// What a completion is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) kind: Kind,
-    pub(super) generation24: u32,
-    pub(super) slot: u32,
+    /// The key, with the engine's number.
+    pub(super) key: Key,
 }
 
-impl Token {
-    /// True if it names that connection or listener.
-    pub(super) fn is_of(self, key: Key) -> bool {
-        self.generation24 == key.generation24() && self.slot == key.slot
-    }
-}
-
+#[inline]
 pub(super) fn pack(kind: Kind, key: Key) -> u64 {
-    (kind as u64) << 56 | u64::from(key.generation24()) << 32 | u64::from(key.slot)
+    key.bits() & !Key::ENGINE_MASK | (kind as u64) << Key::ENGINE_SHIFT
 }
 
-pub(super) fn unpack(user_data: u64) -> Option<Token> {
-    let kind = Kind::from_number((user_data >> 56) as u8).filter(|kind| *kind != Kind::Idle)?;
-    Some(Token { kind, generation24: (user_data >> 32) as u32 & 0x00ff_ffff, slot: user_data as u32 })
+/// The token of a submission of the backend of this engine; `None` if it is nobody's.
+#[inline]
+pub(super) fn unpack(user_data: u64, engine: EngineNumber) -> Option<Token> {
+    let kind = (user_data & Key::ENGINE_MASK) >> Key::ENGINE_SHIFT;
+    let kind = Kind::from_number(u8::try_from(kind).ok()?)?;
+    let key = Key::from_bits(user_data & !Key::ENGINE_MASK)?.of_engine(engine);
+    Some(Token { kind, key })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::num::NonZeroU32;
 
     #[test]
     fn there_and_back() {
-        let key = Key { slot: 0xfeed_beef, generation: NonZeroU32::new(0xab12_3456).unwrap() };
-        let token = unpack(pack(Kind::Accept, key)).unwrap();
-        assert_eq!(token, Token { kind: Kind::Accept, generation24: 0x12_3456, slot: 0xfeed_beef });
-        assert_eq!((unpack(u64::MAX), unpack(0)), (None, None));
+        let key = Key::new(0x00ed_beef, 0x0b12_3456, EngineNumber::TEST);
+        let token = unpack(pack(Kind::Accept, key), EngineNumber::TEST).unwrap();
+        assert_eq!(token, Token { kind: Kind::Accept, key });
+        assert_eq!(unpack(u64::MAX, EngineNumber::TEST), None);
+        assert_eq!(unpack(0, EngineNumber::TEST), None);
     }
 }

@@ -1,0 +1,147 @@
+//! What the epoll backend promises beyond what `backend/tests.rs` shows of all backends.
+
+use super::{EpollBackend, Slot};
+use crate::backend::{
+    Backend, Completed, Connect, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side, Started, Tuning,
+};
+use crate::error::Errno;
+use crate::id::{EngineNumber, Key};
+use crate::net::Addr;
+use crate::options::{ConnectOptions, ListenOptions};
+use crate::waker::Inbox;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+const CANCELED: Errno = Errno(libc::ECANCELED);
+
+#[test]
+fn a_slot_is_small() {
+    assert_eq!(size_of::<Slot>(), 24);
+}
+
+fn backend() -> EpollBackend {
+    let tuning = Tuning {
+        engine: EngineNumber::TEST,
+        gather_max: 64,
+        budget: 32,
+        low_watermark: 1,
+        buffers: (4, 4096),
+        connections_reserved: 4,
+    };
+    EpollBackend::new(tuning, Inbox::new().unwrap(), false).unwrap()
+}
+
+fn key(slot: usize) -> Key {
+    Key::new(slot, 1, EngineNumber::TEST)
+}
+
+fn batch() -> SendBatch {
+    let mut batch = SendBatch::default();
+    batch.push("hello".into(), None);
+    batch
+}
+
+fn listen(backend: &mut EpollBackend, addr: &Addr, backlog: u32) -> Addr {
+    let options = ListenOptions { backlog, ..ListenOptions::default() };
+    backend.open(key(0), Open::Listen(addr, &options)).unwrap();
+    backend.addr(key(0), Side::Local).unwrap()
+}
+
+fn connect(backend: &mut EpollBackend, key: Key, addr: &Addr) {
+    let (addr, options) = (addr.clone(), ConnectOptions::default());
+    let connect = Connect { addr, options, first: Some(batch()) };
+    let started = backend.start(key, Operation::Connect(Box::new(connect)));
+    assert!(matches!(started, Started::InFlight));
+}
+
+/// All completions of some turns.
+fn completions(backend: &mut EpollBackend) -> Vec<Completed<OwnedFd>> {
+    let mut all = Vec::new();
+    for _ in 0..10 {
+        backend.wait(Some(0)).unwrap();
+        all.extend(std::iter::from_fn(|| backend.next()));
+    }
+    all
+}
+
+/// Checks that these are the end of a connect, and behind it of the send that went along.
+fn assert_ended(all: Vec<Completed<OwnedFd>>, connected: Result<(), Errno>, sent: OpResult) {
+    let [connect, send] = <[_; 2]>::try_from(all).expect("two completions");
+    assert!(matches!(connect.outcome, Outcome::Connected(result) if result == connected));
+    assert!(matches!(&send.outcome, Outcome::Sent(batch, result)
+        if *result == sent && batch.bytes() == 5));
+}
+
+#[test]
+fn the_first_send_goes_along_to_a_local_peer() {
+    let mut backend = backend();
+    let addr = listen(&mut backend, &"127.0.0.1:0".parse().unwrap(), 16);
+    connect(&mut backend, key(1), &addr);
+    assert_ended(completions(&mut backend), Ok(()), OpResult::bytes(5));
+    assert_eq!(backend.stats().early_sends, 1);
+}
+
+#[test]
+fn the_first_send_fails_with_its_connect() {
+    let mut backend = backend();
+    let addr = listen(&mut backend, &"127.0.0.1:0".parse().unwrap(), 16);
+    let started = backend.start(key(0), Operation::Close(crate::backend::CloseMode::Orderly));
+    assert!(matches!(started, Started::InFlight));
+    assert!(matches!(completions(&mut backend)[..], [Completed { outcome: Outcome::Closed, .. }]));
+    connect(&mut backend, key(1), &addr);
+    let refused = Err(Errno(libc::ECONNREFUSED));
+    assert_ended(completions(&mut backend), refused, OpResult::failed(CANCELED));
+    let nowhere = Addr::UnixAbstract(b"proactor-nobody-listens-here".to_vec());
+    connect(&mut backend, key(2), &nowhere);
+    assert_ended(completions(&mut backend), refused, OpResult::failed(CANCELED));
+}
+
+/// A unix listener whose backlog is full, and a connect to it that tries again and again.
+fn pending(name: &str) -> (EpollBackend, Vec<OwnedFd>, Addr) {
+    let mut backend = backend();
+    let name = Addr::UnixAbstract(format!("proactor-{name}-{}", std::process::id()).into_bytes());
+    let addr = listen(&mut backend, &name, 0);
+    connect(&mut backend, key(1), &addr);
+    assert_ended(completions(&mut backend), Ok(()), OpResult::bytes(0));
+    let fds = vec![backend.release(key(1)).unwrap()];
+    connect(&mut backend, key(2), &addr);
+    assert!(completions(&mut backend).is_empty());
+    (backend, fds, addr)
+}
+
+#[test]
+fn a_cancelled_connect_gives_the_batch_back_once() {
+    let (mut backend, _fds, _) = pending("connect");
+    for kind in [OpKind::Connect, OpKind::Send, OpKind::Connect] {
+        backend.cancel(key(2), kind);
+    }
+    let all = completions(&mut backend);
+    assert_ended(all, Err(CANCELED), OpResult::failed(CANCELED));
+}
+
+#[test]
+fn a_cancelled_first_send_leaves_the_connect() {
+    let (mut backend, fds, _) = pending("send");
+    backend.cancel(key(2), OpKind::Send);
+    let all = completions(&mut backend);
+    let [Completed { outcome: Outcome::Sent(batch, result), .. }] = &all[..] else { panic!() };
+    assert_eq!((batch.bytes(), result.get()), (5, Err(CANCELED)));
+    assert!(matches!(backend.start(key(0), Operation::Accept), Started::InFlight));
+    let all = completions(&mut backend);
+    let connected = all.iter().filter(|done| matches!(done.outcome, Outcome::Connected(Ok(()))));
+    assert_eq!((connected.count(), all.len()), (1, 3), "two accepted, one connected");
+    drop(fds);
+}
+
+#[test]
+fn a_failed_open_leaves_nothing() {
+    let mut backend = backend();
+    // epoll_ctl(2) refuses regular files.
+    let file = || OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
+    assert!(backend.open(key(1), Open::Stream(file())).is_err());
+    assert!(backend.open(key(1), Open::Listener(file())).is_err());
+    assert!(backend.fd(key(1)).is_none());
+    let (ours, _peer) = UnixStream::pair().unwrap();
+    backend.open(key(1), Open::Stream(ours.into())).unwrap();
+    assert!(backend.fd(key(1)).is_some());
+}

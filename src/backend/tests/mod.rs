@@ -1,0 +1,487 @@
+//! An engine that does everything wrong that safe code allows, held against each backend.
+//!
+//! From a seed, [`Double`] starts, cancels, mixes up, drops and forgets. It keeps two rules of the
+//! contract, which backends assert: at most one operation of a kind in flight per key, none at a
+//! close (rule 3), and no key used after its close (rule 4). Whatever it does, peers may only ever
+//! receive bytes that some payload had, received bytes stay what they were while they are held, and
+//! each operation ends exactly once. AddressSanitizer finds what this does not:
+//! `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu`.
+//!
+//! A backend is hooked in by a [`Rig`]; they are in `rigs.rs`.
+
+mod memory;
+mod rigs;
+
+use super::{
+    Backend, CloseMode, Completed, Connect, OpKind, Open, Operation, Outcome, SendBatch, Side, Started, Tuning,
+};
+use crate::buf::{Lease, Payload, RecvBuf, RecvBufPool, SendMemory};
+use crate::error::Error;
+use crate::id::{EngineNumberGuard, Key};
+use crate::net::Addr;
+use crate::options::{ConnectOptions, ListenOptions};
+use crate::table::Table;
+use bytes::BytesMut;
+use memory::{GRAVEYARD, Held, Rng, check};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
+
+const SEEDS: u64 = 200;
+
+/// What the double needs to know of a backend.
+trait Rig {
+    type Backend: Backend;
+    /// The other end of a connection: reads and writes without blocking.
+    type Peer: Read + Write;
+    /// An operation that makes no sense for its socket fails, and is no bug of the caller: a
+    /// receive of a listener, an accept of a connection, a send before the connect has completed.
+    const TAKES_NONSENSE: bool;
+
+    /// `None` if the backend is unavailable; prints why.
+    fn make(&mut self, tuning: Tuning) -> Option<Self::Backend>;
+
+    /// A connected pair, of which the backend's end gets the key.
+    fn pair(&mut self, backend: &mut Self::Backend, key: Key, tcp: bool) -> Self::Peer;
+
+    /// Lets time pass, where that does not happen by itself.
+    fn pass_time(&mut self) {}
+}
+
+/// Runs all seeds, or the one that `PROACTOR_SEED` names.
+fn run_seeds<R: Rig>(mut rig: R) -> Option<Tally> {
+    let one = std::env::var("PROACTOR_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let seeds = one.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
+    let mut tally = Tally::default();
+    for seed in seeds {
+        let _tell = TellSeed(seed);
+        let mut double = Double::new(&mut rig, Rng::new(seed), &mut tally)?;
+        double.run();
+        drop(double);
+        GRAVEYARD.take();
+    }
+    eprintln!("{tally:?}");
+    if one.is_none() {
+        let least = tally.sent.min(tally.received).min(tally.filled).min(tally.peer_received);
+        assert!(least > 500 && tally.accepted > 100 && tally.drained > 10, "{tally:?}");
+    }
+    Some(tally)
+}
+
+/// Says which seed failed.
+struct TellSeed(u64);
+
+impl Drop for TellSeed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with PROACTOR_SEED={}", self.0);
+        }
+    }
+}
+
+/// What happened, over all seeds.
+#[derive(Debug, Default)]
+struct Tally {
+    sent: usize,
+    received: usize,
+    filled: usize,
+    peer_received: usize,
+    accepted: usize,
+    released: usize,
+    cancelled: usize,
+    no_room: usize,
+    drained: usize,
+    early_sends: u64,
+}
+
+const KINDS: [OpKind; 5] = [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Close];
+
+struct Conn<P> {
+    /// By [`OpKind`].
+    in_flight: [bool; KINDS.len()],
+    peer: Option<P>,
+    listens: bool,
+    /// The connect has completed.
+    connected: bool,
+    forgotten: bool,
+}
+
+impl<P> Conn<P> {
+    fn new(peer: Option<P>, listens: bool, connected: bool) -> Conn<P> {
+        Conn { in_flight: [false; KINDS.len()], peer, listens, connected, forgotten: false }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight == [false; KINDS.len()]
+    }
+}
+
+#[expect(clippy::vec_box, reason = "the boxes are what operations own")]
+struct Double<'a, R: Rig> {
+    rig: &'a mut R,
+    rng: Rng,
+    tally: &'a mut Tally,
+    /// Dropped before what the double holds, or long before.
+    backend: Option<R::Backend>,
+    conns: Table<Conn<R::Peer>>,
+    listener: Option<Addr>,
+    memory: SendMemory,
+    recv_memory: RecvBufPool,
+    /// Of all connections, in whatever order.
+    batches: Vec<SendBatch>,
+    recv_bufs: Vec<Box<RecvBuf>>,
+    leases: Vec<Held<Lease>>,
+    buffers: Vec<Held<BytesMut>>,
+    released: Vec<Box<Payload>>,
+    /// Of connections that are closed or released.
+    peers: Vec<R::Peer>,
+    fds: Vec<OwnedFd>,
+    _number: EngineNumberGuard,
+}
+
+impl<'a, R: Rig> Double<'a, R> {
+    fn new(rig: &'a mut R, mut rng: Rng, tally: &'a mut Tally) -> Option<Self> {
+        let number = EngineNumberGuard::new();
+        let buffers = (rng.pick(&[4, 16, 64]), rng.pick(&[256, 4096, 16384]));
+        let backend = rig.make(Tuning {
+            engine: number.number(),
+            gather_max: rng.pick(&[1, 3, 64]),
+            budget: rng.pick(&[1, 4, 32]),
+            low_watermark: rng.pick(&[1, 2, buffers.0]),
+            buffers,
+            connections_reserved: 16,
+        })?;
+        Some(Double {
+            rig,
+            rng,
+            tally,
+            backend: Some(backend),
+            conns: Table::new(number.number(), 16),
+            listener: None,
+            memory: SendMemory::default(),
+            recv_memory: RecvBufPool::default(),
+            batches: Vec::new(),
+            recv_bufs: Vec::new(),
+            leases: Vec::new(),
+            buffers: Vec::new(),
+            released: Vec::new(),
+            peers: Vec::new(),
+            fds: Vec::new(),
+            _number: number,
+        })
+    }
+
+    fn backend(&mut self) -> &mut R::Backend {
+        self.backend.as_mut().expect("not dropped yet")
+    }
+
+    fn run(&mut self) {
+        self.listen();
+        let steps = 20 + self.rng.below(700);
+        for _ in 0..steps {
+            self.step();
+        }
+        self.tally.early_sends += self.backend().stats().early_sends;
+        match self.rng.below(4) {
+            0 => {}
+            1 => self.unwind(),
+            2 => drop(self.backend().shut_down(Duration::from_millis(1))),
+            _ => self.drain(),
+        }
+        self.backend = None;
+        // What outlives the backend.
+        let conns: Vec<Key> = self.conns.keys().collect();
+        for key in conns {
+            let conn = self.conns.remove(key).expect("just listed");
+            self.peers.extend(conn.peer);
+        }
+        for _ in 0..self.peers.len() * 2 {
+            self.peer_acts();
+        }
+        for _ in 0..40 {
+            self.tidy();
+        }
+        self.leases.iter().for_each(Held::verify);
+        self.buffers.iter().for_each(Held::verify);
+    }
+
+    fn step(&mut self) {
+        match self.rng.below(100) {
+            0..4 => self.open_pair(),
+            4..7 => self.connect(),
+            7..9 => self.accept(),
+            9..36 => self.send(),
+            36..52 => self.receive(),
+            52..60 => self.cancel(),
+            60..74 => self.peer_acts(),
+            74..88 => self.turn(),
+            88..94 => self.tidy(),
+            94 => self.shut_down_output(),
+            95..97 => self.close(),
+            97 => self.mix_up(),
+            98 => self.forget(),
+            _ => self.release(),
+        }
+    }
+
+    /// A key of the double's that no close is in flight for.
+    fn key(&mut self) -> Option<Key> {
+        let usable = |conn: &Conn<R::Peer>| !conn.forgotten && !conn.in_flight[OpKind::Close as usize];
+        let keys: Vec<Key> = self.conns.iter().filter(|(_, conn)| usable(conn)).map(|(key, _)| key).collect();
+        (!keys.is_empty()).then(|| self.rng.pick(&keys))
+    }
+
+    /// A key that an operation of the kind can be started for.
+    fn key_for(&mut self, kind: OpKind) -> Option<Key> {
+        let key = self.key()?;
+        let conn = self.conns.get(key)?;
+        let sensible = conn.listens == (kind == OpKind::Accept) && conn.connected;
+        (!conn.in_flight[kind as usize] && (sensible || R::TAKES_NONSENSE)).then_some(key)
+    }
+
+    fn listen(&mut self) {
+        let key = self.conns.insert(Conn::new(None, true, true));
+        let addr = "127.0.0.1:0".parse().unwrap();
+        self.backend().open(key, Open::Listen(&addr, &ListenOptions::default())).unwrap();
+        self.listener = Some(self.backend().addr(key, Side::Local).unwrap());
+    }
+
+    fn open_pair(&mut self) {
+        if self.conns.len() < 10 {
+            let key = self.conns.insert(Conn::new(None, false, true));
+            let tcp = self.rng.chance(30);
+            let backend = self.backend.as_mut().expect("not dropped yet");
+            let peer = self.rig.pair(backend, key, tcp);
+            self.conns.get_mut(key).expect("just inserted").peer = Some(peer);
+        }
+    }
+
+    fn connect(&mut self) {
+        let Some(addr) = self.listener.clone().filter(|_| self.conns.len() < 10) else { return };
+        let early_payloads = <R::Backend as Backend>::EARLY_PAYLOADS;
+        let batch = self.batch();
+        let first = (self.rng.chance(70) && batch.entries() <= early_payloads).then_some(batch);
+        let mut conn = Conn::new(None, false, false);
+        conn.in_flight[OpKind::Send as usize] = first.is_some();
+        conn.in_flight[OpKind::Connect as usize] = true;
+        let key = self.conns.insert(conn);
+        let connect = Connect { addr, options: ConnectOptions::default(), first };
+        match self.backend().start(key, Operation::Connect(Box::new(connect))) {
+            Started::InFlight => {}
+            Started::NoRoom(operation) => {
+                self.conns.remove(key);
+                self.no_room(operation);
+            }
+            started => panic!("a connect starts: {started:?}"),
+        }
+    }
+
+    fn accept(&mut self) {
+        if let Some(key) = self.key_for(OpKind::Accept) {
+            self.start(key, OpKind::Accept, Operation::Accept);
+        }
+    }
+
+    fn send(&mut self) {
+        if let Some(key) = self.key_for(OpKind::Send) {
+            let batch = self.batch();
+            self.start(key, OpKind::Send, Operation::Send(batch));
+        }
+    }
+
+    fn receive(&mut self) {
+        let Some(key) = self.key_for(OpKind::Recv) else { return };
+        let operation = match self.rng.chance(50) {
+            true => Operation::Recv,
+            false => Operation::RecvInto(self.recv_buf()),
+        };
+        self.start(key, OpKind::Recv, operation);
+    }
+
+    fn start(&mut self, key: Key, kind: OpKind, operation: Operation) {
+        match self.backend().start(key, operation) {
+            Started::InFlight => {
+                self.conns.get_mut(key).expect("live").in_flight[kind as usize] = true;
+            }
+            Started::NoRoom(operation) => self.no_room(operation),
+            Started::Sent(batch, result) => {
+                assert_eq!(kind, OpKind::Send);
+                self.sent(batch, result);
+            }
+            Started::Done => panic!("{kind:?} completes with something"),
+        }
+    }
+
+    fn cancel(&mut self) {
+        let Some(key) = self.key() else { return };
+        let kind = self.rng.pick(&KINDS);
+        let in_flight = self.conns.get(key).expect("live").in_flight[kind as usize];
+        self.tally.cancelled += usize::from(in_flight);
+        self.backend().cancel(key, kind);
+    }
+
+    fn turn(&mut self) {
+        self.rig.pass_time();
+        let until = if self.rng.chance(4) { self.backend().now() + 50_000 } else { 0 };
+        match self.backend().wait(Some(until)) {
+            Ok(()) | Err(Error::Simulation(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        for _ in 0..self.rng.below(12) {
+            let Some(completed) = self.backend().next() else { break };
+            self.complete(completed);
+        }
+    }
+
+    fn complete(&mut self, completed: Completed<<R::Backend as Backend>::Socket>) {
+        let Completed { key, more, outcome } = completed;
+        let ended = match &outcome {
+            Outcome::Received(_) | Outcome::Accepted(_) if more => None,
+            Outcome::Received(_) | Outcome::RecvEnded(_) | Outcome::Filled(..) => Some(OpKind::Recv),
+            Outcome::Accepted(_) | Outcome::AcceptFailed(_) => Some(OpKind::Accept),
+            Outcome::Sent(..) => Some(OpKind::Send),
+            Outcome::Connected(_) => Some(OpKind::Connect),
+            Outcome::Closed => Some(OpKind::Close),
+            Outcome::Released(_) | Outcome::Woken => None,
+        };
+        if let Some(kind) = ended {
+            let conn = self.conns.get_mut(key).expect("a key lives until its close");
+            let in_flight = std::mem::take(&mut conn.in_flight[kind as usize]);
+            assert!(in_flight, "one final completion of {kind:?}");
+        }
+        match outcome {
+            Outcome::Received(lease) => {
+                check(&lease, "received");
+                self.tally.received += 1;
+                if self.rng.chance(70) && self.leases.len() < 50 {
+                    self.leases.push(Held::new(lease));
+                }
+            }
+            Outcome::Filled(recv_buf, result) => {
+                self.tally.filled += usize::from(result.get().is_ok_and(|len| len > 0));
+                self.filled(recv_buf);
+            }
+            Outcome::Sent(batch, result) => self.sent(batch, result),
+            Outcome::Released(payload) => {
+                check(payload.as_slice(), "released");
+                self.tally.released += 1;
+                if self.rng.chance(60) {
+                    self.released.push(payload);
+                }
+            }
+            Outcome::Connected(result) => {
+                let conn = self.conns.get_mut(key).expect("a key lives until its close");
+                conn.connected = result.is_ok();
+            }
+            Outcome::Accepted(socket) => {
+                self.tally.accepted += 1;
+                if self.rng.chance(80) && self.conns.len() < 16 {
+                    let key = self.conns.insert(Conn::new(None, false, true));
+                    if self.backend().open(key, Open::Accepted(socket)).is_err() {
+                        self.conns.remove(key);
+                    }
+                }
+            }
+            Outcome::Closed => {
+                let conn = self.conns.remove(key).expect("checked above");
+                self.peers.extend(conn.peer);
+            }
+            Outcome::RecvEnded(_) | Outcome::AcceptFailed(_) | Outcome::Woken => {}
+        }
+    }
+
+    fn peer_acts(&mut self) {
+        let conns = self.conns.keys().filter(|key| self.conns.get(*key).unwrap().peer.is_some());
+        let keys: Vec<Key> = conns.collect();
+        let peer = if !keys.is_empty() && self.rng.chance(80) {
+            let key = self.rng.pick(&keys);
+            if self.rng.chance(1) {
+                self.conns.get_mut(key).expect("live").peer = None;
+                return;
+            }
+            self.conns.get_mut(key).expect("live").peer.as_mut().expect("it has one")
+        } else if self.peers.is_empty() {
+            return;
+        } else {
+            let index = self.rng.below(self.peers.len());
+            &mut self.peers[index]
+        };
+        let len = 1 + self.rng.below(30_000);
+        if self.rng.chance(50) {
+            let _ = peer.write(&vec![b'p'; len]);
+        } else {
+            let mut bytes = vec![0; len];
+            let len = peer.read(&mut bytes).unwrap_or(0);
+            check(&bytes[..len], "received by a peer");
+            self.tally.peer_received += usize::from(len > 0);
+        }
+    }
+
+    fn shut_down_output(&mut self) {
+        if let Some(key) = self.key_for(OpKind::Send) {
+            let started = self.backend().start(key, Operation::Shutdown);
+            assert!(matches!(started, Started::Done | Started::NoRoom(_)), "{started:?}");
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(key) = self.key()
+            && self.conns.get(key).expect("live").is_idle()
+        {
+            let mode = self.rng.pick(&[CloseMode::Orderly, CloseMode::Reset]);
+            self.start(key, OpKind::Close, Operation::Close(mode));
+        }
+    }
+
+    /// Never asks for a key again.
+    fn forget(&mut self) {
+        if self.conns.len() > 4
+            && let Some(key) = self.key()
+            && self.rng.chance(30)
+        {
+            self.conns.get_mut(key).expect("live").forgotten = true;
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(key) = self.key()
+            && let conn = self.conns.get(key).expect("live")
+            && conn.is_idle()
+            && !conn.listens
+            && let Ok(fd) = self.backend().release(key)
+        {
+            let conn = self.conns.remove(key).expect("live");
+            self.peers.extend(conn.peer);
+            self.fds.push(fd);
+        }
+    }
+
+    /// Drops the backend while a panic unwinds.
+    fn unwind(&mut self) {
+        let backend = self.backend.take();
+        let caught = catch_unwind(AssertUnwindSafe(move || {
+            let _backend = backend;
+            resume_unwind(Box::new("a panic of the engine"));
+        }));
+        assert!(caught.is_err());
+    }
+
+    /// Cancels all there is: each operation ends.
+    fn drain(&mut self) {
+        for _ in 0..2000 {
+            let busy: Vec<Key> = self.conns.iter().filter(|(_, conn)| !conn.is_idle()).map(|(key, _)| key).collect();
+            if busy.is_empty() {
+                self.tally.drained += 1;
+                return;
+            }
+            for key in busy {
+                KINDS.into_iter().for_each(|kind| self.backend().cancel(key, kind));
+            }
+            self.turn();
+            // A completion may come late.
+            self.rig.pass_time();
+        }
+        panic!("a cancelled operation does not end");
+    }
+}

@@ -1,0 +1,203 @@
+//! The backends that the double is held against, each with every way to run it that differs in what
+//! it does with memory.
+
+use super::{Rig, Tally, run_seeds};
+use crate::backend::epoll::EpollBackend;
+use crate::backend::sim::{Faults, Peer, Shared, Sim};
+use crate::backend::uring::Uring;
+use crate::backend::uring::setup::{self, NoRing};
+use crate::backend::{Backend, Open, Tuning};
+use crate::caps::Capability;
+use crate::config::{Config, Tier};
+use crate::id::Key;
+use crate::waker::Inbox;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+/// A pair of connected sockets, for backends that stand on the kernel. The peer does not block.
+fn socket_pair(tcp: bool, nonblocking: bool) -> (OwnedFd, Box<dyn Stream>) {
+    if tcp {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        ours.set_nonblocking(nonblocking).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        (ours.into(), Box::new(peer))
+    } else {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(nonblocking).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        (ours.into(), Box::new(peer))
+    }
+}
+
+struct EpollRig;
+
+impl Rig for EpollRig {
+    type Backend = EpollBackend;
+    type Peer = Box<dyn Stream>;
+    const TAKES_NONSENSE: bool = true;
+
+    fn make(&mut self, tuning: Tuning) -> Option<EpollBackend> {
+        let precise_wait = EpollBackend::try_precise_wait().is_ok();
+        let backend = EpollBackend::new(tuning, Inbox::new().unwrap(), precise_wait);
+        backend.inspect_err(|error| eprintln!("skipped: no epoll: {error}")).ok()
+    }
+
+    fn pair(&mut self, backend: &mut EpollBackend, key: Key, tcp: bool) -> Box<dyn Stream> {
+        let (ours, peer) = socket_pair(tcp, true);
+        backend.open(key, Open::Stream(ours)).unwrap();
+        peer
+    }
+}
+
+#[test]
+fn epoll_stands_a_wrong_engine() {
+    let Some(tally) = run_seeds(EpollRig) else { return };
+    assert!(tally.early_sends > 50, "{tally:?}");
+}
+
+/// A ring of a tier, without some of what it could use.
+struct UringRig {
+    tier: Tier,
+    without: &'static [Capability],
+}
+
+impl Rig for UringRig {
+    type Backend = Uring;
+    type Peer = Box<dyn Stream>;
+    const TAKES_NONSENSE: bool = true;
+
+    fn make(&mut self, tuning: Tuning) -> Option<Uring> {
+        let config = Config::default()
+            .ignore_environment(true)
+            .tier(self.tier)
+            .gather_max(tuning.gather_max)
+            .buffers(tuning.buffers.0, tuning.buffers.1)
+            .buffers_low_watermark(tuning.low_watermark)
+            .zero_copy_threshold(Some(1))
+            .submission_entries(16)
+            .completion_entries(512);
+        let config = self.without.iter().fold(config, |config, what| config.disable(*what));
+        let why = match setup::open(&config, tuning.engine, &Inbox::new().unwrap()) {
+            Ok(opened) => return Some(opened.backend),
+            Err(NoRing::Refused(why)) => format!("{why:?}"),
+            Err(NoRing::NoTier { why, .. }) => why,
+            Err(NoRing::Error(error)) => panic!("{error}"),
+        };
+        eprintln!("skipped: no tier {} of io_uring: {why}", self.tier);
+        None
+    }
+
+    fn pair(&mut self, backend: &mut Uring, key: Key, tcp: bool) -> Box<dyn Stream> {
+        let (ours, peer) = socket_pair(tcp, false);
+        backend.open(key, Open::Stream(ours)).unwrap();
+        peer
+    }
+}
+
+fn uring(tier: Tier, without: &'static [Capability]) -> Option<Tally> {
+    run_seeds(UringRig { tier, without })
+}
+
+#[test]
+fn tier_deferred_stands_a_wrong_engine() {
+    let Some(tally) = uring(Tier::Deferred, &[]) else { return };
+    assert!(tally.early_sends > 50 && tally.released > 50, "{tally:?}");
+}
+
+#[test]
+fn whole_buffers_stand_a_wrong_engine() {
+    uring(Tier::Deferred, &[Capability::Incremental]);
+}
+
+#[test]
+fn tier_multishot_stands_a_wrong_engine() {
+    uring(Tier::Multishot, &[]);
+}
+
+#[test]
+fn tier_oneshot_stands_a_wrong_engine() {
+    uring(Tier::Oneshot, &[]);
+}
+
+#[test]
+fn tier_oneshot_without_a_buffer_ring_stands_a_wrong_engine() {
+    uring(Tier::Oneshot, &[Capability::BufRing]);
+}
+
+#[test]
+fn tier_polled_stands_a_wrong_engine() {
+    uring(Tier::Polled, &[]);
+}
+
+/// A peer that does not block.
+struct SimPeer(Peer);
+
+impl Read for SimPeer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_ready(false) { self.0.read(buffer) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+}
+
+impl Write for SimPeer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.is_ready(true) { self.0.write(bytes) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A world of its own for each seed, with a fault plan of its own.
+#[derive(Default)]
+struct SimRig {
+    world: Option<Arc<Shared>>,
+    /// Of the peers.
+    host: u32,
+    seed: u64,
+}
+
+impl Rig for SimRig {
+    type Backend = Sim;
+    type Peer = SimPeer;
+    const TAKES_NONSENSE: bool = false;
+
+    fn make(&mut self, tuning: Tuning) -> Option<Sim> {
+        self.seed += 1;
+        let world = Shared::new(self.seed);
+        let (near, far) = {
+            let net = &mut world.lock().net;
+            net.faults = Faults::from_seed(self.seed);
+            (net.add_host("near"), net.add_host("far"))
+        };
+        self.host = far;
+        self.world = Some(Arc::clone(&world));
+        Some(Sim::new(world, near, tuning, Inbox::simulated(), Instant::now()).unwrap())
+    }
+
+    fn pair(&mut self, backend: &mut Sim, key: Key, tcp: bool) -> SimPeer {
+        let host = if tcp { Some(self.host) } else { None };
+        SimPeer(backend.pair(key, host))
+    }
+
+    fn pass_time(&mut self) {
+        if let Some(world) = &self.world {
+            world.step();
+        }
+    }
+}
+
+#[test]
+fn the_simulated_backend_stands_a_wrong_engine() {
+    let tally = run_seeds(SimRig::default()).expect("it is always there");
+    assert!(tally.early_sends > 50 && tally.no_room > 0, "{tally:?}");
+}

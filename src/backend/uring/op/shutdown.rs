@@ -1,0 +1,16 @@
+//! The FIN: shutdown(2), and not its opcode, which always goes to a kernel worker.
+
+use crate::backend::Started;
+use crate::backend::uring::Uring;
+use crate::id::Key;
+use crate::net::socket;
+
+impl Uring {
+    pub(in crate::backend::uring) fn start_shutdown(&mut self, key: Key) -> Started {
+        self.stats.syscalls += 1;
+        if let Some(fd) = &self.slot(key).fd {
+            socket::shutdown_write(fd);
+        }
+        Started::Done
+    }
+}

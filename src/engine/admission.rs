@@ -1,0 +1,83 @@
+//! Who may come in. Owns: the limits of connections and listeners, how many connections the caller knows, how many listeners
+//! are paused, and whether the engine drains. Invariant: a call that asks for room gets it before anything is opened.
+
+use super::Core;
+use crate::error::Error;
+
+#[derive(Debug)]
+pub(super) struct Admission {
+    connections_max: usize,
+    listeners_max: usize,
+    /// Connections reported to the caller and not yet closed.
+    live: usize,
+    paused_listeners: usize,
+    draining: bool,
+    /// When `drain` gives up on what is still open.
+    drain_until: u64,
+}
+
+impl Admission {
+    pub(super) fn new(connections_max: usize, listeners_max: usize) -> Admission {
+        let (live, paused_listeners) = (0, 0);
+        Admission { connections_max, listeners_max, live, paused_listeners, draining: false, drain_until: u64::MAX }
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    pub(super) fn came(&mut self) {
+        self.live += 1;
+    }
+
+    pub(super) fn left(&mut self) {
+        self.live -= 1;
+    }
+
+    pub(super) fn listener_paused(&mut self) {
+        self.paused_listeners += 1;
+    }
+
+    pub(super) fn listener_resumed(&mut self) {
+        self.paused_listeners -= 1;
+    }
+
+    pub(super) fn paused_listeners(&self) -> usize {
+        self.paused_listeners
+    }
+
+    pub(super) fn drain_until(&mut self, until: u64) {
+        (self.draining, self.drain_until) = (true, until);
+    }
+
+    /// A deadline, but no later than the end of a drain.
+    pub(super) fn within_drain(&self, deadline: u64) -> u64 {
+        deadline.min(self.drain_until)
+    }
+}
+
+impl Core {
+    pub(super) fn is_full(&self) -> bool {
+        self.endpoints.conns_len() >= self.admission.connections_max
+    }
+
+    pub(super) fn room_for_conn(&self) -> Result<(), Error> {
+        if self.admission.draining {
+            return Err(Error::Draining);
+        }
+        if self.is_full() {
+            return Err(Error::Limit { limit: "connections_max", value: self.admission.connections_max });
+        }
+        Ok(())
+    }
+
+    pub(super) fn room_for_listener(&self) -> Result<(), Error> {
+        if self.admission.draining {
+            return Err(Error::Draining);
+        }
+        if self.endpoints.listeners_len() >= self.admission.listeners_max {
+            return Err(Error::Limit { limit: "listeners_max", value: self.admission.listeners_max });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! Connections that wait for a receive buffer. Owns: their list. Invariant: first come, first served; as many go on as
+//! buffers came back.
+
+use super::Core;
+use super::conn::flag;
+use crate::id::Key;
+use crate::mutant::{self, Mutant};
+use std::collections::VecDeque;
+
+#[derive(Debug, Default)]
+pub(super) struct Parking(VecDeque<Key>);
+
+impl Parking {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn contains(&self, key: Key) -> bool {
+        self.0.contains(&key)
+    }
+}
+
+impl Core {
+    /// A receive found no buffer.
+    pub(super) fn park(&mut self, key: Key) {
+        self.stats.pool_exhausted += 1;
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if !conn.has(flag::PARKED) {
+            conn.set(flag::PARKED);
+            self.parking.0.push_back(key);
+        }
+    }
+
+    /// Buffers came back: as many parked connections may receive again.
+    pub(super) fn unpark(&mut self, free_buffers: usize) {
+        for _ in 0..free_buffers.min(self.parking.0.len()) {
+            let Some(key) = self.parking.0.pop_front() else { return };
+            if mutant::is(Mutant::ForgottenPark) {
+                continue;
+            }
+            if let Some(conn) = self.endpoints.conn_mut(key) {
+                conn.unset(flag::PARKED);
+                self.staging.mark(conn, key);
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Receiving into a caller's buffer. Owns: the buffer's way to the backend, and back to the caller. Invariant: the buffer is
+//! with the connection, or with the one receive in flight (`flag::RECV_INTO`).
+
+use super::conn::{Phase, flag};
+use super::{Core, Engine, Full};
+use crate::backend::{Backend, OpKind, OpResult, Operation, Started};
+use crate::buf::{Lease, RecvBuf};
+use crate::completion::{Completions, Event};
+use crate::error::Error;
+use crate::id::{ConnId, Key};
+use crate::mutant::{self, Mutant};
+use bytes::BytesMut;
+
+impl Engine {
+    /// Receives the next `len` bytes behind what `buffer` holds, without a copy through the pool where that is possible, even
+    /// while reads are paused. The buffer comes back in [`Event::Filled`]: with all of them, or with fewer if the stream
+    /// or the connection ended first. Afterwards streaming goes on, unless paused.
+    ///
+    /// For large payloads of known size: take the head from the stream, then receive the rest of the body like this.
+    ///
+    /// # Errors
+    /// [`Error::Stale`]; [`Error::State`] if `len` is zero, a buffer is being filled already, or the stream has ended. The
+    /// buffer is dropped then.
+    pub fn recv_into(&mut self, id: ConnId, buffer: BytesMut, len: usize) -> Result<(), Error> {
+        self.own()?.begin_recv_into(id.0, buffer, len)
+    }
+}
+
+impl Core {
+    fn begin_recv_into(&mut self, key: Key, buffer: BytesMut, len: usize) -> Result<(), Error> {
+        let conn = self.endpoints.conn_mut(key).ok_or(Error::Stale)?;
+        if len == 0 {
+            return Err(Error::State("a receive of no bytes would look like the end of the stream"));
+        }
+        if conn.is_receiving_into() {
+            return Err(Error::State("a buffer is being filled already"));
+        }
+        if !matches!(conn.phase, Phase::Open | Phase::Connecting) {
+            return Err(Error::State("the connection is closing"));
+        }
+        if conn.has(flag::READ_CLOSED) && !conn.has_held() && !conn.quota.has_deferred() {
+            return Err(Error::State("the peer has sent all it will"));
+        }
+        conn.cold().recv_buf = Some(self.recv_bufs.begin(buffer, len));
+        self.staging.mark(conn, key);
+        if conn.quota.has_deferred() {
+            self.recall_waiting(key);
+        }
+        Ok(())
+    }
+
+    pub(super) fn start_recv_into<B: Backend>(&mut self, backend: &mut B, key: Key) -> Result<(), Full> {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
+        let Some(recv_buf) = conn.cold().recv_buf.take() else { return Ok(()) };
+        match backend.start(key, Operation::RecvInto(recv_buf)) {
+            Started::NoRoom(Operation::RecvInto(recv_buf)) => {
+                conn.cold().recv_buf = Some(recv_buf);
+                Err(Full)
+            }
+            Started::InFlight | Started::Done | Started::Sent(..) | Started::NoRoom(_) => {
+                conn.set(flag::RECV_INTO);
+                conn.started(OpKind::Recv);
+                Ok(())
+            }
+        }
+    }
+
+    /// The buffer is back.
+    pub(super) fn filled(&mut self, key: Key, recv_buf: Box<RecvBuf>, result: OpResult, out: &mut Completions) {
+        let now = self.now;
+        let Some(conn) = self.endpoints.conn_mut(key) else { return drop(self.recv_bufs.end(recv_buf)) };
+        conn.ended(OpKind::Recv);
+        conn.unset(flag::RECV_INTO);
+        self.staging.mark(conn, key);
+        if let Ok(bytes @ 1..) = result.get() {
+            self.stats.receives += 1;
+            self.stats.bytes_received += bytes as u64;
+            conn.note_activity(now);
+            if recv_buf.is_done() {
+                let buffer = self.recv_bufs.end(recv_buf);
+                return self.emit(key, Event::Filled(buffer), out);
+            }
+        }
+        conn.cold().recv_buf = Some(recv_buf);
+        match result.get() {
+            Ok(0) => self.read_closed(key, out),
+            Ok(_) => {}
+            Err(errno) => self.recv_failed(key, errno, out),
+        }
+    }
+
+    /// Received bytes go into the caller's buffer first, if there is one. Returns what is left of them.
+    pub(super) fn copy_into_recv_buf(&mut self, key: Key, mut lease: Lease, out: &mut Completions) -> Option<Lease> {
+        let conn = self.endpoints.conn_mut(key)?;
+        let Some(recv_buf) = conn.recv_buf().filter(|recv_buf| !recv_buf.is_done()) else { return Some(lease) };
+        let taken = recv_buf.copy_from(&lease);
+        let rest = (taken < lease.len() && !mutant::is(Mutant::LostTail)).then(|| {
+            lease.skip_front(taken);
+            lease
+        });
+        self.return_recv_buf(key, false, out);
+        rest
+    }
+
+    /// Gives a caller's buffer back, with what is in it.
+    pub(super) fn end_recv_into(&mut self, key: Key, out: &mut Completions) {
+        self.return_recv_buf(key, true, out);
+    }
+
+    /// Gives a caller's buffer back if it is full, or in any case.
+    fn return_recv_buf(&mut self, key: Key, in_any_case: bool, out: &mut Completions) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        if conn.recv_buf().is_none_or(|recv_buf| !recv_buf.is_done() && !in_any_case) {
+            return;
+        }
+        // The rare part stays: who receives into a buffer once will do so again, and that must not allocate.
+        let Some(recv_buf) = conn.cold().recv_buf.take() else { return };
+        let buffer = self.recv_bufs.end(recv_buf);
+        self.emit(key, Event::Filled(buffer), out);
+        self.mark_dirty(key);
+    }
+}

@@ -1,0 +1,32 @@
+//! The FIN. Owns: when it is sent. Invariant: it leaves behind all that was queued, once, and nothing is queued after it was
+//! asked for.
+
+use super::conn::{Phase, flag};
+use super::{Core, Engine};
+use crate::backend::{Backend, Operation};
+use crate::error::Error;
+use crate::id::{ConnId, Key};
+
+impl Engine {
+    /// Sends the FIN when all that is queued has left. Reading goes on; the connection ends when the peer's FIN comes too.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn shutdown_write(&mut self, id: ConnId) -> Result<(), Error> {
+        let core = self.own()?;
+        core.conn(id.0)?.set(flag::WRITE_SHUT);
+        core.mark_dirty(id.0);
+        Ok(())
+    }
+}
+
+impl Core {
+    pub(super) fn send_fin<B: Backend>(&mut self, backend: &mut B, key: Key) {
+        let Some(conn) = self.endpoints.conn_mut(key) else { return };
+        conn.set(flag::FIN_SENT);
+        // A descriptor that is closed at once sends its FIN with that.
+        if conn.phase != Phase::Closing || !self.config.fin_wait.is_zero() {
+            backend.start(key, Operation::Shutdown);
+        }
+    }
+}
