@@ -37,6 +37,14 @@ pub enum Event {
     Filled(BytesMut),
     /// The peer sends no more (its FIN arrived). Writing still works until it is closed here.
     ReadClosed,
+    /// Reads are paused, and the peer sent its FIN or reset the connection. Told once per connection, in the first poll after
+    /// it happened (or after the pause, if it happened before); perhaps when reads were resumed meanwhile. What the peer
+    /// sent before is still there, and comes when reads are resumed, with its end: [`Event::ReadClosed`] or
+    /// [`Event::Closed`]. A peer that only sent its FIN may still read: a FIN does not tell a half-close from a close.
+    ///
+    /// # Backends
+    /// A POLL_ADD for POLLRDHUP on io_uring (5.6), EPOLLRDHUP on epoll (poll(2), epoll_ctl(2)).
+    HungUp,
     /// A send queued with [`Engine::send_tagged`](crate::Engine::send_tagged) was handed to the kernel in full.
     Sent {
         /// The tag given with the send.

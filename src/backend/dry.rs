@@ -74,7 +74,7 @@ impl Backend for Dry {
     fn start(&mut self, key: Key, operation: Operation) -> Started {
         match operation {
             Operation::Send(batch) => self.send(key, batch),
-            Operation::Recv | Operation::Accept => Started::InFlight,
+            Operation::Recv | Operation::Accept | Operation::WatchHangup => Started::InFlight,
             Operation::RecvInto(recv_buf) => self.finish(key, Outcome::Filled(recv_buf, OpResult::bytes(0))),
             Operation::Connect(connect) => {
                 self.finish(key, Outcome::Connected(Ok(())));
@@ -89,9 +89,12 @@ impl Backend for Dry {
     }
 
     fn cancel(&mut self, key: Key, kind: OpKind) {
-        if kind == OpKind::Recv {
-            self.finish(key, Outcome::RecvEnded(Err(Errno(libc::ECANCELED))));
-        }
+        let canceled = Err(Errno(libc::ECANCELED));
+        match kind {
+            OpKind::Recv => self.finish(key, Outcome::RecvEnded(canceled)),
+            OpKind::Hangup => self.finish(key, Outcome::HungUp(canceled)),
+            OpKind::Connect | OpKind::Accept | OpKind::Send | OpKind::Close => return,
+        };
     }
 
     fn wait(&mut self, _: Option<u64>) -> Result<(), Error> {

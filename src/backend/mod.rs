@@ -44,6 +44,7 @@
 //! | `Recv` | `Received`, with `more` or without; `RecvEnded`: the end of the stream, or an error. ENOBUFS: the pool has no buffer; nothing is lost, the engine starts again when there is one. |
 //! | `RecvInto` | `Filled`: the buffer, with that many bytes more in it; 0 is the end of the stream. |
 //! | `Send` | `Sent`: the queue, and how many of its bytes were taken, from 0 (start again) to all. Of a zero-copy send the backend keeps a share of the payload, and gives it back as `Released`. |
+//! | `WatchHangup` | `HungUp`, once the peer has sent its FIN or reset the connection; at once if it did before. Takes no byte and no error from the socket. It may be in flight at a `release`. |
 //! | `Shutdown` | nothing: [`Started::Done`]. Sends the FIN; no send may be in flight. |
 //! | `Close` | `Closed`, always. |
 
@@ -76,6 +77,8 @@ pub(crate) enum Operation {
     /// Into the caller's buffer.
     RecvInto(Box<RecvBuf>),
     Send(SendBatch),
+    /// Tells when the peer has gone, without reading.
+    WatchHangup,
     Shutdown,
     Close(CloseMode),
 }
@@ -88,6 +91,7 @@ pub(crate) enum OpKind {
     Accept,
     Recv,
     Send,
+    Hangup,
     Close,
 }
 
@@ -165,6 +169,8 @@ pub(crate) enum Outcome<S> {
     Sent(SendBatch, OpResult),
     /// The kernel has let go of a payload of a zero-copy send.
     Released(Box<Payload>),
+    /// The peer sent its FIN, or reset the connection.
+    HungUp(Result<(), Errno>),
     Connected(Result<(), Errno>),
     Accepted(S),
     AcceptFailed(Errno),
@@ -275,7 +281,8 @@ pub(crate) trait Backend {
     /// The descriptor, where there is one.
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>>;
 
-    /// Gives the descriptor of a connection without operations in flight back, and forgets the key.
+    /// Gives the descriptor of a connection back, and forgets the key. Nothing is in flight but a watch for a hang-up, which
+    /// ends with this.
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
 
     /// A descriptor that is readable when there is something to reap. Called at most once.

@@ -74,7 +74,7 @@ impl Engine {
 impl Core {
     fn check_quiet(&mut self, id: ConnId) -> Result<(), Error> {
         let conn = self.conn(id.0)?;
-        let busy = !conn.nothing_in_flight() || !conn.send.is_empty() || conn.is_receiving_into();
+        let busy = !conn.is_quiet() || !conn.send.is_empty() || conn.is_receiving_into();
         if conn.phase != Phase::Open || busy || conn.has_held() || conn.quota.has_deferred() {
             return Err(Error::State(
                 "the connection is not quiet: pause reads, let sends finish, poll, and try again",

@@ -182,7 +182,7 @@ impl Core {
         out: &mut Completions,
     ) -> Result<(), Full> {
         let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
-        for kind in [OpKind::Connect, OpKind::Recv, OpKind::Send] {
+        for kind in [OpKind::Connect, OpKind::Recv, OpKind::Send, OpKind::Hangup] {
             if conn.begin_cancel(kind) && !mutant::is(Mutant::LostCancel) {
                 backend.cancel(key, kind);
             }

@@ -45,6 +45,8 @@ pub(super) mod flag {
     pub(in crate::engine) const CLOSE_WITH_PEER: u16 = 1 << 8;
     /// `ReadClosed` is held back with the data before it, until reads are resumed.
     pub(in crate::engine) const EOF_HELD: u16 = 1 << 9;
+    /// `HungUp` was told.
+    pub(in crate::engine) const HANGUP_TOLD: u16 = 1 << 10;
     /// The receive in flight is one into the caller's buffer, and has it.
     pub(in crate::engine) const RECV_INTO: u16 = 1 << 11;
     /// Sending failed; data that came before the failure is still delivered.
@@ -158,6 +160,11 @@ impl Conn {
 
     pub(super) fn nothing_in_flight(&self) -> bool {
         self.ops.in_flight == 0
+    }
+
+    /// Nothing is in flight that reads, writes or may end the connection.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.ops.in_flight & !bit(OpKind::Hangup) == 0
     }
 
     #[inline]

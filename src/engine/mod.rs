@@ -3,7 +3,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `connect` `accept` `recv` `recv_into` `send` `shutdown` `close` | an operation each: its calls, when it is started, what its completion means |
+//! | `connect` `accept` `recv` `recv_into` `send` `hangup` `shutdown` `close` | an operation each: its calls, when it is started, what its completion means |
 //! | `adopt` `timers` `foreign` | other calls |
 //! | `turn` `deliver` `staging` `parking` `spin` | a poll: its steps; what the caller is told and in which order; what waits to be started |
 //! | `endpoints` `conn` `listener` `admission` | what is open |
@@ -21,6 +21,7 @@ mod dry;
 mod endpoints;
 mod failure;
 mod foreign;
+mod hangup;
 mod listener;
 mod parking;
 mod recv;

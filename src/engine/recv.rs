@@ -14,7 +14,7 @@ impl Engine {
     /// Stops delivering data of a connection: no [`Event::Received`] and no [`Event::ReadClosed`] comes from later polls, and
     /// the peer soon feels the pressure. What arrived already is kept, in order. What already is in the caller's
     /// [`Completions`] stays there; a buffer to fill ([`Engine::recv_into`]) that meets the end of the stream still tells
-    /// it. While paused, the peer's end or reset is noticed only by a send that fails.
+    /// it. That the peer has gone is told by [`Event::HungUp`].
     ///
     /// # Errors
     /// [`Error::Stale`].

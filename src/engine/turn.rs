@@ -111,7 +111,7 @@ impl Core {
                     self.service_send(backend, key, out)?;
                 }
                 let Some(conn) = self.endpoints.conn(key).filter(|conn| !conn.is_steady()) else { return Ok(()) };
-                let fin_sent = conn.has(flag::FIN_SENT);
+                let (fin_sent, paused) = (conn.has(flag::FIN_SENT), conn.has(flag::PAUSED));
                 // With no wait for the peer's FIN there is nothing more to receive either.
                 let ends_at_once = fin_sent && conn.phase == Phase::Closing && self.config.fin_wait.is_zero();
                 if !ends_at_once {
@@ -119,6 +119,9 @@ impl Core {
                         self.fin_sent(key);
                     }
                     self.service_recv(backend, key, out)?;
+                    if paused {
+                        self.service_hangup(backend, key, out)?;
+                    }
                 }
                 if fin_sent {
                     self.service_close(key, out);
@@ -151,6 +154,7 @@ impl Core {
             Outcome::Sent(batch, result) => self.sent(key, batch, result, out),
             Outcome::RecvEnded(result) => self.recv_ended(key, result, out),
             Outcome::Filled(recv_buf, result) => self.filled(key, recv_buf, result, out),
+            Outcome::HungUp(result) => self.hung_up(key, result, out),
             Outcome::Released(payload) => self.send_memory.retire(*payload),
             Outcome::Connected(result) => self.connected(key, result, out),
             Outcome::Accepted(socket) => self.accepted(backend, key, more, socket, out),

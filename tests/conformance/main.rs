@@ -63,7 +63,8 @@ scenarios! {
         unix_backlog_full;
     Ordinary streams: echo_one_byte_at_a_time echo_64_mib many_small_writes_in_order tagged_sends zero_length_sends
         gathered_payloads_of_every_kind peer_half_closes_first we_half_close_first reads_pause_and_resume
-        pause_holds_the_end_back recv_into_takes_over recv_into_short recv_into_while_paused watermarks_bound_memory
+        pause_holds_the_end_back paused_connections_tell_hangups
+        recv_into_takes_over recv_into_short recv_into_while_paused watermarks_bound_memory
         entry_limit_is_full zero_copy_sends proxy_by_lease tags_and_addresses two_messages_in_one_read
         turns_end_after_their_bytes;
     Ordinary closing: close_flushes_everything close_with_unread_input_loses_nothing close_gives_up_at_the_linger_deadline

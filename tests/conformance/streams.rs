@@ -270,7 +270,9 @@ pub fn pause_holds_the_end_back(variant: &Variant) {
     rig.engine.pause_reads(conn).unwrap();
     peer.write_all(b"kept").unwrap();
     drop(peer);
-    assert!(rig.watch(Duration::from_millis(30)).is_empty());
+    // Neither data nor its end: only that the peer has gone.
+    let told = rig.watch(Duration::from_millis(30));
+    assert!(matches!(&told[..], [Completion { event: Event::HungUp, .. }]), "{told:?}");
     rig.engine.resume_reads(conn).unwrap();
     assert_eq!(rig.receive(conn, 4), b"kept");
     rig.until("the end of the stream", |_, completion| matches!(completion.event, Event::ReadClosed).then_some(()));
@@ -282,6 +284,56 @@ pub fn pause_holds_the_end_back(variant: &Variant) {
     assert!(rig.watch(Duration::from_millis(20)).is_empty());
     rig.engine.resume_reads(conn).unwrap();
     assert_eq!(rig.receive(conn, 5), b"later");
+}
+
+/// A paused connection learns that its peer has gone, once, and loses nothing of what it sent before.
+pub fn paused_connections_tell_hangups(variant: &Variant) {
+    let mut rig = Rig::new(variant);
+    let hung_up = |_: &mut Engine, completion: Completion| matches!(completion.event, Event::HungUp).then_some(());
+    for (resets, starts_paused) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut options = ConnectOptions::default();
+        if starts_paused {
+            options.socket.read_mode = ReadMode::Paused;
+        }
+        let (conn, mut peer) = rig.pair_with(options);
+        rig.engine.pause_reads(conn).unwrap();
+        assert!(rig.watch(Duration::from_millis(20)).is_empty(), "the peer is there");
+        peer.write_all(b"before").unwrap();
+        assert!(rig.watch(Duration::from_millis(20)).is_empty(), "data is no hang-up");
+        if resets {
+            peer.reset_on_drop();
+        }
+        drop(peer);
+        rig.until("the hang-up", hung_up);
+        assert!(rig.watch(Duration::from_millis(20)).is_empty(), "once, and nothing else");
+        rig.engine.resume_reads(conn).unwrap();
+        assert_eq!(rig.receive(conn, 6), b"before");
+        if resets {
+            assert_eq!(rig.end_of(conn).kind, CloseKind::Reset);
+        } else {
+            rig.until("the end of the stream", |_, c| matches!(c.event, Event::ReadClosed).then_some(()));
+            rig.engine.close(conn).unwrap();
+            assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
+        }
+    }
+    // Whoever reads hears of the end by reading; a watch that an earlier pause left behind tells nothing.
+    let (conn, peer) = rig.pair();
+    for _ in 0..3 {
+        rig.engine.pause_reads(conn).unwrap();
+        assert!(rig.watch(Duration::from_millis(10)).is_empty());
+        rig.engine.resume_reads(conn).unwrap();
+        assert!(rig.watch(Duration::from_millis(10)).is_empty());
+    }
+    drop(peer);
+    rig.until("the end of the stream", |_, completion| match completion.event {
+        Event::HungUp => panic!("a hang-up of a connection that reads"),
+        event => matches!(event, Event::ReadClosed).then_some(()),
+    });
+    // An end that was there before the pause is told too.
+    rig.engine.pause_reads(conn).unwrap();
+    rig.until("the hang-up", hung_up);
+    rig.engine.close(conn).unwrap();
+    assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
 }
 
 /// Waits for a filled buffer, collecting what is streamed before and after.

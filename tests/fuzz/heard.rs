@@ -98,6 +98,10 @@ impl Program<'_> {
                 }
                 Ok(())
             }
+            Event::HungUp => {
+                let resets = self.plan.faults.probability(Fault::Reset) > 0.0;
+                self.model.hung_up(conn, resets)
+            }
             Event::Sent { tag } => self.model.sent_tag(conn, tag),
             Event::Drained => self.drained(index, conn),
             Event::Closed(reason) => {

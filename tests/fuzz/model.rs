@@ -32,6 +32,7 @@ pub struct Conn {
     pub connected: bool,
     fin: bool,
     pub paused: bool,
+    pub hung_up: bool,
     /// Told something while paused: only the end may follow.
     last_words: bool,
     /// Buffers to fill that have not come back: the next one can be given before the last one is told.
@@ -95,6 +96,7 @@ impl Model {
             connected: server,
             fin: false,
             paused: false,
+            hung_up: false,
             last_words: false,
             filling: VecDeque::new(),
             ended_fill: false,
@@ -301,6 +303,21 @@ impl Model {
         if stream.received != stream.written && !may_be_cut {
             let what = format!("{id}: a stream cut to {} of {} bytes looks complete", stream.received, stream.written);
             return Err(format!("{what}; its sender: {sender:?}"));
+        }
+        Ok(())
+    }
+
+    /// Told at most once, and only of a peer that has done something to end the stream, unless the network resets too.
+    pub fn hung_up(&mut self, conn: usize, resets: bool) -> Result<(), String> {
+        let end = &mut self.conns[conn];
+        let id = end.id;
+        if !end.connected || std::mem::replace(&mut end.hung_up, true) {
+            return Err(format!("{id}: a hang-up before the beginning, or twice"));
+        }
+        let Some(sender) = end.peer.map(|peer| &self.conns[peer]) else { return Ok(()) };
+        let closes = sender.close_called || sender.abort_called || sender.drain_called || sender.shut_called;
+        if !resets && !closes && !sender.has_idle_timeout && !sender.closes_with_peer && !sender.lost {
+            return Err(format!("{id}: a hang-up of a peer that is there: {sender:?}"));
         }
         Ok(())
     }

@@ -51,6 +51,8 @@ mod bit {
     pub(super) const BLOCKED: u16 = 1 << 10;
     /// Registered for output too.
     pub(super) const WATCHES_OUTPUT: u16 = 1 << 11;
+    /// A watch for a hang-up waits for [`HUNG_UP`].
+    pub(super) const HANGUP: u16 = 1 << 12;
     /// What is armed and waits for readiness.
     pub(super) const OPERATIONS: u16 = CONNECT | RECV | RECV_INTO | SEND | ACCEPT;
 }
@@ -243,6 +245,7 @@ impl Backend for EpollBackend {
             Operation::RecvInto(recv_buf) => self.start_recv_into(key, recv_buf),
             Operation::Connect(connect) => self.start_connect(key, connect),
             Operation::Accept => self.start_accept(key),
+            Operation::WatchHangup => self.start_watch(key),
             Operation::Shutdown => self.shut_down_output(key),
             Operation::Close(mode) => self.close(key, mode),
         }

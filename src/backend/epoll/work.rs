@@ -69,7 +69,9 @@ impl EpollBackend {
         let slot = self.slot(key);
         if events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
             slot.state |= bit::HUNG_UP | bit::READABLE;
+            self.note_hangup(key);
         }
+        let slot = self.slot(key);
         if events & libc::EPOLLIN != 0 {
             slot.state |= bit::READABLE;
         }

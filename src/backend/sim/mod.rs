@@ -227,6 +227,7 @@ impl Sim {
         match kind {
             OpKind::Connect => Outcome::Connected(result.map(drop)),
             OpKind::Accept => Outcome::AcceptFailed(result.err().unwrap_or(Errno(libc::ECANCELED))),
+            OpKind::Hangup => Outcome::HungUp(result.map(drop)),
             OpKind::Close => Outcome::Closed,
             OpKind::Send => {
                 let batch = self.buffers.held(key).batch.take().expect("a send has a batch");
@@ -282,6 +283,7 @@ impl Backend for Sim {
                 return Started::Done;
             }
             Operation::Recv => self.start_in_world(|net, engine| net.start_recv(engine, key, Recv::Stream)),
+            Operation::WatchHangup => self.start_in_world(|net, engine| net.start_watch(engine, key)),
             Operation::Accept => self.start_in_world(|net, engine| net.start_accept(engine, key)),
             Operation::Close(mode) => self.start_in_world(|net, engine| net.start_close(engine, key, mode)),
         };

@@ -71,6 +71,8 @@ pub(crate) struct Sock {
     pub(crate) recv_told: bool,
     pub(crate) send_waits: bool,
     pub(crate) connect_armed: bool,
+    /// A watch for a hang-up is armed.
+    pub(crate) watched: bool,
     /// What is sent when the connect has succeeded.
     pub(crate) first_send: Option<Box<[u8]>>,
 }
@@ -103,8 +105,13 @@ impl Sock {
         self.remote.is_unix() || self.local.is_unix()
     }
 
+    /// The peer's FIN or reset arrived.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        self.rx_fin || self.error.is_some() || self.dead
+    }
+
     pub(crate) fn is_readable(&self) -> bool {
-        self.rx.arrived() > 0 || !self.failure_untold && (self.rx_fin || self.error.is_some() || self.dead)
+        self.rx.arrived() > 0 || !self.failure_untold && self.has_hung_up()
     }
 }
 
@@ -137,6 +144,7 @@ impl Net {
             recv_told: false,
             send_waits: false,
             connect_armed: false,
+            watched: false,
             first_send: None,
         });
         SockId { index: index as u32, serial }

@@ -95,7 +95,8 @@ struct Tally {
     early_sends: u64,
 }
 
-const KINDS: [OpKind; 5] = [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Close];
+const KINDS: [OpKind; 6] =
+    [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Hangup, OpKind::Close];
 
 struct Conn<P> {
     /// By [`OpKind`].
@@ -291,6 +292,11 @@ impl<'a, R: Rig> Double<'a, R> {
     }
 
     fn receive(&mut self) {
+        if self.rng.chance(20)
+            && let Some(key) = self.key_for(OpKind::Hangup)
+        {
+            return self.start(key, OpKind::Hangup, Operation::WatchHangup);
+        }
         let Some(key) = self.key_for(OpKind::Recv) else { return };
         let operation = match self.rng.chance(50) {
             true => Operation::Recv,
@@ -341,6 +347,7 @@ impl<'a, R: Rig> Double<'a, R> {
             Outcome::Received(_) | Outcome::RecvEnded(_) | Outcome::Filled(..) => Some(OpKind::Recv),
             Outcome::Accepted(_) | Outcome::AcceptFailed(_) => Some(OpKind::Accept),
             Outcome::Sent(..) => Some(OpKind::Send),
+            Outcome::HungUp(_) => Some(OpKind::Hangup),
             Outcome::Connected(_) => Some(OpKind::Connect),
             Outcome::Closed => Some(OpKind::Close),
             Outcome::Released(_) | Outcome::Woken => None,
@@ -387,7 +394,7 @@ impl<'a, R: Rig> Double<'a, R> {
                 let conn = self.conns.remove(key).expect("checked above");
                 self.peers.extend(conn.peer);
             }
-            Outcome::RecvEnded(_) | Outcome::AcceptFailed(_) | Outcome::Woken => {}
+            Outcome::RecvEnded(_) | Outcome::HungUp(_) | Outcome::AcceptFailed(_) | Outcome::Woken => {}
         }
     }
 

@@ -237,6 +237,7 @@ impl Stage {
                 OpKind::Recv
             }
             Outcome::RecvEnded(_) => OpKind::Recv,
+            Outcome::HungUp(_) => OpKind::Hangup,
             Outcome::Sent(batch, result) => {
                 assert!(result.get().unwrap_or(0) <= batch.bytes());
                 self.batches.push(batch);

@@ -95,6 +95,8 @@ pub(crate) struct Uring {
     done: VecDeque<Completed<OwnedFd>>,
     steps: VecDeque<Step>,
     unix_retries: Vec<UnixRetry>,
+    /// Watches for hang-ups whose connections were released: cancelled, and not yet completed.
+    abandoned_watches: usize,
     watch: Option<OwnedFd>,
     stats: BackendStats,
     violation: Option<Violation>,
@@ -119,6 +121,7 @@ impl Uring {
             done: VecDeque::new(),
             steps: VecDeque::new(),
             unix_retries: Vec::new(),
+            abandoned_watches: 0,
             watch: None,
             stats: BackendStats::default(),
             violation: None,
@@ -261,6 +264,7 @@ impl Backend for Uring {
             Operation::RecvInto(buf) => self.start_recv_into(key, buf),
             Operation::Connect(connect) => self.start_connect(key, connect),
             Operation::Accept => self.start_accept(key),
+            Operation::WatchHangup => self.start_watch(key),
             Operation::Shutdown => self.start_shutdown(key),
             Operation::Close(mode) => self.start_close(key, mode),
         }
@@ -329,6 +333,9 @@ impl Backend for Uring {
     }
 
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {
+        if !self.abandon_watch(key) {
+            return Err(Error::State("the submission queue is full: poll, and try again"));
+        }
         let slot = self.slot(key);
         let fd = slot.fd.take().ok_or(Error::State("the connection has no descriptor"))?;
         slot.generation = 0;

@@ -90,6 +90,7 @@ impl Uring {
             }
             Kind::Accept => self.accepted(key, result, more),
             Kind::AcceptPoll => self.acceptable(key, result),
+            Kind::Hangup => self.hung_up(key, result),
             Kind::Close => self.closed(key),
             Kind::Wake => Some(self.woken()),
             Kind::Timeout => {
@@ -126,6 +127,11 @@ impl Uring {
 
     /// A completion for a key that nobody has any more. It ends nothing that is in flight.
     fn unknown(&mut self, kind: Kind, result: i32) -> Option<Completed<OwnedFd>> {
+        if kind == Kind::Hangup && self.abandoned_watches > 0 {
+            self.abandoned_watches -= 1;
+            self.ring.ended();
+            return None;
+        }
         self.stats.unknown_completions += 1;
         if matches!(kind, Kind::Accept | Kind::Socket) {
             drop(descriptor(result));

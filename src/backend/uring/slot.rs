@@ -29,9 +29,10 @@ pub(super) struct Slot {
     pub(super) fd: Option<OwnedFd>,
     /// Of the occupant; 0 is no key's.
     pub(super) generation: u32,
-    /// What is in flight: a receive, a send, and one of connect, accept and close.
+    /// What is in flight: a receive, a send, a watch for a hang-up, and one of connect, accept and close.
     pub(super) recv: Kind,
     pub(super) send: Kind,
+    pub(super) hangup: Kind,
     pub(super) open: Kind,
     /// The operations (bits by [`OpKind`]) that were advised to end: no next step for them.
     stop: u8,
@@ -50,6 +51,7 @@ impl Slot {
             generation,
             recv: Kind::Idle,
             send: Kind::Idle,
+            hangup: Kind::Idle,
             open: Kind::Idle,
             stop: 0,
             marks: mark::FRESH,
@@ -64,6 +66,7 @@ impl Slot {
             OpKind::Connect | OpKind::Accept | OpKind::Close => self.open,
             OpKind::Recv => self.recv,
             OpKind::Send => self.send,
+            OpKind::Hangup => self.hangup,
         }
     }
 
@@ -72,6 +75,7 @@ impl Slot {
             OpKind::Connect | OpKind::Accept | OpKind::Close => &mut self.open,
             OpKind::Recv => &mut self.recv,
             OpKind::Send => &mut self.send,
+            OpKind::Hangup => &mut self.hangup,
         }
     }
 

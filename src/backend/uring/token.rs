@@ -40,6 +40,8 @@ kinds! {
     /// Its slot and generation name a share of the payload, not a connection.
     SendZeroCopy,
     SendPoll,
+    /// The peer sends its FIN, or resets the connection.
+    Hangup,
     Close,
     Accept,
     AcceptPoll,

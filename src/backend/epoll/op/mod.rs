@@ -5,6 +5,7 @@
 mod accept;
 mod close;
 mod connect;
+mod hangup;
 mod recv;
 mod recv_into;
 mod send;
@@ -37,6 +38,7 @@ impl EpollBackend {
                 self.cancel_recv_into(key);
             }
             OpKind::Send => self.cancel_send(key),
+            OpKind::Hangup => self.cancel_watch(key),
             OpKind::Close => {}
         }
     }

@@ -27,7 +27,7 @@ impl Net {
     fn close_conn(&mut self, id: SockId, mode: CloseMode) {
         let sock = self.sock(id).expect("listed while it is there");
         let sends = sock.send_waits || sock.first_send.is_some();
-        let busy = sock.recv.is_some() || sends || sock.connect_armed;
+        let busy = sock.recv.is_some() || sends || sock.connect_armed || sock.watched;
         assert!(!busy, "no operation is in flight when a close starts");
         self.close(id, mode == CloseMode::Reset);
     }

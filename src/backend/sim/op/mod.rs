@@ -4,6 +4,7 @@
 mod accept;
 mod close;
 mod connect;
+mod hangup;
 mod recv;
 mod recv_into;
 mod send;
@@ -126,6 +127,7 @@ impl Net {
             OpKind::Connect => self.disarm_connect(engine, key),
             OpKind::Recv => self.disarm_recv(engine, key),
             OpKind::Send => self.disarm_send(engine, key),
+            OpKind::Hangup => self.disarm_watch(engine, key),
             OpKind::Close => false,
         };
         if !armed {

@@ -53,6 +53,7 @@ impl Net {
 
     /// Something about a socket changed: what waits for that goes on.
     pub(crate) fn touched(&mut self, id: SockId) {
+        self.hangup_touched(id);
         let writable = self.sock(id).is_some_and(|sock| sock.send_waits) && self.is_writable(id);
         let Some(sock) = self.sock_mut(id) else { return };
         let Owner::Engine(engine, key) = sock.owner else { return };

@@ -5,6 +5,7 @@
 mod accept;
 mod close;
 pub(super) mod connect;
+mod hangup;
 mod recv;
 pub(super) mod recv_into;
 pub(super) mod send;
@@ -49,6 +50,7 @@ impl Uring {
             Kind::Connect => self.connect_made_socket(key),
             Kind::Accept | Kind::AcceptPoll => self.push_accept(key, kind),
             Kind::Idle
+            | Kind::Hangup
             | Kind::Socket
             | Kind::ConnectPoll
             | Kind::Send
@@ -67,7 +69,7 @@ impl Uring {
             OpKind::Recv if matches!(kind, Kind::RecvInto | Kind::RecvIntoPoll) => self.recv_into_stopped(key),
             OpKind::Recv => self.finish(key, Outcome::RecvEnded(Err(CANCELED))),
             OpKind::Send => self.send_stopped(key),
-            OpKind::Close => {}
+            OpKind::Hangup | OpKind::Close => {}
         }
     }
 
@@ -127,6 +129,7 @@ pub(super) fn op_of(kind: Kind) -> OpKind {
         Kind::Recv | Kind::RecvFirst | Kind::RecvPoll | Kind::RecvInto | Kind::RecvIntoPoll => OpKind::Recv,
         Kind::Send | Kind::SendZeroCopy | Kind::SendPoll => OpKind::Send,
         Kind::Accept | Kind::AcceptPoll => OpKind::Accept,
+        Kind::Hangup => OpKind::Hangup,
         Kind::Close | Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::Idle => OpKind::Close,
     }
 }
