@@ -166,6 +166,17 @@ impl fmt::Display for Entry {
     }
 }
 
+/// The name of an [`OpKind`](crate::backend::OpKind), which an entry has as a number.
 fn op_name(op: u64) -> &'static str {
-    ["connect", "recv", "send", "close", "accept", "close-listener", "wake"][op as usize]
+    use crate::backend::OpKind;
+    let kinds = [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Hangup, OpKind::Close];
+    match kinds.into_iter().find(|kind| *kind as u64 == op) {
+        Some(OpKind::Connect) => "connect",
+        Some(OpKind::Accept) => "accept",
+        Some(OpKind::Recv) => "recv",
+        Some(OpKind::Send) => "send",
+        Some(OpKind::Hangup) => "hang-up",
+        Some(OpKind::Close) => "close",
+        None => "nothing",
+    }
 }

@@ -95,8 +95,7 @@ struct Tally {
     early_sends: u64,
 }
 
-const KINDS: [OpKind; 6] =
-    [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Hangup, OpKind::Close];
+const KINDS: [OpKind; 6] = [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Hangup, OpKind::Close];
 
 struct Conn<P> {
     /// By [`OpKind`].
