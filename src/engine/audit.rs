@@ -10,7 +10,7 @@ impl Engine {
     ///
     /// # Errors
     /// What does not agree, in words: that would be a bug of this crate. In a forked child, the text of
-    /// [`Error::Forked`](crate::Error::Forked).
+    /// [`Error::Forked`].
     pub fn audit(&self) -> Result<(), String> {
         if self.is_child() {
             return Err(Error::Forked.to_string());
