@@ -2,7 +2,6 @@
 //! waits for a descriptor to close or a short while, and tries again. It never spins, and never drops a connection.
 
 use super::conn::{Conn, Phase};
-use super::listener::{Listener, State};
 use super::{Core, Engine, Full};
 use crate::backend::{Backend, CloseMode, OpKind, Open, Operation, Side, Started, with_backend};
 use crate::completion::{Completions, Event};
@@ -16,6 +15,53 @@ use std::rc::Rc;
 /// The first hold after running out of descriptors; it doubles up to the longest.
 const HOLD_FIRST_NS: u64 = 10_000_000;
 const HOLD_LONGEST_NS: u64 = 100_000_000;
+
+/// The state of one listener.
+#[derive(Debug)]
+pub(super) struct Listener {
+    options: Rc<ListenOptions>,
+    state: State,
+    errno: Option<Errno>,
+    timer: Option<Key>,
+    /// How long the next hold lasts.
+    hold_ns: u64,
+}
+
+/// What is under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    /// On the list of listeners that want something started.
+    dirty: bool,
+    /// An accept is in flight; it was advised to end.
+    accepting: bool,
+    cancelled: bool,
+    /// Suspended, and reported so.
+    paused: bool,
+    /// Not to be armed before the timer fires or a descriptor closes.
+    holding: bool,
+    closing: bool,
+    close_started: bool,
+}
+
+impl Listener {
+    /// Marks a listener that wants something started. False if it was marked before.
+    pub(super) fn mark_dirty(&mut self) -> bool {
+        !std::mem::replace(&mut self.state.dirty, true)
+    }
+
+    pub(super) fn has_timer(&self) -> bool {
+        self.timer.is_some()
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.state.paused
+    }
+
+    /// Notes the error that ends it.
+    pub(super) fn fail(&mut self, errno: Errno) {
+        self.errno = Some(errno);
+    }
+}
 
 impl Engine {
     /// Listens. Connections arrive as [`Event::Accepted`].

@@ -31,10 +31,10 @@ impl Core {
         agree("connections in the table", conns().count(), self.endpoints.conns_len())?;
         agree("listeners", listeners().count(), self.endpoints.listeners_len())?;
         let timers = conns().filter(|(_, conn)| conn.timer.is_some()).count()
-            + listeners().filter(|listener| listener.timer.is_some()).count();
+            + listeners().filter(|listener| listener.has_timer()).count();
         let (all_timers, user_timers) = self.timers.counts();
         agree("timers", timers + user_timers, all_timers)?;
-        let paused = listeners().filter(|listener| listener.state.paused).count();
+        let paused = listeners().filter(|listener| listener.is_paused()).count();
         agree("paused listeners", paused, self.admission.paused_listeners())?;
         let deferred = conns().map(|(_, conn)| conn.quota.deferred()).sum();
         agree("deferred events", self.delivery.count(|key| self.endpoints.conn(key).is_some()), deferred)?;

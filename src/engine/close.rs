@@ -236,8 +236,7 @@ impl Core {
                 self.terminate(key, kind, None);
             }
             Phase::Open => {
-                let Some(idle) = conn.idle() else { return };
-                let due = idle.active_at.saturating_add(idle.after_ns);
+                let Some(due) = conn.idle_until() else { return };
                 match due <= now {
                     true => self.terminate(key, CloseKind::IdleTimedOut, None),
                     false => self.set_conn_timer(key, Some(due)),
@@ -255,9 +254,9 @@ impl Core {
     pub(super) fn start_idle_timer(&mut self, key: Key) {
         let now = self.now;
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        if let Some(idle) = conn.idle() {
-            conn.note_activity(now);
-            self.set_conn_timer(key, Some(now.saturating_add(idle.after_ns)));
+        conn.note_activity(now);
+        if let Some(due) = conn.idle_until() {
+            self.set_conn_timer(key, Some(due));
         }
     }
 }

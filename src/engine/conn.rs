@@ -83,23 +83,23 @@ pub(super) struct Conn {
 
 /// What most connections do not have, most of the time.
 #[derive(Debug, Default)]
-pub(super) struct Cold {
+struct Cold {
     /// A connect that was not started yet.
-    pub(super) connect: Option<Box<Connect>>,
-    pub(super) idle: Option<Idle>,
+    connect: Option<Box<Connect>>,
+    idle: Option<Idle>,
     reason: Option<(CloseKind, Option<Errno>)>,
     /// Received data that waits until reads are resumed.
-    pub(super) held: VecDeque<Lease>,
+    held: VecDeque<Lease>,
     /// The caller's buffer, unless a receive in flight has it.
-    pub(super) recv_buf: Option<Box<RecvBuf>>,
+    recv_buf: Option<Box<RecvBuf>>,
 }
 
 /// An idle timeout.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Idle {
-    pub(super) after_ns: u64,
+struct Idle {
+    after_ns: u64,
     /// When a byte last moved.
-    pub(super) active_at: u64,
+    active_at: u64,
 }
 
 impl Cold {
@@ -199,19 +199,44 @@ impl Conn {
     }
 
     /// The rare part, made if it is not there.
-    pub(super) fn cold(&mut self) -> &mut Cold {
+    #[inline]
+    fn cold(&mut self) -> &mut Cold {
         self.cold.get_or_insert_default()
     }
 
-    /// The rare part, to look at.
+    /// Keeps a connect that was not started yet.
     #[inline]
-    pub(super) fn rare(&self) -> Option<&Cold> {
-        self.cold.as_deref()
+    pub(super) fn put_connect(&mut self, connect: Box<Connect>) {
+        self.cold().connect = Some(connect);
     }
 
     #[inline]
-    pub(super) fn rare_mut(&mut self) -> Option<&mut Cold> {
-        self.cold.as_deref_mut()
+    pub(super) fn take_connect(&mut self) -> Option<Box<Connect>> {
+        self.cold.as_mut()?.connect.take()
+    }
+
+    /// Holds received data back, behind what is held already.
+    #[inline]
+    pub(super) fn hold(&mut self, lease: Lease) {
+        self.cold().held.push_back(lease);
+    }
+
+    /// Takes all data that is held back.
+    #[inline]
+    pub(super) fn take_held(&mut self) -> VecDeque<Lease> {
+        self.cold.as_mut().map_or_else(VecDeque::new, |cold| std::mem::take(&mut cold.held))
+    }
+
+    /// Keeps the caller's buffer. The rare part stays when it is taken: who receives into a buffer once will do so again, and
+    /// that must not allocate.
+    #[inline]
+    pub(super) fn put_recv_buf(&mut self, recv_buf: Box<RecvBuf>) {
+        self.cold().recv_buf = Some(recv_buf);
+    }
+
+    #[inline]
+    pub(super) fn take_recv_buf(&mut self) -> Option<Box<RecvBuf>> {
+        self.cold.as_mut()?.recv_buf.take()
     }
 
     /// Gives the rare part back when nothing is in it.
@@ -231,20 +256,25 @@ impl Conn {
         }
     }
 
-    pub(super) fn idle(&self) -> Option<Idle> {
-        self.cold.as_ref()?.idle
+    /// When the idle timeout ends the connection, if no byte moves until then.
+    pub(super) fn idle_until(&self) -> Option<u64> {
+        let idle = self.cold.as_ref()?.idle?;
+        Some(idle.active_at.saturating_add(idle.after_ns))
     }
 
     /// The caller's buffer, unless a receive in flight has it.
+    #[inline]
     pub(super) fn recv_buf(&mut self) -> Option<&mut Box<RecvBuf>> {
         self.cold.as_mut()?.recv_buf.as_mut()
     }
 
     /// A caller's buffer is being filled.
+    #[inline]
     pub(super) fn is_receiving_into(&self) -> bool {
         self.has(flag::RECV_INTO) || self.cold.as_ref().is_some_and(|cold| cold.recv_buf.is_some())
     }
 
+    #[inline]
     pub(super) fn has_held(&self) -> bool {
         self.cold.as_ref().is_some_and(|cold| !cold.held.is_empty())
     }
@@ -272,11 +302,13 @@ impl Conn {
     }
 
     /// Data may still be delivered to the caller.
+    #[inline]
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
     /// A receive should be in flight.
+    #[inline]
     pub(super) fn wants_recv(&self) -> bool {
         if self.has(flag::READ_CLOSED | flag::PARKED) {
             return false;

@@ -57,7 +57,7 @@ impl Core {
         }
         conn.set(flag::PEER_KNOWN);
         let timeout = options.timeout.or(self.config.connect_timeout);
-        conn.cold().connect = Some(Box::new(Connect { addr, options, first: None }));
+        conn.put_connect(Box::new(Connect { addr, options, first: None }));
         let key = self.endpoints.insert_conn(conn);
         self.admission.came();
         if let Some(timeout) = timeout {
@@ -70,7 +70,7 @@ impl Core {
 
     pub(super) fn service_connect<B: Backend>(&mut self, backend: &mut B, key: Key) -> Result<(), Full> {
         let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
-        let Some(mut connect) = conn.cold().connect.take() else { return Ok(()) };
+        let Some(mut connect) = conn.take_connect() else { return Ok(()) };
         if self.config.early_sends {
             let least_zero_copy = self.config.zero_copy_threshold.unwrap_or(usize::MAX);
             connect.first = conn.send.take_early(B::EARLY_PAYLOADS, least_zero_copy);
@@ -81,7 +81,7 @@ impl Core {
                 if let Some(batch) = connect.first.take() {
                     conn.send.put_back(batch, &mut self.send_memory);
                 }
-                conn.cold().connect = Some(connect);
+                conn.put_connect(connect);
                 return Err(Full);
             }
             Started::InFlight | Started::Done | Started::Sent(..) | Started::NoRoom(_) => {}

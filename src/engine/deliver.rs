@@ -171,7 +171,7 @@ impl Core {
             match completion.event {
                 Event::Received(lease) if completion.conn.0 == key => {
                     conn.quota.deferred -= 1;
-                    conn.cold().held.push_back(lease);
+                    conn.hold(lease);
                 }
                 Event::ReadClosed if completion.conn.0 == key => {
                     conn.quota.deferred -= 1;

@@ -1,8 +1,8 @@
 //! The one table of connections and listeners. Owns: them, and how many there are of each. Invariant: a key names one
 //! endpoint of one engine, once.
 
+use super::accept::Listener;
 use super::conn::Conn;
-use super::listener::Listener;
 use crate::id::{EngineNumber, Key};
 use crate::table::Table;
 

@@ -22,7 +22,7 @@ impl Core {
         }
         for key in self.endpoints.listener_keys() {
             if let Some(listener) = self.endpoints.listener_mut(key) {
-                listener.errno = Some(Errno(libc::EIO));
+                listener.fail(Errno(libc::EIO));
             }
             self.end_listener(key, out);
         }

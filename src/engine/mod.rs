@@ -6,7 +6,7 @@
 //! | `connect` `accept` `recv` `recv_into` `send` `hangup` `shutdown` `close` | an operation each: its calls, when it is started, what its completion means |
 //! | `adopt` `timers` `foreign` | other calls |
 //! | `turn` `deliver` `staging` `parking` `spin` | a poll: its steps; what the caller is told and in which order; what waits to be started |
-//! | `endpoints` `conn` `listener` `admission` | what is open |
+//! | `endpoints` `conn` `admission` | what is open |
 //! | `failure` `teardown` `audit` `dry` | the end of an engine; checks; benchmarks |
 
 mod accept;
@@ -22,7 +22,6 @@ mod endpoints;
 mod failure;
 mod foreign;
 mod hangup;
-mod listener;
 mod parking;
 mod recv;
 mod recv_into;

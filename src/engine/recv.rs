@@ -2,6 +2,7 @@
 //! pausing. Invariant: whatever way they take, the bytes of a connection keep their order.
 
 use super::conn::{Phase, flag};
+use super::recv_into::start_recv_into;
 use super::{Core, Engine, Full};
 use crate::backend::{Backend, OpKind, Operation, Started};
 use crate::buf::Lease;
@@ -67,7 +68,7 @@ impl Core {
             return Ok(());
         }
         if into_next {
-            return self.start_recv_into(backend, key);
+            return start_recv_into(backend, key, conn);
         }
         match backend.start(key, Operation::Recv) {
             Started::NoRoom(_) => Err(Full),
@@ -117,13 +118,13 @@ impl Core {
         }
         // What was held back goes first, into a caller's buffer too.
         if conn.has_held() {
-            conn.cold().held.push_back(lease);
+            conn.hold(lease);
             return;
         }
         let Some(lease) = self.copy_into_recv_buf(key, lease, out) else { return };
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if conn.has(flag::PAUSED) && !mutant::is(Mutant::LeakyPause) {
-            conn.cold().held.push_back(lease);
+            conn.hold(lease);
         } else {
             self.emit(key, Event::Received(lease), out);
         }
@@ -133,10 +134,8 @@ impl Core {
     pub(super) fn discard_held(&mut self, key: Key) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.unset(flag::EOF_HELD);
-        if let Some(cold) = conn.rare_mut() {
-            let discarded: usize = std::mem::take(&mut cold.held).iter().map(|lease| lease.len()).sum();
-            self.stats.bytes_discarded += discarded as u64;
-        }
+        let discarded: usize = conn.take_held().iter().map(|lease| lease.len()).sum();
+        self.stats.bytes_discarded += discarded as u64;
     }
 
     /// Delivers what was held back while reads were paused, as far as the caller wants it now.
@@ -147,7 +146,7 @@ impl Core {
             return;
         }
         // A receive into a buffer that is in flight began after all that was held, so nothing is overtaken here.
-        let held = std::mem::take(&mut conn.cold().held);
+        let held = conn.take_held();
         for lease in held {
             self.absorb(key, lease, out);
         }
@@ -211,13 +210,10 @@ impl Core {
     /// Received data that the end of the connection finds still held back: the peer sent it in good faith.
     pub(super) fn release_held(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        if conn.rare().is_none() {
-            return;
-        }
         if matches!(conn.reason(), None | Some(CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown)) {
             return self.discard_held(key);
         }
-        for lease in std::mem::take(&mut conn.cold().held) {
+        for lease in conn.take_held() {
             if let Some(rest) = self.copy_into_recv_buf(key, lease, out) {
                 self.emit(key, Event::Received(rest), out);
             }

@@ -1,7 +1,7 @@
 //! Receiving into a caller's buffer. Owns: the buffer's way to the backend, and back to the caller. Invariant: the buffer is
 //! with the connection, or with the one receive in flight (`flag::RECV_INTO`).
 
-use super::conn::{Phase, flag};
+use super::conn::{Conn, Phase, flag};
 use super::{Core, Engine, Full};
 use crate::backend::{Backend, OpKind, OpResult, Operation, Started};
 use crate::buf::{Lease, RecvBuf};
@@ -26,6 +26,23 @@ impl Engine {
     }
 }
 
+/// Starts a receive into the buffer of a connection.
+#[inline]
+pub(super) fn start_recv_into<B: Backend>(backend: &mut B, key: Key, conn: &mut Conn) -> Result<(), Full> {
+    let Some(recv_buf) = conn.take_recv_buf() else { return Ok(()) };
+    match backend.start(key, Operation::RecvInto(recv_buf)) {
+        Started::NoRoom(Operation::RecvInto(recv_buf)) => {
+            conn.put_recv_buf(recv_buf);
+            Err(Full)
+        }
+        Started::InFlight | Started::Done | Started::Sent(..) | Started::NoRoom(_) => {
+            conn.set(flag::RECV_INTO);
+            conn.started(OpKind::Recv);
+            Ok(())
+        }
+    }
+}
+
 impl Core {
     fn begin_recv_into(&mut self, key: Key, buffer: BytesMut, len: usize) -> Result<(), Error> {
         let conn = self.endpoints.conn_mut(key).ok_or(Error::Stale)?;
@@ -41,28 +58,12 @@ impl Core {
         if conn.has(flag::READ_CLOSED) && !conn.has_held() && !conn.quota.has_deferred() {
             return Err(Error::State("the peer has sent all it will"));
         }
-        conn.cold().recv_buf = Some(self.recv_bufs.begin(buffer, len));
+        conn.put_recv_buf(self.recv_bufs.begin(buffer, len));
         self.staging.mark(conn, key);
         if conn.quota.has_deferred() {
             self.recall_waiting(key);
         }
         Ok(())
-    }
-
-    pub(super) fn start_recv_into<B: Backend>(&mut self, backend: &mut B, key: Key) -> Result<(), Full> {
-        let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
-        let Some(recv_buf) = conn.cold().recv_buf.take() else { return Ok(()) };
-        match backend.start(key, Operation::RecvInto(recv_buf)) {
-            Started::NoRoom(Operation::RecvInto(recv_buf)) => {
-                conn.cold().recv_buf = Some(recv_buf);
-                Err(Full)
-            }
-            Started::InFlight | Started::Done | Started::Sent(..) | Started::NoRoom(_) => {
-                conn.set(flag::RECV_INTO);
-                conn.started(OpKind::Recv);
-                Ok(())
-            }
-        }
     }
 
     /// The buffer is back.
@@ -81,7 +82,7 @@ impl Core {
                 return self.emit(key, Event::Filled(buffer), out);
             }
         }
-        conn.cold().recv_buf = Some(recv_buf);
+        conn.put_recv_buf(recv_buf);
         match result.get() {
             Ok(0) => self.read_closed(key, out),
             Ok(_) => {}
@@ -113,8 +114,7 @@ impl Core {
         if conn.recv_buf().is_none_or(|recv_buf| !recv_buf.is_done() && !in_any_case) {
             return;
         }
-        // The rare part stays: who receives into a buffer once will do so again, and that must not allocate.
-        let Some(recv_buf) = conn.cold().recv_buf.take() else { return };
+        let Some(recv_buf) = conn.take_recv_buf() else { return };
         let buffer = self.recv_bufs.end(recv_buf);
         self.emit(key, Event::Filled(buffer), out);
         self.mark_dirty(key);

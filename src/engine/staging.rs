@@ -1,8 +1,8 @@
 //! What waits to be started. Owns: the lists of connections and listeners that want something of the backend, and the
 //! signal to a foreign loop that there are some. Invariant: an endpoint is on its list exactly while it is marked dirty.
 
+use super::accept::Listener;
 use super::conn::{Conn, flag};
-use super::listener::Listener;
 use crate::id::Key;
 use crate::waker::Bell;
 use std::collections::VecDeque;
@@ -29,7 +29,7 @@ impl Staging {
     }
 
     pub(super) fn mark_listener(&mut self, listener: &mut Listener, key: Key) {
-        if !std::mem::replace(&mut listener.state.dirty, true) {
+        if listener.mark_dirty() {
             self.listeners.push_back(key);
             self.kick();
         }
