@@ -60,7 +60,7 @@ use crate::buf::{Lease, Payload, RecvBuf, SendQueue};
 use crate::config::Config;
 use crate::error::{Errno, Error};
 use crate::id::{EngineNumber, Key};
-use crate::net::Addr;
+use crate::net::{Addr, socket};
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::table::RESERVED_MAX;
 use std::io;
@@ -213,6 +213,15 @@ pub(crate) enum Open<'a, S> {
 pub(crate) enum Side {
     Local,
     Peer,
+}
+
+/// The address of an end of a socket, for backends that have descriptors.
+fn addr_of(fd: Option<BorrowedFd<'_>>, side: Side) -> io::Result<Addr> {
+    let fd = fd.ok_or(io::ErrorKind::NotConnected)?;
+    match side {
+        Side::Local => socket::local_addr(fd),
+        Side::Peer => socket::peer_addr(fd),
+    }
 }
 
 /// Counters that only a backend can keep.

@@ -241,7 +241,7 @@ impl Engine {
             return false;
         }
         if self.core.failed.is_some() {
-            return !self.core.delivery.is_empty();
+            return !self.core.delivery.is_empty() || self.core.interrupted;
         }
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
         let expected = matches!(&*self.backend, AnyBackend::Sim(sim) if sim.is_expected());

@@ -273,11 +273,7 @@ impl Backend for EpollBackend {
     }
 
     fn addr(&self, key: Key, side: Side) -> io::Result<Addr> {
-        let fd = self.fd(key).ok_or(io::ErrorKind::NotConnected)?;
-        match side {
-            Side::Local => socket::local_addr(fd),
-            Side::Peer => socket::peer_addr(fd),
-        }
+        super::addr_of(self.fd(key), side)
     }
 
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>> {

@@ -126,13 +126,7 @@ impl Drop for Stage {
 impl Stage {
     /// `None`, and it says why, if this machine has no such ring.
     fn new(config: &Config) -> Option<Stage> {
-        let inbox = Inbox::new().expect("an eventfd");
-        let uring = match setup::open(config, EngineNumber::TEST, &inbox) {
-            Ok(opened) => opened.backend,
-            Err(NoRing::Refused(why)) => return skip(&format!("{why:?}")),
-            Err(NoRing::NoTier { why, .. }) => return skip(&why),
-            Err(NoRing::Error(error)) => panic!("{error}"),
-        };
+        let uring = open(config, &Inbox::new().expect("an eventfd"))?;
         let mut stage = Stage {
             uring,
             memory: SendMemory::default(),
@@ -289,6 +283,16 @@ impl Stage {
         let multishot = kind == Kind::Recv && self.uring.style.multishot_recv;
         let flags = flag_if(more && multishot, F_MORE) | flag_if(more && incremental, F_BUF_MORE);
         (user_data, len as i32, F_BUFFER | u32::from(id) << 16 | flags)
+    }
+}
+
+/// `None`, and it says why, if this machine has no such ring.
+fn open(config: &Config, inbox: &Arc<Inbox>) -> Option<Uring> {
+    match setup::open(config, EngineNumber::TEST, inbox) {
+        Ok(opened) => Some(opened.backend),
+        Err(NoRing::Refused(why)) => skip(&format!("{why:?}")),
+        Err(NoRing::NoTier { why, .. }) => skip(&why),
+        Err(NoRing::Error(error)) => panic!("{error}"),
     }
 }
 
@@ -537,6 +541,18 @@ fn a_first_receive_without_a_buffer_goes_on() {
 }
 
 /// The memory of a zero-copy send lives until its notification, and comes back once.
+#[test]
+fn a_violation_ends_an_endless_shut_down() {
+    let inbox = Inbox::new().expect("an eventfd");
+    let Some(mut uring) = open(&config(0), &inbox) else { return };
+    uring.wait(Some(0)).expect("the poll of the waker is armed");
+    // As if its completion had come already: the real one is a second one then.
+    uring.wake_armed = false;
+    let eventfd = inbox.fd().try_clone_to_owned().expect("a duplicate");
+    std::io::Write::write_all(&mut std::fs::File::from(eventfd), &1u64.to_ne_bytes()).expect("room in the counter");
+    assert!(!uring.shut_down(Duration::MAX) && uring.violation.is_some());
+}
+
 #[test]
 fn a_payload_comes_back_with_its_notification() {
     let Some(mut stage) = Stage::new(&config(0)) else { return };

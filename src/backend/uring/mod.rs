@@ -321,11 +321,7 @@ impl Backend for Uring {
     }
 
     fn addr(&self, key: Key, side: Side) -> io::Result<Addr> {
-        let fd = self.fd(key).ok_or(io::ErrorKind::NotConnected)?;
-        match side {
-            Side::Local => socket::local_addr(fd),
-            Side::Peer => socket::peer_addr(fd),
-        }
+        super::addr_of(self.fd(key), side)
     }
 
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>> {
@@ -382,7 +378,7 @@ impl Backend for Uring {
             // A patience beyond what a clock can tell has no end.
             let until = Instant::now().checked_add(patience);
             let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
-            while self.ring.operations() == before && left() != Some(Duration::ZERO) {
+            while self.ring.operations() == before && self.violation.is_none() && left() != Some(Duration::ZERO) {
                 // An interrupted wait is no reason to give up.
                 if self.ring.enter(1, left()).is_err() {
                     break;

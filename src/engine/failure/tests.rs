@@ -9,10 +9,13 @@ use crate::error::Error;
 use crate::error::SendError;
 use crate::id::{ConnId, ListenerId};
 use crate::options::{ConnectOptions, ListenOptions, SocketOptions};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -201,6 +204,42 @@ fn what_was_told_before_comes_first() {
     let last_data = all.iter().rposition(|c| matches!(c.event, Event::Received(_)));
     let listener = all.iter().position(|c| matches!(c.event, Event::ListenerClosed { .. }));
     assert!(last_data < listener, "nothing of a listener overtakes anything");
+    assert_failed(&mut scene, &all);
+    drop_without_waiting(scene);
+}
+
+/// Bytes whose owner counts its drop, and panics.
+struct Bomb(Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Bomb {
+    fn as_ref(&self) -> &[u8] {
+        b"bomb"
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        resume_unwind(Box::new("the owner of a payload panics"));
+    }
+}
+
+#[test]
+fn payloads_that_have_left_are_dropped_after_a_failure_too() {
+    let Some(mut scene) = scene() else { return };
+    let conn = scene.conns[0];
+    ring(&mut scene.engine).lie_about_a_close(conn.0);
+    let all = told(&mut scene.engine, 256);
+    // As if they had been sent in the last turn.
+    let (dropped, memory) = (Arc::new(AtomicUsize::new(0)), &mut scene.engine.core.send_memory);
+    (0..2).for_each(|_| memory.retire(Bytes::from_owner(Bomb(Arc::clone(&dropped))).into()));
+    let mut out = Completions::with_capacity(1);
+    for count in 1..=2 {
+        let poll = catch_unwind(AssertUnwindSafe(|| scene.engine.poll(&mut out, None).is_ok()));
+        assert!(poll.is_err() && scene.engine.wants_poll());
+        assert_eq!(dropped.load(Ordering::Relaxed), count);
+    }
+    assert!(matches!(scene.engine.poll(&mut out, None), Err(Error::EngineFailed(_))));
     assert_failed(&mut scene, &all);
     drop_without_waiting(scene);
 }
