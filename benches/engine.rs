@@ -1,6 +1,7 @@
-//! The io_uring engine against the epoll engine, in one run: `cargo bench`. A name or part of one selects, for instance
-//! `cargo bench -- round_trip/64x64B`. Client and server are two engines of the same backend on two threads; times are per
-//! request, wall clock. On a machine with few cores or noisy neighbours compare the two backends of one run, not two runs.
+//! The io_uring engine against the epoll engine, in one run: `cargo bench`. A name or part of one
+//! selects, for instance `cargo bench -- round_trip/64x64B`. Client and server are two engines of
+//! the same backend on two threads; times are per request, wall clock. On a machine with few cores
+//! or noisy neighbours compare the two backends of one run, not two runs.
 //!
 //! Without `--bench` (as `cargo test` runs it) each benchmark runs once, with one request.
 
@@ -26,7 +27,8 @@ use std::time::{Duration, Instant};
 /// The backends that this machine has.
 fn backends() -> Vec<(&'static str, Config)> {
     let both = [("uring", Backend::Uring), ("epoll", Backend::Epoll)];
-    let configs = both.map(|(name, backend)| (name, Config::default().ignore_environment(true).backend(backend)));
+    let configs = both
+        .map(|(name, backend)| (name, Config::default().ignore_environment(true).backend(backend)));
     configs.into_iter().filter(|(_, config)| Engine::new(config.clone()).is_ok()).collect()
 }
 
@@ -45,7 +47,8 @@ impl Server {
         let flag = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut engine = Engine::new(config).expect("checked by backends()");
-            let listener = engine.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
+            let listener =
+                engine.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
             let addr = engine.listener_addr(listener).expect("bound");
             sender.send((addr, engine.waker())).expect("somebody waits");
             let (mut completions, mut echo) = (Completions::with_capacity(1024), Echo::default());
@@ -81,14 +84,24 @@ impl Client {
         let mut engine = Engine::new(config).expect("checked by backends()");
         let mut completions = Completions::with_capacity(1024);
         let connect = |tag| ConnectOptions { tag, ..ConnectOptions::default() };
-        let conns: Vec<_> =
-            (0..conns).map(|i| engine.connect(addr.clone(), connect(i as u64)).expect("connect")).collect();
+        let conns: Vec<_> = (0..conns)
+            .map(|i| engine.connect(addr.clone(), connect(i as u64)).expect("connect"))
+            .collect();
         let mut open = 0;
         while open < conns.len() {
             engine.poll(&mut completions, None).expect("poll");
-            open += completions.drain().filter(|completion| matches!(completion.event, Event::Connected)).count();
+            open += completions
+                .drain()
+                .filter(|completion| matches!(completion.event, Event::Connected))
+                .count();
         }
-        Client { engine, completions, missing: vec![0; conns.len()], conns, message: vec![7; size].into() }
+        Client {
+            engine,
+            completions,
+            missing: vec![0; conns.len()],
+            conns,
+            message: vec![7; size].into(),
+        }
     }
 
     fn ask(&mut self, index: usize) {
@@ -131,7 +144,10 @@ fn timed(mut work: impl FnMut(u64)) -> impl FnMut(u64) -> Duration {
 
 fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = c.benchmark_group(name);
-    group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
     group
 }
 
@@ -164,7 +180,8 @@ fn connect(c: &mut Criterion) {
                     while started < count && started - ended < 64 {
                         started += 1;
                         opened += 1;
-                        // Ever new source addresses: each keeps its ports for a minute after the close.
+                        // Ever new source addresses: each keeps its ports for a minute after the
+                        // close.
                         let source = [
                             127,
                             2 + (opened / 4_000_000) as u8,
@@ -237,20 +254,32 @@ fn timers(c: &mut Criterion) {
         let mut tag = 0u64;
         for (count, name) in [(1000, "1,000"), (LIVE, "100,000"), (1_000_000, "1,000,000")] {
             let missing = live.len() as u64..count;
-            live.extend(missing.map(|i| engine.timer_after(Duration::from_millis(60_000 + i), i).expect("room")));
-            group.bench_function(BenchmarkId::new(format!("add and cancel, {name} live"), backend), |b| {
-                b.iter(|| {
-                    tag += 1;
-                    let id = engine.timer_after(Duration::from_millis(tag % 60_000), tag).expect("room");
-                    assert!(engine.timer_cancel(black_box(id)));
-                });
-            });
+            live.extend(
+                missing.map(|i| {
+                    engine.timer_after(Duration::from_millis(60_000 + i), i).expect("room")
+                }),
+            );
+            group.bench_function(
+                BenchmarkId::new(format!("add and cancel, {name} live"), backend),
+                |b| {
+                    b.iter(|| {
+                        tag += 1;
+                        let id = engine
+                            .timer_after(Duration::from_millis(tag % 60_000), tag)
+                            .expect("room");
+                        assert!(engine.timer_cancel(black_box(id)));
+                    });
+                },
+            );
         }
         live.drain(LIVE as usize..).for_each(|id| assert!(engine.timer_cancel(id)));
         group.bench_function(BenchmarkId::new("move, 100,000 live", backend), |b| {
             b.iter(|| {
                 tag += 1;
-                assert!(engine.timer_reset(live[(tag % LIVE) as usize], Duration::from_millis(60_000 + tag % 1000)));
+                assert!(engine.timer_reset(
+                    live[(tag % LIVE) as usize],
+                    Duration::from_millis(60_000 + tag % 1000)
+                ));
             });
         });
         let mut completions = Completions::with_capacity(1024);
@@ -274,7 +303,8 @@ fn timers(c: &mut Criterion) {
     }
 }
 
-/// The engine alone, without a kernel: a send, its completion, and a receive of as many bytes. An instruction too many shows here.
+/// The engine alone, without a kernel: a send, its completion, and a receive of as many bytes. An
+/// instruction too many shows here.
 fn user_space(c: &mut Criterion) {
     let mut group = group(c, "user_space");
     for conns in [1, 64, 1024] {
@@ -283,14 +313,16 @@ fn user_space(c: &mut Criterion) {
         let message = Bytes::from_static(&[7; 64]);
         group.bench_function(BenchmarkId::new("submit and reap, 64 B", conns), |b| {
             b.iter(|| {
-                let received = engine.round(|| message.clone().into()).expect("no kernel, no error");
+                let received =
+                    engine.round(|| message.clone().into()).expect("no kernel, no error");
                 assert_eq!(received, 64 * conns);
             });
         });
     }
 }
 
-/// The simulator by itself: client and server in one simulated world, on one thread. An element is a completion.
+/// The simulator by itself: client and server in one simulated world, on one thread. An element is
+/// a completion.
 fn simulated(c: &mut Criterion) {
     const CONNECTIONS: usize = 64;
     let mut group = group(c, "simulated");
@@ -301,10 +333,12 @@ fn simulated(c: &mut Criterion) {
             let host = world.host("both");
             let engine = || host.engine(Config::default()).expect("an engine");
             let (mut server, mut client, mut echo) = (engine(), engine(), Echo::default());
-            let listener = server.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
+            let listener =
+                server.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
             let addr = server.listener_addr(listener).expect("bound");
             for _ in 0..CONNECTIONS {
-                let conn = client.connect(addr.clone(), ConnectOptions::default()).expect("connect");
+                let conn =
+                    client.connect(addr.clone(), ConnectOptions::default()).expect("connect");
                 client.send(conn, vec![1; 64]).expect("room");
             }
             let mut completions = Completions::with_capacity(256);
@@ -325,22 +359,28 @@ fn simulated(c: &mut Criterion) {
 
 criterion_group!(benches, round_trip, connect, stream, timers, user_space, simulated);
 
-/// `cargo test` passes options that libtest knows and criterion does not, such as `--test-threads`: of those, only a filter and
-/// `--exact` mean anything here.
+/// `cargo test` passes options that libtest knows and criterion does not, such as `--test-threads`:
+/// of those, only a filter and `--exact` mean anything here.
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| matches!(argument.as_str(), "--bench" | "--test" | "--list")) {
+    if arguments.iter().any(|argument| matches!(argument.as_str(), "--bench" | "--test" | "--list"))
+    {
         benches();
         return Criterion::default().configure_from_args().final_summary();
     }
-    let takes_value =
-        |option: &str| matches!(option, "--test-threads" | "--skip" | "--color" | "--format" | "--logfile" | "-Z");
+    let takes_value = |option: &str| {
+        matches!(option, "--test-threads" | "--skip" | "--color" | "--format" | "--logfile" | "-Z")
+    };
     let mut before = "";
     let understood = arguments.iter().filter(|argument| {
         let value = takes_value(std::mem::replace(&mut before, argument));
         !value && !argument.starts_with('-') || *argument == "--exact"
     });
     let this = std::env::current_exe().expect("a running program has a path");
-    let status = std::process::Command::new(this).arg("--test").args(understood).status().expect("starts again");
+    let status = std::process::Command::new(this)
+        .arg("--test")
+        .args(understood)
+        .status()
+        .expect("starts again");
     std::process::exit(status.code().unwrap_or(1));
 }

@@ -57,8 +57,8 @@ const MARGIN: f64 = 1.01;
 const BOUNDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 
 /// Processor features that the C library must not use, so that it copies with SSE2 everywhere. With
-/// ERMS it would use `rep movsb`, which counts as one instruction per byte. It ignores names that it
-/// does not know.
+/// ERMS it would use `rep movsb`, which counts as one instruction per byte. It ignores names that
+/// it does not know.
 const TUNABLES: &str = "glibc.cpu.hwcaps=-ERMS,-FSRM,-AVX2,-AVX2_Usable,-AVX,-AVX_Usable,\
                         -AVX_Fast_Unaligned_Load,-AVX512F,-AVX512VL";
 
@@ -285,7 +285,14 @@ impl SimulatedPair {
         let connect = |_| client.connect(addr, ConnectOptions::default()).expect("connect");
         let conns = (0..CONNECTIONS).map(connect).collect();
         let request = Bytes::from(vec![7; way.request_bytes()]);
-        SimulatedPair { world, server, client, completions: Completions::with_capacity(256), conns, request }
+        SimulatedPair {
+            world,
+            server,
+            client,
+            completions: Completions::with_capacity(256),
+            conns,
+            request,
+        }
     }
 
     /// The client asks on all connections; then both poll until all answers are there.
@@ -321,11 +328,15 @@ struct Bound {
 
 /// What the counts depend on.
 fn versions() -> String {
-    let version = |program: &str, argument: &str| match Command::new(program).arg(argument).output() {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    let version = |program: &str, argument: &str| match Command::new(program).arg(argument).output()
+    {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
         _ => format!("{program} unknown"),
     };
-    let programs = [("rustc", "--version"), ("valgrind", "--version"), ("getconf", "GNU_LIBC_VERSION")];
+    let programs =
+        [("rustc", "--version"), ("valgrind", "--version"), ("getconf", "GNU_LIBC_VERSION")];
     let versions = programs.map(|(program, argument)| version(program, argument));
     format!("{}, {}", versions.join(", "), std::env::consts::ARCH)
 }
@@ -338,7 +349,9 @@ fn read_bounds() -> Result<(BTreeMap<String, Bound>, String), Failure> {
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let cells: Vec<&str> = line.split_whitespace().collect();
         let [name, recorded, bound] = cells[..] else {
-            return Err(format!("{BOUNDS}: {line:?} is not a workload, a figure and a bound").into());
+            return Err(
+                format!("{BOUNDS}: {line:?} is not a workload, a figure and a bound").into()
+            );
         };
         bounds.insert(name.into(), Bound { recorded: recorded.parse()?, bound: bound.parse()? });
     }
@@ -369,7 +382,10 @@ fn write_bounds() -> Result<(), Failure> {
 /// Measures the workloads and compares. False if one is above its bound.
 fn check(workloads: &[&Workload]) -> Result<bool, Failure> {
     let (bounds, versions_then) = read_bounds()?;
-    println!("{:<20}{:>10}{:>10}{:>9}{:>10}", "workload", "measured", "recorded", "change", "bound");
+    println!(
+        "{:<20}{:>10}{:>10}{:>9}{:>10}",
+        "workload", "measured", "recorded", "change", "bound"
+    );
     let mut above = Vec::new();
     for workload in workloads {
         let name = workload.name;
@@ -401,7 +417,8 @@ fn check(workloads: &[&Workload]) -> Result<bool, Failure> {
 
 /// `cargo bench`. False if a workload is above its bound.
 fn bench(arguments: &[&str]) -> Result<bool, Failure> {
-    let (options, filters): (Vec<&str>, Vec<&str>) = arguments.iter().partition(|argument| argument.starts_with('-'));
+    let (options, filters): (Vec<&str>, Vec<&str>) =
+        arguments.iter().partition(|argument| argument.starts_with('-'));
     let writes = options.contains(&"--write");
     if let Some(unknown) = options.iter().find(|option| !["--bench", "--write"].contains(option)) {
         return Err(format!("unknown option {unknown}").into());
@@ -416,12 +433,16 @@ fn bench(arguments: &[&str]) -> Result<bool, Failure> {
     }
     match Command::new("valgrind").arg("--version").output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err("no valgrind, which counts the instructions; install the package valgrind".into());
+            return Err(
+                "no valgrind, which counts the instructions; install the package valgrind".into()
+            );
         }
         found => found?,
     };
     match writes {
-        true if !filters.is_empty() => Err("--write writes all workloads: it takes no filter".into()),
+        true if !filters.is_empty() => {
+            Err("--write writes all workloads: it takes no filter".into())
+        }
         true => write_bounds().map(|()| true),
         false => check(&workloads),
     }

@@ -6,9 +6,10 @@
 //! socat -u /dev/zero TCP:127.0.0.1:7000
 //! ```
 //!
-//! The first line on stdout is `listening on ADDR backend=B tier=T`. It echoes streams of any size with bounded memory, answers
-//! a half-close by sending what is left and closing, and on SIGINT or SIGTERM stops accepting, lets connections finish for up
-//! to `--drain` seconds, prints its counters to stderr and ends with status 0.
+//! The first line on stdout is `listening on ADDR backend=B tier=T`. It echoes streams of any size
+//! with bounded memory, answers a half-close by sending what is left and closing, and on SIGINT or
+//! SIGTERM stops accepting, lets connections finish for up to `--drain` seconds, prints its
+//! counters to stderr and ends with status 0.
 
 mod common;
 
@@ -40,7 +41,10 @@ struct Args {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|value| (0.0..=1e6).contains(value)).ok_or_else(|| "expected 0 to 1000000 seconds".into())
+    text.parse()
+        .ok()
+        .filter(|value| (0.0..=1e6).contains(value))
+        .ok_or_else(|| "expected 0 to 1000000 seconds".into())
 }
 
 fn main() -> ExitCode {
@@ -75,6 +79,10 @@ fn run(args: &Args) -> Result<(), Failure> {
             echo.handle(&mut engine, completion);
         }
     }
-    eprintln!("drained in {:.3} s\n{:#?}", draining.map_or(0.0, |start| start.elapsed().as_secs_f64()), engine.stats());
+    eprintln!(
+        "drained in {:.3} s\n{:#?}",
+        draining.map_or(0.0, |start| start.elapsed().as_secs_f64()),
+        engine.stats()
+    );
     Ok(())
 }

@@ -6,11 +6,13 @@
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --rate 50000
 //! ```
 //!
-//! Modes: `echo` keeps `--depth` requests in flight on each connection; `connect` opens a connection, sends one request, closes,
-//! over and over, from ever new source addresses on loopback; `stream` sends as fast as the connection takes it. With `--rate` requests are sent
-//! when they are due, whether the server keeps up or not, and their latency counts from then: an open loop, in which a server that
-//! stalls cannot hide the requests that it kept waiting (no coordinated omission). With `--json`
-//! the result is one line of JSON on stdout. The exit status is 1 if anything went wrong.
+//! Modes: `echo` keeps `--depth` requests in flight on each connection; `connect` opens a
+//! connection, sends one request, closes, over and over, from ever new source addresses on
+//! loopback; `stream` sends as fast as the connection takes it. With `--rate` requests are sent
+//! when they are due, whether the server keeps up or not, and their latency counts from then: an
+//! open loop, in which a server that stalls cannot hide the requests that it kept waiting (no
+//! coordinated omission). With `--json` the result is one line of JSON on stdout. The exit status
+//! is 1 if anything went wrong.
 
 mod common;
 
@@ -43,12 +45,12 @@ struct Args {
     /// What to do
     #[arg(long, value_enum, default_value = "echo")]
     mode: Mode,
-    /// Requests per second over all connections, sent when they are due and not when answers come; latencies count from when they
-    /// were due (mode echo). Keeps one core busy
+    /// Requests per second over all connections, sent when they are due and not when answers come;
+    /// latencies count from when they were due (mode echo). Keeps one core busy
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     rate: Option<f64>,
-    /// How long a close waits for the peer's FIN, in milliseconds. When a connection is closed here the whole answer is there: nothing can
-    /// come late
+    /// How long a close waits for the peer's FIN, in milliseconds. When a connection is closed here
+    /// the whole answer is there: nothing can come late
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000))]
     fin_wait: u32,
     /// Print the result as one line of JSON, and no progress
@@ -59,7 +61,10 @@ struct Args {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|value| (0.01..=1e8).contains(value)).ok_or_else(|| "expected 0.01 to 100000000".into())
+    text.parse()
+        .ok()
+        .filter(|value| (0.01..=1e8).contains(value))
+        .ok_or_else(|| "expected 0.01 to 100000000".into())
 }
 
 fn main() -> ExitCode {
@@ -114,8 +119,17 @@ fn print(json: bool, outcome: &Outcome, cpu: Duration, backend: &str, tier: &str
         return println!("{line}");
     }
     println!("backend            {backend}, tier {tier}");
-    println!("requests           {} in {:.2} s, {rate:.0} per second", outcome.requests, outcome.elapsed.as_secs_f64());
-    println!("latency            p50 {} us, p99 {} us, p99.9 {} us", quantile(0.5), quantile(0.99), quantile(0.999));
+    println!(
+        "requests           {} in {:.2} s, {rate:.0} per second",
+        outcome.requests,
+        outcome.elapsed.as_secs_f64()
+    );
+    println!(
+        "latency            p50 {} us, p99 {} us, p99.9 {} us",
+        quantile(0.5),
+        quantile(0.99),
+        quantile(0.999)
+    );
     println!("CPU of the load    {cpu_us:.2} us per request");
     println!("errors             {}", outcome.errors);
     if outcome.unanswered > 0 {

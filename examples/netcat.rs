@@ -1,12 +1,12 @@
-//! Standard input to the peer, the peer to standard output. At the end of the input the write side is closed, and the rest of the
-//! answer still comes.
+//! Standard input to the peer, the peer to standard output. At the end of the input the write side
+//! is closed, and the rest of the answer still comes.
 //!
 //! ```text
 //! printf 'GET / HTTP/1.0\r\n\r\n' | cargo run --release --example netcat -- 127.0.0.1 8080
 //! ```
 //!
-//! Standard input is read by a thread, which hands pieces over and wakes the engine: this is what `Waker` is for. The exit status is 1
-//! if the connection failed or broke.
+//! Standard input is read by a thread, which hands pieces over and wakes the engine: this is what
+//! `Waker` is for. The exit status is 1 if the connection failed or broke.
 
 mod common;
 
@@ -55,9 +55,17 @@ struct Input {
 }
 
 impl Input {
-    fn forward(&mut self, engine: &mut proactor::Engine, conn: proactor::ConnId) -> Result<(), Failure> {
+    fn forward(
+        &mut self,
+        engine: &mut proactor::Engine,
+        conn: proactor::ConnId,
+    ) -> Result<(), Failure> {
         while !self.ended {
-            let payload = match self.waiting.take().map(Ok).unwrap_or_else(|| self.pieces.try_recv().map(Payload::from))
+            let payload = match self
+                .waiting
+                .take()
+                .map(Ok)
+                .unwrap_or_else(|| self.pieces.try_recv().map(Payload::from))
             {
                 Ok(payload) => payload,
                 Err(TryRecvError::Empty) => return Ok(()),
@@ -84,7 +92,10 @@ impl Input {
 
 fn run(args: &Args) -> Result<(), Failure> {
     let mut engine = args.backend.engine()?;
-    let addr = (args.host.as_str(), args.port).to_socket_addrs()?.next().ok_or("the name has no address")?;
+    let addr = (args.host.as_str(), args.port)
+        .to_socket_addrs()?
+        .next()
+        .ok_or("the name has no address")?;
     let conn = engine.connect(addr, ConnectOptions::default())?;
     let (sender, pieces) = sync_channel(16);
     let waker = engine.waker();
@@ -97,7 +108,9 @@ fn run(args: &Args) -> Result<(), Failure> {
         engine.poll(&mut completions, None)?;
         for completion in completions.drain() {
             match completion.event {
-                Event::Connected | Event::Woken | Event::Drained => input.forward(&mut engine, conn)?,
+                Event::Connected | Event::Woken | Event::Drained => {
+                    input.forward(&mut engine, conn)?
+                }
                 Event::Received(data) => {
                     output.write_all(&data)?;
                     output.flush()?;
@@ -107,7 +120,9 @@ fn run(args: &Args) -> Result<(), Failure> {
                     input.forward(&mut engine, conn)?;
                     let _ = engine.shutdown_write(conn);
                 }
-                Event::Closed(reason) if reason.kind == CloseKind::PeerClosed && reason.unsent_bytes == 0 => {
+                Event::Closed(reason)
+                    if reason.kind == CloseKind::PeerClosed && reason.unsent_bytes == 0 =>
+                {
                     return Ok(());
                 }
                 Event::Closed(reason) => return Err(format!("{addr}: {reason}").into()),

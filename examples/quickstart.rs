@@ -1,5 +1,5 @@
-//! Start here: an echo server and a client in one process, on each backend that this machine offers, then what came of it and what
-//! is in use.
+//! Start here: an echo server and a client in one process, on each backend that this machine
+//! offers, then what came of it and what is in use.
 //!
 //! ```text
 //! cargo run --release --example quickstart
@@ -82,7 +82,9 @@ fn backends(args: &Args) -> Result<Vec<BackendArgs>, Failure> {
     let first = args.backend.engine()?;
     let epoll = BackendArgs { backend: "epoll".into(), ..args.backend.clone() };
     Ok(match first.info().backend {
-        proactor::Backend::Uring => vec![BackendArgs { backend: "uring".into(), ..args.backend.clone() }, epoll],
+        proactor::Backend::Uring => {
+            vec![BackendArgs { backend: "uring".into(), ..args.backend.clone() }, epoll]
+        }
         // Falls back: keep `auto`, so that the report says why.
         _ => vec![args.backend.clone()],
     })
@@ -95,11 +97,17 @@ fn measure(args: &Args, backend: &BackendArgs) -> Result<Row, Failure> {
     let server = {
         let stop = Arc::clone(&stop);
         thread::spawn(move || {
-            serve(config, &stop, |addr, waker, info| drop(sender.send((addr, waker, info)))).map_err(|e| e.to_string())
+            serve(config, &stop, |addr, waker, info| drop(sender.send((addr, waker, info))))
+                .map_err(|e| e.to_string())
         })
     };
     let Ok((addr, waker, info)) = receiver.recv() else {
-        return Err(server.join().expect("no panic").err().unwrap_or("the server did not start".into()).into());
+        return Err(server
+            .join()
+            .expect("no panic")
+            .err()
+            .unwrap_or("the server did not start".into())
+            .into());
     };
     let bar = ProgressBar::new(1000);
     bar.set_style(ProgressStyle::with_template("{prefix:<17} {bar:40} {msg}")?);

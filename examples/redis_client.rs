@@ -37,9 +37,10 @@ fn run(args: &Args) -> Result<(), Failure> {
     let mut engine = args.backend.engine()?;
     let bar = ProgressBar::new(2 * args.requests);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len}")?);
-    let report = common::redis::run(&mut engine, args.addr.clone(), args.requests, args.pipeline, |done| {
-        bar.set_position(done)
-    })?;
+    let report =
+        common::redis::run(&mut engine, args.addr.clone(), args.requests, args.pipeline, |done| {
+            bar.set_position(done)
+        })?;
     bar.finish_and_clear();
     let rate = report.checked as f64 / report.elapsed.as_secs_f64();
     let (backend, tier) = (engine.info().backend, engine.info().tier_name());

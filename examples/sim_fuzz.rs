@@ -1,5 +1,5 @@
-//! Fuzzes the engine in simulated worlds: random programs under random faults, checked against a model. The same seed gives the same
-//! run, on every machine.
+//! Fuzzes the engine in simulated worlds: random programs under random faults, checked against a
+//! model. The same seed gives the same run, on every machine.
 //!
 //! ```text
 //! cargo run --release --example sim_fuzz -- --seeds 0..10000
@@ -7,9 +7,8 @@
 //! cargo run --release --features mutants --example sim_fuzz -- --seeds 0..2000 --mutant lost-cancel
 //! ```
 //!
-//! The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU time, the hash stands for everything that
-//! happened. The exit status is 1 if a
-//! seed failed.
+//! The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU time, the
+//! hash stands for everything that happened. The exit status is 1 if a seed failed.
 
 mod common;
 #[path = "../tests/fuzz/mod.rs"]
@@ -49,7 +48,8 @@ struct Args {
     /// This many random actions instead of the seed's own number
     #[arg(long, value_name = "N")]
     actions: Option<u32>,
-    /// A planted bug that must be found, by name or number (needs the feature `mutants`); `list` names them
+    /// A planted bug that must be found, by name or number (needs the feature `mutants`); `list`
+    /// names them
     #[arg(long, value_name = "NAME")]
     mutant: Option<String>,
     /// Threads
@@ -66,7 +66,9 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 
 fn faults(text: &str) -> Result<Vec<Fault>, String> {
     let known = || Fault::ALL.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(", ");
-    let parse = |name: &str| Fault::from_name(name).ok_or_else(|| format!("{name:?} is none of: {}", known()));
+    let parse = |name: &str| {
+        Fault::from_name(name).ok_or_else(|| format!("{name:?} is none of: {}", known()))
+    };
     if text == "none" { Ok(Vec::new()) } else { text.split(',').map(parse).collect() }
 }
 
@@ -89,7 +91,8 @@ fn plant(name: &str) -> Result<(), String> {
         numbered().for_each(|(number, mutant)| println!("{number:>2} {}", mutant.name()));
         std::process::exit(0);
     }
-    let found = numbered().find(|(number, mutant)| mutant.name() == name || number.to_string() == name);
+    let found =
+        numbered().find(|(number, mutant)| mutant.name() == name || number.to_string() == name);
     let names = || Mutant::ALL.iter().map(|mutant| mutant.name()).collect::<Vec<_>>().join(", ");
     let (_, mutant) = found.ok_or_else(|| format!("{name:?} is none of: {}", names()))?;
     proactor::plant(Some(*mutant));
@@ -98,7 +101,8 @@ fn plant(name: &str) -> Result<(), String> {
 
 #[cfg(not(feature = "mutants"))]
 fn plant(_name: &str) -> Result<(), String> {
-    Err("planted bugs need the feature: cargo run --release --features mutants --example sim_fuzz".into())
+    Err("planted bugs need the feature: cargo run --release --features mutants --example sim_fuzz"
+        .into())
 }
 
 fn main() -> ExitCode {
@@ -111,7 +115,10 @@ fn main() -> ExitCode {
     let seeds = args.seed.map_or(args.seeds.clone(), |seed| seed..seed + 1);
     let count = seeds.end - seeds.start;
     let bar = ProgressBar::new(count);
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {eta} left {msg}").expect("a template"));
+    bar.set_style(
+        ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {eta} left {msg}")
+            .expect("a template"),
+    );
     let (next, failures) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
     let totals = Mutex::new((0u64, Vec::with_capacity(count as usize), Duration::ZERO));
     std::thread::scope(|scope| {
@@ -149,7 +156,9 @@ fn main() -> ExitCode {
     }
     let (completions, mut hashes, busy) = totals.into_inner().expect("no panic inside");
     hashes.sort_unstable();
-    let fold = |total: u64, (_, hash): &(u64, u64)| (total ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
+    let fold = |total: u64, (_, hash): &(u64, u64)| {
+        (total ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
+    };
     let hash = hashes.iter().fold(0, fold);
     let rate = completions as f64 / busy.as_secs_f64().max(1e-9);
     println!("seeds {count} failed {} completions/s {rate:.0} trace {hash:016x}", failures.len());
@@ -164,7 +173,12 @@ fn report(args: &Args, seed: u64, why: &str, shrink: bool) {
     if shrink {
         let smaller = plan.shrink(SHRINK_RUNS);
         let Outcome { failure, .. } = smaller.run(0);
-        println!("  smaller: {} actions, faults: {}: {}", smaller.actions, smaller.faults, failure.unwrap_or_default());
+        println!(
+            "  smaller: {} actions, faults: {}: {}",
+            smaller.actions,
+            smaller.faults,
+            failure.unwrap_or_default()
+        );
         println!("  again:   {}", smaller.replay(mutant));
     }
 }

@@ -1,8 +1,10 @@
-//! A small replicated counter with a bug that a seed finds in under a second, and the same protocol without it.
+//! A small replicated counter with a bug that a seed finds in under a second, and the same protocol
+//! without it.
 //!
-//! A client sends increments to a primary, which applies each, replicates it to a backup, and answers when the backup has confirmed. When a
-//! connection breaks, the client connects again and repeats what was not answered. The bug: an increment that was applied, and whose
-//! answer was lost, is applied again. The fix: the primary remembers what it answered.
+//! A client sends increments to a primary, which applies each, replicates it to a backup, and
+//! answers when the backup has confirmed. When a connection breaks, the client connects again and
+//! repeats what was not answered. The bug: an increment that was applied, and whose answer was
+//! lost, is applied again. The fix: the primary remembers what it answered.
 //!
 //! ```text
 //! cargo run --release --example sim_kv                   # finds the bug, and shows that the fix holds
@@ -68,7 +70,9 @@ impl Message {
     }
 
     fn decode(frame: &[u8; FRAME]) -> Option<Message> {
-        let word = |from: usize| u64::from_be_bytes(frame[from..from + 8].try_into().expect("eight bytes"));
+        let word = |from: usize| {
+            u64::from_be_bytes(frame[from..from + 8].try_into().expect("eight bytes"))
+        };
         let (number, value) = (word(1), word(9));
         match frame[0] {
             0 => Some(Message::Increment { number }),
@@ -153,7 +157,13 @@ impl Node {
 }
 
 /// Applies increments, replicates them, and answers. With `careful`, each number only once.
-fn primary(mut node: Node, own: Addr, backup: Addr, careful: bool, counter: Arc<AtomicU64>) -> Result<(), Error> {
+fn primary(
+    mut node: Node,
+    own: Addr,
+    backup: Addr,
+    careful: bool,
+    counter: Arc<AtomicU64>,
+) -> Result<(), Error> {
     node.engine.listen(own, ListenOptions::default())?;
     let mut link = node.connect(&backup)?;
     // Applied, and not yet confirmed: replicated again when the link to the backup was broken.
@@ -164,13 +174,16 @@ fn primary(mut node: Node, own: Addr, backup: Addr, careful: bool, counter: Arc<
             match heard {
                 Heard::Message(client, Message::Increment { number }) => {
                     let known = applied.get(&number).copied().filter(|_| careful);
-                    let value = known.unwrap_or_else(|| counter.fetch_add(1, Ordering::Relaxed) + 1);
+                    let value =
+                        known.unwrap_or_else(|| counter.fetch_add(1, Ordering::Relaxed) + 1);
                     applied.insert(number, value);
                     waiting.push_back((client, number, value));
                     node.say(link, Message::Replicate { number, value });
                 }
                 Heard::Message(_, Message::Confirm { number, value }) => {
-                    while let Some(place) = waiting.iter().position(|(_, n, v)| (*n, *v) == (number, value)) {
+                    while let Some(place) =
+                        waiting.iter().position(|(_, n, v)| (*n, *v) == (number, value))
+                    {
                         let (client, ..) = waiting.remove(place).expect("just found");
                         node.say(client, Message::Done { number, value });
                     }
@@ -209,7 +222,9 @@ fn client(mut node: Node, primary: Addr) -> Result<(), Error> {
             let mut again = node.engine.now() - asked > PATIENCE * 2;
             for heard in node.listen_for(PATIENCE)? {
                 match heard {
-                    Heard::Message(_, Message::Done { number: done, .. }) if done == number => break 'answered,
+                    Heard::Message(_, Message::Done { number: done, .. }) if done == number => {
+                        break 'answered;
+                    }
                     Heard::Gone(gone) if gone == conn => again = true,
                     _ => {}
                 }
@@ -238,7 +253,8 @@ impl Counters {
 
     /// What the client may rely on: each increment counts once, on both.
     fn check(&self) -> Result<(), String> {
-        let (primary, backup) = (self.primary.load(Ordering::Relaxed), self.backup.load(Ordering::Relaxed));
+        let (primary, backup) =
+            (self.primary.load(Ordering::Relaxed), self.backup.load(Ordering::Relaxed));
         match (primary, backup) == (INCREMENTS, INCREMENTS) {
             true => Ok(()),
             false => Err(format!(
@@ -263,12 +279,15 @@ fn simulate(seed: u64, careful: bool, trace: bool) -> (Result<(), String>, World
     let (stop, counters) = (Arc::new(AtomicBool::new(false)), Counters::new());
     let node = {
         let stop = Arc::clone(&stop);
-        move |host: Host| Ok::<_, Error>(Node::new(host.engine(Config::default())?, Arc::clone(&stop)))
+        move |host: Host| {
+            Ok::<_, Error>(Node::new(host.engine(Config::default())?, Arc::clone(&stop)))
+        }
     };
     let (make, own, counter) = (node.clone(), backup_addr.clone(), Arc::clone(&counters.backup));
     world.spawn("backup", move || backup(make(backup_host)?, own, counter));
     let (make, own, counter) = (node.clone(), primary_addr.clone(), Arc::clone(&counters.primary));
-    world.spawn("primary", move || primary(make(primary_host)?, own, backup_addr, careful, counter));
+    world
+        .spawn("primary", move || primary(make(primary_host)?, own, backup_addr, careful, counter));
     let client = world.spawn("client", move || client(node(client_host)?, primary_addr));
     let result = match client.join() {
         Ok(Ok(())) => counters.check(),
@@ -281,7 +300,8 @@ fn simulate(seed: u64, careful: bool, trace: bool) -> (Result<(), String>, World
 /// The same programs on threads of this machine.
 fn really() -> Result<(), String> {
     let (stop, counters) = (Arc::new(AtomicBool::new(false)), Counters::new());
-    let port = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port =
+        || std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     let free = || port().map(Addr::from).map_err(|error| error.to_string());
     let (primary_addr, backup_addr) = (free()?, free()?);
     let node = |stop: &Arc<AtomicBool>| {
@@ -314,11 +334,16 @@ fn run(args: &Args) -> Result<(), String> {
     if let Some(seed) = args.seed {
         let (result, world) = simulate(seed, false, true);
         print!("{}", world.trace());
-        println!("seed {seed}: {}, trace {:016x}", result.err().unwrap_or("no bug shown".into()), world.trace_hash());
+        println!(
+            "seed {seed}: {}, trace {:016x}",
+            result.err().unwrap_or("no bug shown".into()),
+            world.trace_hash()
+        );
         return Ok(());
     }
     let start = Instant::now();
-    let found = (0..args.seeds).find_map(|seed| simulate(seed, false, false).0.err().map(|why| (seed, why)));
+    let found = (0..args.seeds)
+        .find_map(|seed| simulate(seed, false, false).0.err().map(|why| (seed, why)));
     let (seed, why) = found.ok_or(format!("none of {} seeds found the bug", args.seeds))?;
     println!("without care, seed {seed}: {why}");
     println!("  found in {:.0?}; event by event: --seed {seed}", start.elapsed());
@@ -326,7 +351,11 @@ fn run(args: &Args) -> Result<(), String> {
     for seed in 0..args.seeds {
         simulate(seed, true, false).0.map_err(|why| format!("with care, seed {seed}: {why}"))?;
     }
-    println!("with care: {} seeds, each increment counted once ({:.1?})", args.seeds, start.elapsed());
+    println!(
+        "with care: {} seeds, each increment counted once ({:.1?})",
+        args.seeds,
+        start.elapsed()
+    );
     Ok(())
 }
 

@@ -1,12 +1,13 @@
-//! Capabilities. Owns: their names, the kernels they came with, and the record of what is used and why not. Invariant: each
-//! capability has exactly one state, and every state but `Used` has a reason. Found once per engine, then only read.
+//! Capabilities. Owns: their names, the kernels they came with, and the record of what is used and
+//! why not. Invariant: each capability has exactly one state, and every state but `Used` has a
+//! reason. Found once per engine, then only read.
 
 use std::fmt;
 
 macro_rules! capabilities {
     ($($variant:ident $name:literal $kernel:literal $lost:literal, $doc:literal;)*) => {
-        /// A capability of the kernel that an engine can use. The names ([`Capability::name`]) are those that
-        /// `Config::disable` and `PROACTOR_DISABLE` take.
+        /// A capability of the kernel that an engine can use. The names ([`Capability::name`]) are
+        /// those that `Config::disable` and `PROACTOR_DISABLE` take.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Capability {
@@ -50,7 +51,8 @@ pub struct Requirement {
     pub capability: Capability,
     /// Its name.
     pub name: &'static str,
-    /// The first mainline kernel that has it. Distributions backport: an engine tries, it never compares versions.
+    /// The first mainline kernel that has it. Distributions backport: an engine tries, it never
+    /// compares versions.
     pub kernel: &'static str,
     /// What is lost without it.
     pub lost: &'static str,
@@ -74,7 +76,10 @@ impl Capability {
 
     /// The capability of that name.
     pub fn from_name(name: &str) -> Option<Capability> {
-        REQUIREMENTS.iter().find(|requirement| requirement.name == name).map(|requirement| requirement.capability)
+        REQUIREMENTS
+            .iter()
+            .find(|requirement| requirement.name == name)
+            .map(|requirement| requirement.capability)
     }
 
     /// Reads a list such as `multishot_recv,buf_ring`. Empty items are skipped.
@@ -167,12 +172,20 @@ pub(crate) struct Caps {
 
 impl Caps {
     pub(crate) fn not_probed(why: &str) -> Caps {
-        let report =
-            |capability| CapabilityReport { capability, state: CapabilityState::NotProbed, why: why.to_owned() };
+        let report = |capability| CapabilityReport {
+            capability,
+            state: CapabilityState::NotProbed,
+            why: why.to_owned(),
+        };
         Caps { reports: Capability::all().map(report).collect() }
     }
 
-    pub(crate) fn set(&mut self, capability: Capability, state: CapabilityState, why: impl Into<String>) {
+    pub(crate) fn set(
+        &mut self,
+        capability: Capability,
+        state: CapabilityState,
+        why: impl Into<String>,
+    ) {
         self.reports[capability as usize] = CapabilityReport { capability, state, why: why.into() };
     }
 
@@ -204,7 +217,13 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let error = Capability::parse_list("buf_ring, warp_drive").unwrap_err();
-        assert!(error.contains("\"warp_drive\"") && REQUIREMENTS.iter().all(|r| error.contains(r.name)), "{error}");
-        assert_eq!(Capability::parse_list(" buf_ring,,send_zc ").unwrap(), [Capability::BufRing, Capability::SendZc]);
+        assert!(
+            error.contains("\"warp_drive\"") && REQUIREMENTS.iter().all(|r| error.contains(r.name)),
+            "{error}"
+        );
+        assert_eq!(
+            Capability::parse_list(" buf_ring,,send_zc ").unwrap(),
+            [Capability::BufRing, Capability::SendZc]
+        );
     }
 }

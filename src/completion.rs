@@ -1,4 +1,5 @@
-//! What `poll` hands out. Owns: the events, the reasons of an end, and the caller's buffer of completions.
+//! What `poll` hands out. Owns: the events, the reasons of an end, and the caller's buffer of
+//! completions.
 
 use crate::buf::Lease;
 use crate::error::Errno;
@@ -13,7 +14,8 @@ use std::fmt;
 pub struct Completion {
     /// The connection it happened to; [`ConnId::NONE`] for events of listeners, timers and wakers.
     pub conn: ConnId,
-    /// The tag that the caller gave the connection ([`Engine::set_tag`](crate::Engine::set_tag)), the listener or the timer; else 0.
+    /// The tag that the caller gave the connection ([`Engine::set_tag`](crate::Engine::set_tag)),
+    /// the listener or the timer; else 0.
     pub tag: u64,
     /// What happened.
     pub event: Event,
@@ -23,8 +25,8 @@ pub struct Completion {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A listener accepted a connection: it is `Completion::conn`. Ask [`Engine::peer_addr`](crate::Engine::peer_addr) who
-    /// it is.
+    /// A listener accepted a connection: it is `Completion::conn`. Ask
+    /// [`Engine::peer_addr`](crate::Engine::peer_addr) who it is.
     Accepted {
         /// The listener that accepted it.
         listener: ListenerId,
@@ -33,24 +35,28 @@ pub enum Event {
     Connected,
     /// Bytes arrived. Dropping the lease gives its buffer back to the pool.
     Received(Lease),
-    /// The buffer given to [`Engine::recv_into`](crate::Engine::recv_into) comes back: full, or shorter if the stream ended first.
+    /// The buffer given to [`Engine::recv_into`](crate::Engine::recv_into) comes back: full, or
+    /// shorter if the stream ended first.
     Filled(BytesMut),
     /// The peer sends no more (its FIN arrived). Writing still works until it is closed here.
     ReadClosed,
-    /// Reads are paused, and the peer sent its FIN or reset the connection. Told once per connection, in the first poll after
-    /// it happened (or after the pause, if it happened before); perhaps when reads were resumed meanwhile. What the peer
-    /// sent before is still there, and comes when reads are resumed, with its end: [`Event::ReadClosed`] or
-    /// [`Event::Closed`]. A peer that only sent its FIN may still read: a FIN does not tell a half-close from a close.
+    /// Reads are paused, and the peer sent its FIN or reset the connection. Told once per
+    /// connection, in the first poll after it happened (or after the pause, if it happened before);
+    /// perhaps when reads were resumed meanwhile. What the peer sent before is still there, and
+    /// comes when reads are resumed, with its end: [`Event::ReadClosed`] or [`Event::Closed`]. A
+    /// peer that only sent its FIN may still read: a FIN does not tell a half-close from a close.
     ///
     /// # Backends
     /// A POLL_ADD for POLLRDHUP on io_uring (5.6), EPOLLRDHUP on epoll (poll(2), epoll_ctl(2)).
     HungUp,
-    /// A send queued with [`Engine::send_tagged`](crate::Engine::send_tagged) was handed to the kernel in full.
+    /// A send queued with [`Engine::send_tagged`](crate::Engine::send_tagged) was handed to the
+    /// kernel in full.
     Sent {
         /// The tag given with the send.
         tag: u64,
     },
-    /// The send queue had reached its high watermark and fell to the low one: sending is welcome again.
+    /// The send queue had reached its high watermark and fell to the low one: sending is welcome
+    /// again.
     Drained,
     /// The end. Each connection gets this once, and nothing after it.
     Closed(CloseReason),
@@ -61,7 +67,8 @@ pub enum Event {
     },
     /// Somebody called [`Waker::wake`](crate::Waker::wake) since the last poll, once or often.
     Woken,
-    /// Accepting is suspended: out of descriptors or memory, or at `Config::connections_max`. Connections wait in the kernel's backlog.
+    /// Accepting is suspended: out of descriptors or memory, or at `Config::connections_max`.
+    /// Connections wait in the kernel's backlog.
     ListenerPaused {
         /// The listener.
         listener: ListenerId,
@@ -77,7 +84,8 @@ pub enum Event {
     ListenerClosed {
         /// The listener.
         listener: ListenerId,
-        /// The error that ended it, if it was not closed by the caller. EIO if the engine has failed.
+        /// The error that ended it, if it was not closed by the caller. EIO if the engine has
+        /// failed.
         errno: Option<Errno>,
     },
 }
@@ -150,7 +158,8 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// The buffer that [`Engine::poll`](crate::Engine::poll) fills, never beyond its capacity. Made once, used again.
+/// The buffer that [`Engine::poll`](crate::Engine::poll) fills, never beyond its capacity. Made
+/// once, used again.
 ///
 /// What is not drained stays, and takes up capacity in the next poll.
 #[derive(Debug)]
@@ -160,12 +169,14 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// A buffer for at most `capacity` completions a poll. Hundreds let an engine gather what many connections send to one, and make
-    /// turns rare; with few, the first of a burst is answered before the last is looked at.
+    /// A buffer for at most `capacity` completions a poll. Hundreds let an engine gather what many
+    /// connections send to one, and make turns rare; with few, the first of a burst is answered
+    /// before the last is looked at.
     ///
     /// # Backends
-    /// On epoll a poll receives what it tells, so that a capacity of 8 takes some percent off the slowest answers of a busy server, for
-    /// at most 4% of CPU. On io_uring the kernel has received all of them by then, and a small capacity only costs system calls.
+    /// On epoll a poll receives what it tells, so that a capacity of 8 takes some percent off the
+    /// slowest answers of a busy server, for at most 4% of CPU. On io_uring the kernel has received
+    /// all of them by then, and a small capacity only costs system calls.
     ///
     /// # Panics
     /// If `capacity` is zero.
@@ -174,7 +185,8 @@ impl Completions {
         Completions { list: VecDeque::with_capacity(capacity), capacity }
     }
 
-    /// Takes all completions out. Those not consumed when the iterator is dropped are dropped with it.
+    /// Takes all completions out. Those not consumed when the iterator is dropped are dropped with
+    /// it.
     pub fn drain(&mut self) -> vec_deque::Drain<'_, Completion> {
         self.list.drain(..)
     }

@@ -1,5 +1,5 @@
-//! Configuration. Owns: every limit and choice of an engine, their defaults, and their validation. Invariant: an engine is
-//! only ever made from a validated configuration.
+//! Configuration. Owns: every limit and choice of an engine, their defaults, and their validation.
+//! Invariant: an engine is only ever made from a validated configuration.
 
 use crate::caps::{CapSet, Capability};
 use crate::error::Error;
@@ -13,7 +13,8 @@ pub enum Backend {
     Uring,
     /// epoll: the same operations, carried out on readiness.
     Epoll,
-    /// A simulated network in memory. Only [`sim::World::engine`](crate::sim::World::engine) makes engines on it.
+    /// A simulated network in memory. Only [`sim::World::engine`](crate::sim::World::engine) makes
+    /// engines on it.
     Sim,
 }
 
@@ -27,7 +28,8 @@ impl Backend {
         }
     }
 
-    /// The backend of that name, of those that [`Engine::new`](crate::Engine::new) can choose: `uring` and `epoll`.
+    /// The backend of that name, of those that [`Engine::new`](crate::Engine::new) can choose:
+    /// `uring` and `epoll`.
     pub fn from_name(name: &str) -> Option<Backend> {
         [Backend::Uring, Backend::Epoll].into_iter().find(|backend| backend.name() == name)
     }
@@ -42,13 +44,15 @@ impl std::fmt::Display for Backend {
 /// How the io_uring backend uses the kernel, from the best to the oldest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tier {
-    /// 6.1 and later: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and recv, a provided-buffer ring.
+    /// 6.1 and later: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and recv, a provided-buffer
+    /// ring.
     Deferred,
     /// 6.0: the same with COOP_TASKRUN.
     Multishot,
     /// 5.7 to 5.19: FAST_POLL; single-shot operations that the engine arms again.
     Oneshot,
-    /// 5.6: poll first, then the operation, so that no kernel worker is tied up. Only by name; epoll is better there.
+    /// 5.6: poll first, then the operation, so that no kernel worker is tied up. Only by name;
+    /// epoll is better there.
     Polled,
 }
 
@@ -66,7 +70,8 @@ impl Tier {
         }
     }
 
-    /// The capabilities that the tier cannot do without, beside what every tier needs: io_uring as of 5.6.
+    /// The capabilities that the tier cannot do without, beside what every tier needs: io_uring as
+    /// of 5.6.
     pub fn needs(self) -> &'static [Capability] {
         use Capability::*;
         match self {
@@ -77,7 +82,8 @@ impl Tier {
         }
     }
 
-    /// The first mainline kernel that has all of it. Distributions backport: an engine tries, it never compares versions.
+    /// The first mainline kernel that has all of it. Distributions backport: an engine tries, it
+    /// never compares versions.
     pub fn kernel(self) -> &'static str {
         match self {
             Tier::Deferred => "6.1",
@@ -111,9 +117,9 @@ macro_rules! setters {
 
 /// How an engine is made. Every method takes and returns the configuration, so that calls chain.
 ///
-/// The environment is read when the engine is made: `PROACTOR_BACKEND=uring|epoll|auto` and `PROACTOR_TIER=NAME` decide what the
-/// configuration leaves open; `PROACTOR_DISABLE=LIST` adds to [`Config::disable`].
-/// [`Config::ignore_environment`] turns that off.
+/// The environment is read when the engine is made: `PROACTOR_BACKEND=uring|epoll|auto` and
+/// `PROACTOR_TIER=NAME` decide what the configuration leaves open; `PROACTOR_DISABLE=LIST` adds to
+/// [`Config::disable`]. [`Config::ignore_environment`] turns that off.
 ///
 /// ```
 /// use proactor::{Backend, Config, Engine};
@@ -193,14 +199,15 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Insists on a backend. Default: io_uring where the kernel allows it, else epoll. [`Engine::new`](crate::Engine::new) fails if
-    /// it is not to be had, and says why.
+    /// Insists on a backend. Default: io_uring where the kernel allows it, else epoll.
+    /// [`Engine::new`](crate::Engine::new) fails if it is not to be had, and says why.
     pub fn backend(mut self, backend: Backend) -> Config {
         self.backend = Some(backend);
         self
     }
 
-    /// Insists on a tier of the io_uring backend (and so on that backend). Default: the best that a trial proves.
+    /// Insists on a tier of the io_uring backend (and so on that backend). Default: the best that a
+    /// trial proves.
     pub fn tier(mut self, tier: Tier) -> Config {
         self.tier = Some(tier);
         self
@@ -212,24 +219,24 @@ impl Config {
         self
     }
 
-    /// The number of receive buffers (a power of two, 1 to 32,768) and the size of each in bytes (64 to 16 MiB). Default: 64 of
-    /// 64 KiB where buffers are consumed piece by piece (epoll, and io_uring on 6.12 and later), else 1,024 of 4 KiB. Memory
-    /// is touched only as it is used.
+    /// The number of receive buffers (a power of two, 1 to 32,768) and the size of each in bytes
+    /// (64 to 16 MiB). Default: 64 of 64 KiB where buffers are consumed piece by piece (epoll, and
+    /// io_uring on 6.12 and later), else 1,024 of 4 KiB. Memory is touched only as it is used.
     pub fn buffers(mut self, count: u32, size_bytes: u32) -> Config {
         self.buffers = Some((count, size_bytes));
         self
     }
 
-    /// Below this number of untouched receive buffers data is copied to the heap, so that slow consumers of leases do
-    /// not starve the others. At least 1. Default: an eighth of the buffers.
+    /// Below this number of untouched receive buffers data is copied to the heap, so that slow
+    /// consumers of leases do not starve the others. At least 1. Default: an eighth of the buffers.
     pub fn buffers_low_watermark(mut self, count: u32) -> Config {
         self.buffers_low_watermark = Some(count);
         self
     }
 
-    /// The send queue of a connection, in bytes: at `high` sends are refused, at `low` they are welcome again
-    /// ([`Event::Drained`](crate::Event::Drained)). One payload may go beyond `high`: the queue is bounded by `high` plus
-    /// one payload. Default: 1 MiB and 256 KiB.
+    /// The send queue of a connection, in bytes: at `high` sends are refused, at `low` they are
+    /// welcome again ([`Event::Drained`](crate::Event::Drained)). One payload may go beyond `high`:
+    /// the queue is bounded by `high` plus one payload. Default: 1 MiB and 256 KiB.
     pub fn send_watermarks(mut self, high_bytes: usize, low_bytes: usize) -> Config {
         self.send_high_watermark = high_bytes;
         self.send_low_watermark = low_bytes;
@@ -237,92 +244,113 @@ impl Config {
     }
 
     setters! {
-        /// Does not look at `PROACTOR_BACKEND`, `PROACTOR_TIER` and `PROACTOR_DISABLE`. Default: false.
+        /// Does not look at `PROACTOR_BACKEND`, `PROACTOR_TIER` and `PROACTOR_DISABLE`. Default:
+        /// false.
         ignore_environment: bool;
-        /// Restricts the ring to the operations that the engine uses (IORING_REGISTER_RESTRICTIONS, 5.10): whatever else gets hold
-        /// of it cannot open files or start other operations through it. No effect on epoll. Default: false.
+        /// Restricts the ring to the operations that the engine uses (IORING_REGISTER_RESTRICTIONS,
+        /// 5.10): whatever else gets hold of it cannot open files or start other operations through
+        /// it. No effect on epoll. Default: false.
         hardened: bool;
-        /// Submission queue entries, rounded up to a power of two: 2 to 32,768. A full queue is submitted early, nothing is
-        /// lost. Default: 256.
+        /// Submission queue entries, rounded up to a power of two: 2 to 32,768. A full queue is
+        /// submitted early, nothing is lost. Default: 256.
         submission_entries: u32;
-        /// Completion queue entries, at least as many as submission entries, at most 65,536. An overflow is kept by the
-        /// kernel, at a cost. Default: 4,096.
+        /// Completion queue entries, at least as many as submission entries, at most 65,536. An
+        /// overflow is kept by the kernel, at a cost. Default: 4,096.
         completion_entries: u32;
-        /// The most kernel workers (each of bounded and unbounded work); 1 or more. None is needed in normal operation. Default: 4.
+        /// The most kernel workers (each of bounded and unbounded work); 1 or more. None is needed
+        /// in normal operation. Default: 4.
         workers_max: u32;
-        /// The most connections. `connect` and `adopt` are refused at the limit; listeners pause, after admitting what the kernel
-        /// had accepted already. Address space for as many, up to 262,144, is set aside when the engine is made (22 MiB; memory only as it is
-        /// used). Default: 262,144.
+        /// The most connections. `connect` and `adopt` are refused at the limit; listeners pause,
+        /// after admitting what the kernel had accepted already. Address space for as many, up to
+        /// 262,144, is set aside when the engine is made (22 MiB; memory only as it is used).
+        /// Default: 262,144.
         connections_max: usize;
         /// The most listeners. Default: 1,024.
         listeners_max: usize;
         /// The most timers of the caller. Default: 4,194,304.
         timers_max: usize;
-        /// The most payloads in the send queue of a connection; beyond it sends are refused as above the high watermark, until
-        /// half of them are gone. Default: 16,384.
+        /// The most payloads in the send queue of a connection; beyond it sends are refused as
+        /// above the high watermark, until half of them are gone. Default: 16,384.
         send_entries_max: usize;
         /// The most payloads gathered in one send, 1 to 1,024 (IOV_MAX). Default: 64.
         gather_max: usize;
-        /// The most completions with data that one connection gets in one poll while others wait. Default: 32.
+        /// The most completions with data that one connection gets in one poll while others wait.
+        /// Default: 32.
         budget: u32;
-        /// How long to look for completions before sleeping, for those who pay CPU for latency: 20 to 100 us are sensible, and 10 ms the
-        /// most. A sleep and the wake-up from it cost some 5 to 30 us; a completion that comes within the time given is taken without
-        /// them, and the round trip over loopback is less than half as long. Meanwhile the thread is busy: up to all of a core, while
-        /// completions come about as far apart as that time. Looking is adaptive: when fewer than a quarter of the looks find
-        /// something, the engine sleeps at once for the next 64 sleeps, then twice as many each time, up to 65,536, before it
-        /// tries again; so a connection at rest, or a peer on the same core, costs next to nothing.
-        /// [`Stats::spins`](crate::Stats::spins) counts. No effect in simulated worlds, nor where `poll` is not to wait.
-        /// Default: zero, never.
+        /// How long to look for completions before sleeping, for those who pay CPU for latency: 20
+        /// to 100 us are sensible, and 10 ms the most. A sleep and the wake-up from it cost some 5
+        /// to 30 us; a completion that comes within the time given is taken without them, and the
+        /// round trip over loopback is less than half as long. Meanwhile the thread is busy: up to
+        /// all of a core, while completions come about as far apart as that time. Looking is
+        /// adaptive: when fewer than a quarter of the looks find something, the engine sleeps at
+        /// once for the next 64 sleeps, then twice as many each time, up to 65,536, before it tries
+        /// again; so a connection at rest, or a peer on the same core, costs next to nothing.
+        /// [`Stats::spins`](crate::Stats::spins) counts. No effect in simulated worlds, nor where
+        /// `poll` is not to wait. Default: zero, never.
         ///
         /// # Backends
-        /// io_uring looks at memory shared with the kernel; epoll makes a system call a look (epoll_wait with no timeout).
+        /// io_uring looks at memory shared with the kernel; epoll makes a system call a look
+        /// (epoll_wait with no timeout).
         spin: Duration;
-        /// How many bytes a poll receives, at least, before it returns and leaves the rest to the next one: what is then sent in answer is read
-        /// again while it is in the cache next to a core. 1 or more; `usize::MAX` for no such end. Default: 256 KiB.
+        /// How many bytes a poll receives, at least, before it returns and leaves the rest to the
+        /// next one: what is then sent in answer is read again while it is in the cache next to a
+        /// core. 1 or more; `usize::MAX` for no such end. Default: 256 KiB.
         ///
         /// # Backends
         /// For epoll. On io_uring the kernel receives, before the engine sees how much it is.
         turn_bytes: usize;
-        /// Lets a connection begin with a single-shot receive, and go over to multishot with the second: a connection of one request
-        /// and one answer then has nothing to cancel when it is closed, which is a twentieth of the CPU time of a connect, a request and
-        /// a close. One more entry for all others. And a connection that is made here and has something to send begins to receive when
-        /// that has left, as there is no answer before. [`Stats::single_receives`](crate::Stats::single_receives) and
+        /// Lets a connection begin with a single-shot receive, and go over to multishot with the
+        /// second: a connection of one request and one answer then has nothing to cancel when it is
+        /// closed, which is a twentieth of the CPU time of a connect, a request and a close. One
+        /// more entry for all others. And a connection that is made here and has something to send
+        /// begins to receive when that has left, as there is no answer before.
+        /// [`Stats::single_receives`](crate::Stats::single_receives) and
         /// [`Stats::late_receives`](crate::Stats::late_receives) count. Default: true.
         ///
         /// # Backends
-        /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere. Where buffers are consumed piece by
-        /// piece (6.12), single-shot receives have buffers of their own, 64 of 4 KiB.
+        /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere. Where
+        /// buffers are consumed piece by piece (6.12), single-shot receives have buffers of their
+        /// own, 64 of 4 KiB.
         adaptive_receives: bool;
-        /// Lets what is queued before the first poll after `connect` leave with the end of the handshake, and not a turn later.
-        /// [`Stats::early_sends`](crate::Stats::early_sends) counts. Default: true.
+        /// Lets what is queued before the first poll after `connect` leave with the end of the
+        /// handshake, and not a turn later. [`Stats::early_sends`](crate::Stats::early_sends)
+        /// counts. Default: true.
         ///
         /// # Backends
-        /// On io_uring (5.19) a single payload goes by an entry linked to the connect; on epoll sends are tried right after connect(2) if the
-        /// peer is on this machine.
+        /// On io_uring (5.19) a single payload goes by an entry linked to the connect; on epoll
+        /// sends are tried right after connect(2) if the peer is on this machine.
         early_sends: bool;
-        /// Payloads of at least this many bytes go by SEND_ZC, if the peer is neither on loopback nor on a unix socket. `None`
-        /// for never. Default: 64 KiB.
+        /// Payloads of at least this many bytes go by SEND_ZC, if the peer is neither on loopback
+        /// nor on a unix socket. `None` for never. Default: 64 KiB.
         zero_copy_threshold: Option<usize>;
-        /// Lets zero-copy sends happen on loopback too, where they cost more than they save: for tests. Default: false.
+        /// Lets zero-copy sends happen on loopback too, where they cost more than they save: for
+        /// tests. Default: false.
         zero_copy_anywhere: bool;
-        /// The timeout of connects that have none of their own. `None`: the kernel's own, about two minutes. Default: 30 s.
+        /// The timeout of connects that have none of their own. `None`: the kernel's own, about two
+        /// minutes. Default: 30 s.
         connect_timeout: Option<Duration>;
         /// The idle timeout of connections that have none of their own. Default: `None`.
         idle_timeout: Option<Duration>;
-        /// How long `close` waits for the peer to take what is queued, before it gives up. Default: 10 s.
+        /// How long `close` waits for the peer to take what is queued, before it gives up. Default:
+        /// 10 s.
         linger: Duration;
-        /// How long `close`, when all is sent, waits for the peer's FIN, discarding what still comes. Without that wait, input that
-        /// arrives late makes the kernel answer with a reset, and the peer may lose what it has not read. Default: 250 ms.
+        /// How long `close`, when all is sent, waits for the peer's FIN, discarding what still
+        /// comes. Without that wait, input that arrives late makes the kernel answer with a reset,
+        /// and the peer may lose what it has not read. Default: 250 ms.
         fin_wait: Duration;
-        /// How long dropping the engine waits, while nothing moves, for the kernel to let go of its buffers before it leaks them.
-        /// Default: 1 s.
+        /// How long dropping the engine waits, while nothing moves, for the kernel to let go of its
+        /// buffers before it leaks them. Default: 1 s.
         teardown_max: Duration;
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let range = |field: &'static str, value: usize, min: usize, max: usize| match (min..=max).contains(&value) {
+        let range = |field: &'static str, value: usize, min: usize, max: usize| match (min..=max)
+            .contains(&value)
+        {
             true => Ok(()),
-            false => Err(Error::Config { field, why: format!("{value} is outside {min} to {max}") }),
+            false => {
+                Err(Error::Config { field, why: format!("{value} is outside {min} to {max}") })
+            }
         };
         range("submission_entries", self.submission_entries as usize, 2, 32_768)?;
         let least = self.submission_entries.next_power_of_two();
@@ -336,11 +364,19 @@ impl Config {
             range("buffers (count)", count as usize, 1, 32_768)?;
             range("buffers (size)", size as usize, 64, 16 << 20)?;
             if !count.is_power_of_two() {
-                return Err(Error::Config { field: "buffers", why: format!("{count} is no power of two") });
+                return Err(Error::Config {
+                    field: "buffers",
+                    why: format!("{count} is no power of two"),
+                });
             }
         }
         if let Some(low) = self.buffers_low_watermark {
-            range("buffers_low_watermark", low as usize, 1, self.buffers.map_or(32_768, |(count, _)| count as usize))?;
+            range(
+                "buffers_low_watermark",
+                low as usize,
+                1,
+                self.buffers.map_or(32_768, |(count, _)| count as usize),
+            )?;
         }
         range("send_watermarks (high)", self.send_high_watermark, 1, usize::MAX)?;
         range("send_watermarks (low)", self.send_low_watermark, 0, self.send_high_watermark - 1)?;
@@ -348,10 +384,18 @@ impl Config {
         range("gather_max", self.gather_max, 1, 1024)?;
         range("turn_bytes", self.turn_bytes, 1, usize::MAX)?;
         range("budget", self.budget as usize, 1, u16::MAX as usize)?;
-        range("spin (ns)", usize::try_from(self.spin.as_nanos()).unwrap_or(usize::MAX), 0, 10_000_000)?;
+        range(
+            "spin (ns)",
+            usize::try_from(self.spin.as_nanos()).unwrap_or(usize::MAX),
+            0,
+            10_000_000,
+        )?;
         range("zero_copy_threshold", self.zero_copy_threshold.unwrap_or(1), 1, usize::MAX)?;
         if self.backend == Some(Backend::Epoll) && self.tier.is_some() {
-            return Err(Error::Config { field: "tier", why: "the epoll backend has no tiers".into() });
+            return Err(Error::Config {
+                field: "tier",
+                why: "the epoll backend has no tiers".into(),
+            });
         }
         Ok(())
     }
@@ -364,27 +408,43 @@ impl Config {
         }
     }
 
-    fn with_variables(mut self, variable: impl Fn(&str) -> Option<String>) -> Result<Config, Error> {
+    fn with_variables(
+        mut self,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Config, Error> {
         let bad = |field, value: &str, known: &str| {
             Err(Error::Config { field, why: format!("{value:?} is none of {known}") })
         };
         let chosen_here = self.backend.is_some() || self.tier.is_some();
-        if let Some(name) = variable("PROACTOR_BACKEND").filter(|name| !name.is_empty() && name != "auto") {
+        if let Some(name) =
+            variable("PROACTOR_BACKEND").filter(|name| !name.is_empty() && name != "auto")
+        {
             match Backend::from_name(&name) {
                 None => return bad("PROACTOR_BACKEND", &name, "auto, uring, epoll"),
                 Some(backend) if !chosen_here => self.backend = Some(backend),
                 Some(_) => {}
             }
         }
-        if let Some(name) = variable("PROACTOR_TIER").filter(|name| !name.is_empty() && name != "auto") {
+        if let Some(name) =
+            variable("PROACTOR_TIER").filter(|name| !name.is_empty() && name != "auto")
+        {
             match Tier::from_name(&name) {
-                None => return bad("PROACTOR_TIER", &name, "auto, deferred, multishot, oneshot, polled"),
-                Some(tier) if self.tier.is_none() && self.backend != Some(Backend::Epoll) => self.tier = Some(tier),
+                None => {
+                    return bad(
+                        "PROACTOR_TIER",
+                        &name,
+                        "auto, deferred, multishot, oneshot, polled",
+                    );
+                }
+                Some(tier) if self.tier.is_none() && self.backend != Some(Backend::Epoll) => {
+                    self.tier = Some(tier)
+                }
                 Some(_) => {}
             }
         }
         if let Some(list) = variable("PROACTOR_DISABLE") {
-            let list = Capability::parse_list(&list).map_err(|why| Error::Config { field: "PROACTOR_DISABLE", why })?;
+            let list = Capability::parse_list(&list)
+                .map_err(|why| Error::Config { field: "PROACTOR_DISABLE", why })?;
             list.into_iter().for_each(|capability| self.disabled_by_environment.insert(capability));
             self.disabled = self.disabled.union(self.disabled_by_environment);
         }
@@ -393,7 +453,10 @@ impl Config {
 
     /// Why a capability is switched off, if it is.
     pub(crate) fn switched_off(&self, capability: Capability) -> Option<&'static str> {
-        match (self.disabled.contains(capability), self.disabled_by_environment.contains(capability)) {
+        match (
+            self.disabled.contains(capability),
+            self.disabled_by_environment.contains(capability),
+        ) {
             (false, _) => None,
             (true, true) => Some("switched off by PROACTOR_DISABLE"),
             (true, false) => Some("switched off by Config::disable"),
@@ -424,13 +487,23 @@ mod tests {
     #[test]
     fn the_environment_fills_in_what_is_open() {
         let with = |config: Config, pairs: &'static [(&str, &str)]| {
-            config.with_variables(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
+            config.with_variables(|name| {
+                pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string())
+            })
         };
-        let config =
-            with(Config::default(), &[("PROACTOR_BACKEND", "epoll"), ("PROACTOR_DISABLE", "send_zc")]).unwrap();
+        let config = with(
+            Config::default(),
+            &[("PROACTOR_BACKEND", "epoll"), ("PROACTOR_DISABLE", "send_zc")],
+        )
+        .unwrap();
         assert_eq!(config.backend, Some(Backend::Epoll));
-        assert_eq!(config.switched_off(Capability::SendZc), Some("switched off by PROACTOR_DISABLE"));
-        let config = with(Config::default().backend(Backend::Uring), &[("PROACTOR_BACKEND", "epoll")]).unwrap();
+        assert_eq!(
+            config.switched_off(Capability::SendZc),
+            Some("switched off by PROACTOR_DISABLE")
+        );
+        let config =
+            with(Config::default().backend(Backend::Uring), &[("PROACTOR_BACKEND", "epoll")])
+                .unwrap();
         assert_eq!(config.backend, Some(Backend::Uring), "what the program says by name stands");
         assert!(with(Config::default(), &[("PROACTOR_BACKEND", "kqueue")]).is_err());
         assert!(with(Config::default(), &[("PROACTOR_TIER", "turbo")]).is_err());

@@ -1,4 +1,5 @@
-//! Errors. Owns: the error types of the crate and the names of errno values. Knows nothing above it.
+//! Errors. Owns: the error types of the crate and the names of errno values. Knows nothing above
+//! it.
 
 use crate::buf::Payload;
 use std::{fmt, io};
@@ -110,8 +111,9 @@ pub enum Error {
     /// This process is a fork of the one that made the engine; only that one may use it. A child
     /// makes an engine of its own.
     Forked,
-    /// The kernel said something that cannot be true, and that memory safety rests on; says what. All connections of the
-    /// engine have ended with [`CloseKind::Failed`](crate::CloseKind::Failed), and it can only be dropped.
+    /// The kernel said something that cannot be true, and that memory safety rests on; says what.
+    /// All connections of the engine have ended with
+    /// [`CloseKind::Failed`](crate::CloseKind::Failed), and it can only be dropped.
     EngineFailed(&'static str),
     /// The simulated world has nothing more for this engine. Only on the simulated backend.
     Simulation(Halt),
@@ -162,9 +164,11 @@ impl std::error::Error for Error {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Halt {
-    /// The host crashed: all that the engine had is gone. After the restart a new engine can be made there.
+    /// The host crashed: all that the engine had is gone. After the restart a new engine can be
+    /// made there.
     Crashed,
-    /// Everybody waits without a deadline, and no event is coming: on a real machine this wait would last for ever.
+    /// Everybody waits without a deadline, and no event is coming: on a real machine this wait
+    /// would last for ever.
     AtRest,
     /// The world was dropped.
     Ended,
@@ -183,8 +187,12 @@ impl fmt::Display for Halt {
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         match &error {
-            Error::Os { errno, .. } => io::Error::new(io::Error::from_raw_os_error(errno.0).kind(), error),
-            Error::Config { .. } | Error::Address { .. } => io::Error::new(io::ErrorKind::InvalidInput, error),
+            Error::Os { errno, .. } => {
+                io::Error::new(io::Error::from_raw_os_error(errno.0).kind(), error)
+            }
+            Error::Config { .. } | Error::Address { .. } => {
+                io::Error::new(io::ErrorKind::InvalidInput, error)
+            }
             Error::Unsupported { .. } => io::Error::new(io::ErrorKind::Unsupported, error),
             Error::Stale | Error::State(_) => io::Error::new(io::ErrorKind::NotConnected, error),
             _ => io::Error::other(error),
@@ -192,13 +200,15 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Why [`Engine::send`](crate::Engine::send) did not take a payload. The payload comes back: nothing is lost.
+/// Why [`Engine::send`](crate::Engine::send) did not take a payload. The payload comes back:
+/// nothing is lost.
 #[derive(Debug)]
 pub enum SendError {
-    /// The send queue is at its high watermark or its entry limit; [`Event::Drained`](crate::Event::Drained) follows when there
-    /// is room.
+    /// The send queue is at its high watermark or its entry limit;
+    /// [`Event::Drained`](crate::Event::Drained) follows when there is room.
     Full(Payload),
-    /// The write side is shut: `close`, `abort` or `shutdown_write` was called, or the peer is gone.
+    /// The write side is shut: `close`, `abort` or `shutdown_write` was called, or the peer is
+    /// gone.
     Closed(Payload),
     /// The id names nothing (any more).
     Stale(Payload),

@@ -1,6 +1,7 @@
-//! Identifiers with a generation. Owns: the 8-byte ids handed to callers, the [`Key`] behind them, and the numbers of the
-//! engines of this process. Invariant: a slot, a generation and the number of an engine together are never used twice (a
-//! slot whose generations are used up is retired by the table). Must not know what the ids name.
+//! Identifiers with a generation. Owns: the 8-byte ids handed to callers, the [`Key`] behind them,
+//! and the numbers of the engines of this process. Invariant: a slot, a generation and the number
+//! of an engine together are never used twice (a slot whose generations are used up is retired by
+//! the table). Must not know what the ids name.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -10,7 +11,8 @@ const SLOT_BITS: u32 = 24;
 const ENGINE_BITS: u32 = 12;
 const GENERATION_SHIFT: u32 = SLOT_BITS + ENGINE_BITS;
 
-/// A slot of a table, the generation of its occupant, and the engine that it belongs to: 24, 28 and 12 bits.
+/// A slot of a table, the generation of its occupant, and the engine that it belongs to: 24, 28 and
+/// 12 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key(NonZeroU64);
 
@@ -20,8 +22,8 @@ impl Key {
     /// The most slots of a table.
     pub(crate) const SLOTS_MAX: usize = (1 << SLOT_BITS) - 1;
     pub(crate) const GENERATION_MAX: u32 = (1 << (64 - GENERATION_SHIFT)) - 1;
-    /// The bits that hold the number of the engine. What goes through the kernel as `user_data` has the kind of the
-    /// submission there instead.
+    /// The bits that hold the number of the engine. What goes through the kernel as `user_data` has
+    /// the kind of the submission there instead.
     pub(crate) const ENGINE_MASK: u64 = ((1 << ENGINE_BITS) - 1) << SLOT_BITS;
     pub(crate) const ENGINE_SHIFT: u32 = SLOT_BITS;
 
@@ -29,8 +31,13 @@ impl Key {
     /// If the generation is 0, or a part is too large for its bits.
     #[inline]
     pub(crate) fn new(slot: usize, generation: u32, engine: EngineNumber) -> Key {
-        assert!(slot <= Key::SLOTS_MAX && generation <= Key::GENERATION_MAX, "parts of a key fit their bits");
-        let bits = u64::from(generation) << GENERATION_SHIFT | u64::from(engine.0) << SLOT_BITS | slot as u64;
+        assert!(
+            slot <= Key::SLOTS_MAX && generation <= Key::GENERATION_MAX,
+            "parts of a key fit their bits"
+        );
+        let bits = u64::from(generation) << GENERATION_SHIFT
+            | u64::from(engine.0) << SLOT_BITS
+            | slot as u64;
         assert!(generation > 0, "generations begin at 1");
         Key(NonZeroU64::new(bits).expect("the generation is not 0"))
     }
@@ -66,12 +73,16 @@ impl Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Key::NONE { f.write_str("none") } else { write!(f, "{}#{}", self.slot(), self.generation()) }
+        if *self == Key::NONE {
+            f.write_str("none")
+        } else {
+            write!(f, "{}#{}", self.slot(), self.generation())
+        }
     }
 }
 
-/// The number of an engine: no two engines of a process that exist at the same time have the same one (while there are
-/// at most 4,096), and a number is used again only after all others were.
+/// The number of an engine: no two engines of a process that exist at the same time have the same
+/// one (while there are at most 4,096), and a number is used again only after all others were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EngineNumber(u16);
 
@@ -91,7 +102,10 @@ impl EngineNumberGuard {
         let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
         let count = numbers.users.len();
         let first = usize::from(numbers.next);
-        let number = (first..first + count).map(|n| n % count).find(|n| numbers.users[*n] == 0).unwrap_or(first);
+        let number = (first..first + count)
+            .map(|n| n % count)
+            .find(|n| numbers.users[*n] == 0)
+            .unwrap_or(first);
         numbers.next = ((number + 1) % count) as u16;
         numbers.users[number] = numbers.users[number].saturating_add(1);
         EngineNumberGuard(EngineNumber(number as u16))
@@ -126,8 +140,8 @@ macro_rules! id {
             /// An id that names nothing; every call refuses it as stale.
             pub const NONE: $name = $name(Key::NONE);
 
-            /// The dense slot number: small integers that are used again, fit to index a `Vec` of the caller's own state.
-            /// Another occupant of the same slot has another id.
+            /// The dense slot number: small integers that are used again, fit to index a `Vec` of
+            /// the caller's own state. Another occupant of the same slot has another id.
             pub fn slot(self) -> usize {
                 self.0.slot()
             }
@@ -159,7 +173,8 @@ macro_rules! id {
 
 id!(
     /// Names one connection, from [`Engine::connect`](crate::Engine::connect) or
-    /// [`Event::Accepted`](crate::Event::Accepted) until its [`Event::Closed`](crate::Event::Closed).
+    /// [`Event::Accepted`](crate::Event::Accepted) until its
+    /// [`Event::Closed`](crate::Event::Closed).
     ConnId
 );
 id!(
@@ -168,7 +183,8 @@ id!(
     ListenerId
 );
 id!(
-    /// Names one timer, from [`Engine::timer_after`](crate::Engine::timer_after) until it fires or is cancelled.
+    /// Names one timer, from [`Engine::timer_after`](crate::Engine::timer_after) until it fires or
+    /// is cancelled.
     TimerId
 );
 
@@ -200,7 +216,11 @@ mod tests {
         numbers.dedup();
         assert_eq!(numbers.len(), 500);
         drop(guards);
-        assert_ne!(EngineNumberGuard::new().number().0, last, "a number rests before it is used again");
+        assert_ne!(
+            EngineNumberGuard::new().number().0,
+            last,
+            "a number rests before it is used again"
+        );
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub struct Limits {
     pub memlock_bytes: Option<u64>,
 }
 
-/// What an engine stands on, which capabilities it uses, and why not the others. Prints as a readable report.
+/// What an engine stands on, which capabilities it uses, and why not the others. Prints as a
+/// readable report.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Info {
@@ -69,7 +70,8 @@ impl Info {
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let limit = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |value| value.to_string());
+        let limit =
+            |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |value| value.to_string());
         writeln!(f, "backend   {}", self.backend)?;
         writeln!(f, "tier      {}", self.tier_name())?;
         match &self.fallback {

@@ -61,7 +61,8 @@ mod tests {
     #[test]
     fn only_what_was_leaked_stays() {
         let value = Rc::new(());
-        let (dropped, mut leaked) = (Leakable::new(Rc::clone(&value)), Leakable::new(Rc::clone(&value)));
+        let (dropped, mut leaked) =
+            (Leakable::new(Rc::clone(&value)), Leakable::new(Rc::clone(&value)));
         leaked.leak();
         drop((dropped, leaked));
         assert_eq!(Rc::strong_count(&value), 2);

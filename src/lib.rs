@@ -1,17 +1,18 @@
-//! A completion networking engine for Linux: you submit connect, accept, recv, send and close, and get back what
-//! happened.
+//! A completion networking engine for Linux: you submit connect, accept, recv, send and close, and
+//! get back what happened.
 //!
-//! One [`Engine`] belongs to one thread. Calls such as [`Engine::connect`] and [`Engine::send`] only note what is
-//! wanted; [`Engine::poll`] hands all of it to the kernel in one go, waits, and fills a [`Completions`] buffer with
-//! what came of it. There are no callbacks and no async runtime: the loop is yours.
+//! One [`Engine`] belongs to one thread. Calls such as [`Engine::connect`] and [`Engine::send`]
+//! only note what is wanted; [`Engine::poll`] hands all of it to the kernel in one go, waits, and
+//! fills a [`Completions`] buffer with what came of it. There are no callbacks and no async
+//! runtime: the loop is yours.
 //!
-//! Two backends speak the same language. `uring` turns each wish into an io_uring submission and runs on kernels 5.6 and
-//! later that allow it; `epoll` runs the same operations on readiness, for older kernels and for containers whose
-//! seccomp profile or sysctl forbids io_uring. Which one is in use, which capabilities, and why not the others is
-//! never a guess: see [`Engine::info`].
+//! Two backends speak the same language. `uring` turns each wish into an io_uring submission and
+//! runs on kernels 5.6 and later that allow it; `epoll` runs the same operations on readiness, for
+//! older kernels and for containers whose seccomp profile or sysctl forbids io_uring. Which one is
+//! in use, which capabilities, and why not the others is never a guess: see [`Engine::info`].
 //!
-//! For tests there is a third: [`sim`] runs engines, and the programs on them, on a network in memory, in virtual time, with faults
-//! drawn from a seed.
+//! For tests there is a third: [`sim`] runs engines, and the programs on them, on a network in
+//! memory, in virtual time, with faults drawn from a seed.
 //!
 //! ```no_run
 #![doc = include_str!("../examples/ping.rs")]

@@ -1,5 +1,6 @@
-//! Bugs that can be planted, to show that the tests find bugs. Owns: their names, and which one is planted. Only with the feature `mutants`,
-//! which is for the tests of this crate; without it every question is answered "no" when compiling.
+//! Bugs that can be planted, to show that the tests find bugs. Owns: their names, and which one is
+//! planted. Only with the feature `mutants`, which is for the tests of this crate; without it every
+//! question is answered "no" when compiling.
 
 macro_rules! mutants {
     ($($(#[$doc:meta])* $mutant:ident $name:literal;)*) => {

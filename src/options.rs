@@ -9,28 +9,33 @@ pub enum ReadMode {
     /// Data comes as [`Event::Received`](crate::Event::Received) as it arrives.
     #[default]
     Streaming,
-    /// As if [`Engine::pause_reads`](crate::Engine::pause_reads) had been called at once: nothing is read until
-    /// [`Engine::resume_reads`](crate::Engine::resume_reads) or [`Engine::recv_into`](crate::Engine::recv_into).
+    /// As if [`Engine::pause_reads`](crate::Engine::pause_reads) had been called at once: nothing
+    /// is read until [`Engine::resume_reads`](crate::Engine::resume_reads) or
+    /// [`Engine::recv_into`](crate::Engine::recv_into).
     Paused,
 }
 
 /// Options of a stream socket. What does not apply to a unix socket is skipped there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketOptions {
-    /// TCP_NODELAY. Default: true; the engine gathers by itself, so Nagle's algorithm only adds delay.
+    /// TCP_NODELAY. Default: true; the engine gathers by itself, so Nagle's algorithm only adds
+    /// delay.
     pub nodelay: bool,
-    /// SO_KEEPALIVE: idle time before the first probe and interval between them, in whole seconds. Default: off.
+    /// SO_KEEPALIVE: idle time before the first probe and interval between them, in whole seconds.
+    /// Default: off.
     pub keepalive: Option<(Duration, Duration)>,
     /// SO_SNDBUF in bytes (the kernel doubles it). Default: the system's.
     pub send_buffer_bytes: Option<usize>,
     /// SO_RCVBUF in bytes (the kernel doubles it). Default: the system's.
     pub recv_buffer_bytes: Option<usize>,
-    /// Closes a connection after this long without a byte in either direction. Default: `Config::idle_timeout`.
+    /// Closes a connection after this long without a byte in either direction. Default:
+    /// `Config::idle_timeout`.
     pub idle_timeout: Option<Duration>,
     /// How it starts to read. Default: streaming.
     pub read_mode: ReadMode,
-    /// Keeps the write side open after the peer's FIN, until it is closed here. If false, the engine calls `close`
-    /// itself after [`Event::ReadClosed`](crate::Event::ReadClosed). Default: true.
+    /// Keeps the write side open after the peer's FIN, until it is closed here. If false, the
+    /// engine calls `close` itself after [`Event::ReadClosed`](crate::Event::ReadClosed). Default:
+    /// true.
     pub half_open: bool,
 }
 
@@ -64,7 +69,8 @@ pub struct ConnectOptions {
 /// Options of [`Engine::listen`](crate::Engine::listen).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenOptions {
-    /// The length of the queue of connections not yet accepted (the kernel caps it at net.core.somaxconn). Default: 4096.
+    /// The length of the queue of connections not yet accepted (the kernel caps it at
+    /// net.core.somaxconn). Default: 4096.
     pub backlog: u32,
     /// SO_REUSEPORT: several listeners, one per thread, share the port. Default: false.
     pub reuse_port: bool,

@@ -1,8 +1,9 @@
 //! A simulated network: test code that uses the engine from a seed, in virtual time, with faults.
 //!
-//! A [`World`] has [`Host`]s; [`Host::engine`] makes an ordinary [`Engine`] that lives there. The program that uses
-//! it is the one that runs in production: it connects, listens, sends, sets timers and polls. What is different is that the network is
-//! in memory, that the clock is the world's and moves only when everybody waits, and that everything that chance decides comes from
+//! A [`World`] has [`Host`]s; [`Host::engine`] makes an ordinary [`Engine`] that lives there. The
+//! program that uses it is the one that runs in production: it connects, listens, sends, sets
+//! timers and polls. What is different is that the network is in memory, that the clock is the
+//! world's and moves only when everybody waits, and that everything that chance decides comes from
 //! the seed of the world: the same seed gives the same run, event by event.
 //!
 //! ```
@@ -59,32 +60,39 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The [`guide`] takes a protocol with a bug from "works on my machine" to a seed that breaks it, and to its fix.
+//! The [`guide`] takes a protocol with a bug from "works on my machine" to a seed that breaks it,
+//! and to its fix.
 //!
 //! # Time
-//! A poll that has to wait lets the others run, and when nobody can, the clock moves to the next event. An hour of timeouts takes
-//! milliseconds. A poll that does not wait takes a microsecond of virtual time, so that a loop of such polls is no standstill. If
-//! everybody waits without a deadline and no event is coming, a poll answers [`Error::Simulation`] with
+//! A poll that has to wait lets the others run, and when nobody can, the clock moves to the next
+//! event. An hour of timeouts takes milliseconds. A poll that does not wait takes a microsecond of
+//! virtual time, so that a loop of such polls is no standstill. If everybody waits without a
+//! deadline and no event is coming, a poll answers [`Error::Simulation`] with
 //! [`Halt::AtRest`](crate::Halt): in real life it would hang.
 //!
-//! Time that a program takes from elsewhere is the real one: ask [`Engine::now`] instead, or [`World::now`].
+//! Time that a program takes from elsewhere is the real one: ask [`Engine::now`] instead, or
+//! [`World::now`].
 //!
 //! # Several programs
-//! [`World::spawn`] runs a program on a thread of its own, so that it can block in its polls; but only one thread of a world ever runs at
-//! a time, handed on at the points where one waits, in an order that the seed decides. Or make several engines on one thread, poll
-//! them with a timeout of zero, and move time on with [`World::step`]. A [`Waker`](crate::Waker) works between the programs of a world; a
-//! thread outside of it comes at no moment that a seed could repeat.
+//! [`World::spawn`] runs a program on a thread of its own, so that it can block in its polls; but
+//! only one thread of a world ever runs at a time, handed on at the points where one waits, in an
+//! order that the seed decides. Or make several engines on one thread, poll them with a timeout of
+//! zero, and move time on with [`World::step`]. A [`Waker`](crate::Waker) works between the
+//! programs of a world; a thread outside of it comes at no moment that a seed could repeat.
 //!
 //! # Seeds
-//! A run is the same on every machine, in debug and release builds: compare [`World::trace_hash`]. What must not creep in is the program's
-//! own affair: iteration over a `HashMap` with a random seed, addresses, the time of day. Let tests print the seed when they fail.
+//! A run is the same on every machine, in debug and release builds: compare [`World::trace_hash`].
+//! What must not creep in is the program's own affair: iteration over a `HashMap` with a random
+//! seed, addresses, the time of day. Let tests print the seed when they fail.
 //!
 //! # What is simulated
-//! Streams with latency, jitter, bandwidth and a bounded buffer each way, in order and complete, as TCP has them above the packets;
-//! connects that are refused, unreachable, unanswered (SYNs are sent again after 1, 2, 4... seconds, and given up after two minutes) or
-//! queued behind a full backlog; FIN, RST, RST for data to a closed socket; IPv4, IPv6 and unix addresses, each host with a loopback of
-//! its own; descriptors and receive buffers that run out; and the faults in [`Fault`]. Not simulated: options of sockets, congestion,
-//! the cost of system calls. Descriptors do not exist: [`Engine::fd`] is `None`; `adopt`, `release` and `as_fd` answer
+//! Streams with latency, jitter, bandwidth and a bounded buffer each way, in order and complete, as
+//! TCP has them above the packets; connects that are refused, unreachable, unanswered (SYNs are
+//! sent again after 1, 2, 4... seconds, and given up after two minutes) or queued behind a full
+//! backlog; FIN, RST, RST for data to a closed socket; IPv4, IPv6 and unix addresses, each host
+//! with a loopback of its own; descriptors and receive buffers that run out; and the faults in
+//! [`Fault`]. Not simulated: options of sockets, congestion, the cost of system calls. Descriptors
+//! do not exist: [`Engine::fd`] is `None`; `adopt`, `release` and `as_fd` answer
 //! [`Error::Unsupported`].
 
 use crate::backend::sim::{Script, Shared, Sim, Until, nanoseconds};
@@ -104,8 +112,8 @@ pub use crate::backend::sim::{Fault, Faults, Link, Peer, PeerListener};
 #[doc = include_str!("../docs/testing-your-protocol.md")]
 pub mod guide {}
 
-/// A simulated world. It belongs to the thread that made it; programs get [`Host`]s. Dropping it ends all programs that still run: their
-/// polls answer [`Error::Simulation`].
+/// A simulated world. It belongs to the thread that made it; programs get [`Host`]s. Dropping it
+/// ends all programs that still run: their polls answer [`Error::Simulation`].
 #[derive(Debug)]
 pub struct World {
     inner: Host,
@@ -129,10 +137,11 @@ pub enum Action {
     Partition(Host, Host),
     /// Ends that.
     Heal(Host, Host),
-    /// The host loses its power: its connections and listeners are gone, nobody is told, and its engines answer
-    /// [`Error::Simulation`]. Unix socket files stay behind.
+    /// The host loses its power: its connections and listeners are gone, nobody is told, and its
+    /// engines answer [`Error::Simulation`]. Unix socket files stay behind.
     Crash(Host),
-    /// It is up again: new engines can be made there. Peers of lost connections learn of it when they send.
+    /// It is up again: new engines can be made there. Peers of lost connections learn of it when
+    /// they send.
     Restart(Host),
     /// Another fault plan.
     Faults(Faults),
@@ -147,8 +156,8 @@ pub enum Action {
         /// How often.
         times: u32,
     },
-    /// When so many more bytes were sent from one host to the other, over all connections, the connection that sends the next one is
-    /// reset, just there.
+    /// When so many more bytes were sent from one host to the other, over all connections, the
+    /// connection that sends the next one is reset, just there.
     ResetAfter {
         /// The sender.
         from: Host,
@@ -188,7 +197,12 @@ pub struct Program<T> {
 impl World {
     /// A world without hosts. Everything that chance decides in it comes from `seed`.
     pub fn new(seed: u64) -> World {
-        let inner = Host { world: Shared::new(seed), threads: Arc::default(), epoch: Instant::now(), index: 0 };
+        let inner = Host {
+            world: Shared::new(seed),
+            threads: Arc::default(),
+            epoch: Instant::now(),
+            index: 0,
+        };
         World { inner, not_send: PhantomData }
     }
 
@@ -196,8 +210,8 @@ impl World {
         &self.inner.world
     }
 
-    /// Adds a host. The first has the addresses `10.0.0.1` and `fd00::1`, the second `10.0.0.2` and `fd00::2`, and so on; each has
-    /// loopback addresses of its own.
+    /// Adds a host. The first has the addresses `10.0.0.1` and `fd00::1`, the second `10.0.0.2` and
+    /// `fd00::2`, and so on; each has loopback addresses of its own.
     pub fn host(&self, name: &str) -> Host {
         let index = self.shared().lock().net.add_host(name);
         Host { index, ..self.inner.clone() }
@@ -212,7 +226,11 @@ impl World {
     }
 
     /// Starts a program. It gets its turn when the others wait.
-    pub fn spawn<T: Send + 'static>(&self, name: &str, program: impl FnOnce() -> T + Send + 'static) -> Program<T> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        name: &str,
+        program: impl FnOnce() -> T + Send + 'static,
+    ) -> Program<T> {
         self.inner.spawn(name, program)
     }
 
@@ -242,7 +260,8 @@ impl World {
         self.act(Action::Link(a.clone(), b.clone(), link));
     }
 
-    /// Packets to this address vanish: connects to it hang until they time out. (Other addresses that no host has are unreachable.)
+    /// Packets to this address vanish: connects to it hang until they time out. (Other addresses
+    /// that no host has are unreachable.)
     pub fn black_hole(&self, ip: IpAddr) {
         self.shared().lock().net.black_holes.insert(ip);
     }
@@ -255,7 +274,8 @@ impl World {
         self.shared().lock().net.apply(action.script(&self.inner.world));
     }
 
-    /// Does something at an exact moment, `when` after the start of the world; at once if that has passed.
+    /// Does something at an exact moment, `when` after the start of the world; at once if that has
+    /// passed.
     ///
     /// # Panics
     /// If it names a host of another world.
@@ -268,14 +288,16 @@ impl World {
         self.inner.now()
     }
 
-    /// Lets the next event happen, or moves the clock to when an engine next wants to be polled (for a timer, or for what is staged).
-    /// False if nothing is coming. For those who poll their engines with a timeout of zero; programs do not run meanwhile. Stepping on
-    /// while [`World::has_ready`] makes for slow programs.
+    /// Lets the next event happen, or moves the clock to when an engine next wants to be polled
+    /// (for a timer, or for what is staged). False if nothing is coming. For those who poll their
+    /// engines with a timeout of zero; programs do not run meanwhile. Stepping on while
+    /// [`World::has_ready`] makes for slow programs.
     pub fn step(&self) -> bool {
         self.shared().step()
     }
 
-    /// True if an engine wants to be polled now: something is finished, a timer is due, or something waits to be started.
+    /// True if an engine wants to be polled now: something is finished, a timer is due, or
+    /// something waits to be started.
     pub fn has_ready(&self) -> bool {
         let net = &self.shared().lock().net;
         let due = |deadline: Option<u64>| deadline.is_some_and(|deadline| deadline <= net.now);
@@ -304,23 +326,26 @@ impl World {
         }
     }
 
-    /// A number that stands for everything that happened so far: equal for equal runs, on every machine.
+    /// A number that stands for everything that happened so far: equal for equal runs, on every
+    /// machine.
     pub fn trace_hash(&self) -> u64 {
         self.shared().lock().net.trace.hash()
     }
 
-    /// Keeps the last so many entries of the trace to be read. Default: none; the hash is kept in any case.
+    /// Keeps the last so many entries of the trace to be read. Default: none; the hash is kept in
+    /// any case.
     pub fn keep_trace(&self, entries: usize) {
         self.shared().lock().net.trace.keep(entries);
     }
 
-    /// What happened, readable: one line each, with the time in seconds. Hosts, engines and programs are numbered as they were
-    /// made, from 0; program 0 is the world's own thread.
+    /// What happened, readable: one line each, with the time in seconds. Hosts, engines and
+    /// programs are numbered as they were made, from 0; program 0 is the world's own thread.
     pub fn trace(&self) -> String {
         self.shared().lock().net.trace.to_string()
     }
 
-    /// Adds a line of the caller's own to the trace, if that is kept. It does not count in the hash.
+    /// Adds a line of the caller's own to the trace, if that is kept. It does not count in the
+    /// hash.
     pub fn note(&self, text: &str) {
         self.inner.note(text);
     }
@@ -340,7 +365,8 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.shared().end();
-        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads =
+            std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             let _ = thread.join();
         }
@@ -348,8 +374,8 @@ impl Drop for World {
 }
 
 impl Host {
-    /// An engine on this host: the real one, on a simulated network. Of the configuration everything counts but the choice of a backend
-    /// and tier; the environment is not looked at.
+    /// An engine on this host: the real one, on a simulated network. Of the configuration
+    /// everything counts but the choice of a backend and tier; the environment is not looked at.
     ///
     /// # Errors
     /// [`Error::Config`]; [`Error::Simulation`] while the host is down.
@@ -379,7 +405,11 @@ impl Host {
     }
 
     /// Starts a program: as [`World::spawn`].
-    pub fn spawn<T: Send + 'static>(&self, name: &str, program: impl FnOnce() -> T + Send + 'static) -> Program<T> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        name: &str,
+        program: impl FnOnce() -> T + Send + 'static,
+    ) -> Program<T> {
         let (world, result) = (Arc::clone(&self.world), Arc::new(Mutex::new(None)));
         let actor = world.add_actor();
         let handle = Program { world: Arc::clone(&world), actor, result: Arc::clone(&result) };
@@ -423,7 +453,11 @@ impl Host {
     ///
     /// # Errors
     /// As bind(2).
-    pub fn listen_with(&self, addr: impl Into<Addr>, options: &ListenOptions) -> io::Result<PeerListener> {
+    pub fn listen_with(
+        &self,
+        addr: impl Into<Addr>,
+        options: &ListenOptions,
+    ) -> io::Result<PeerListener> {
         PeerListener::bind(&self.world, self.index, &addr.into(), options)
     }
 
@@ -444,7 +478,8 @@ impl Host {
     pub fn sleep(&self, duration: Duration) {
         let until = self.now().saturating_add(duration);
         // If the world ends meanwhile, the next poll says so.
-        let _ = self.world.wait(Until::Time, Some(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)));
+        let _ =
+            self.world.wait(Until::Time, Some(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)));
     }
 
     /// Adds a line to the trace: as [`World::note`].
@@ -480,7 +515,9 @@ impl Action {
             Action::Faults(faults) => Script::Faults(faults),
             Action::Link(a, b, link) => Script::Link(own(&a), own(&b), link),
             Action::Force { host, fault, times } => Script::Force(own(&host), fault, times),
-            Action::ResetAfter { from, to, bytes } => Script::ResetAfter(own(&from), own(&to), bytes),
+            Action::ResetAfter { from, to, bytes } => {
+                Script::ResetAfter(own(&from), own(&to), bytes)
+            }
             Action::Descriptors { host, max } => Script::Descriptors(own(&host), max),
         }
     }
@@ -492,7 +529,11 @@ impl<T> Program<T> {
     /// # Errors
     /// The payload of its panic; a text if the world ended first.
     pub fn join(self) -> thread::Result<T> {
-        let waited = if self.is_finished() { Ok(true) } else { self.world.wait(Until::Ended(self.actor), None) };
+        let waited = if self.is_finished() {
+            Ok(true)
+        } else {
+            self.world.wait(Until::Ended(self.actor), None)
+        };
         let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.unwrap_or_else(|| Err(Box::new(waited.err().unwrap_or(Halt::Ended).to_string())))
     }

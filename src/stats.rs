@@ -6,11 +6,13 @@
 pub struct Stats {
     /// Rounds of [`Engine::poll`](crate::Engine::poll): flush, wait, reap.
     pub turns: u64,
-    /// Times the engine looked for completions before it slept ([`Config::spin`](crate::Config::spin)), and times that found some.
+    /// Times the engine looked for completions before it slept
+    /// ([`Config::spin`](crate::Config::spin)), and times that found some.
     pub spins: u64,
     /// See [`Stats::spins`].
     pub spins_found: u64,
-    /// System calls made by the backend (`io_uring_enter`, `epoll_wait`, `recv`, `sendmsg`, `close`, ...).
+    /// System calls made by the backend (`io_uring_enter`, `epoll_wait`, `recv`, `sendmsg`,
+    /// `close`, ...).
     pub syscalls: u64,
     /// Submission queue entries handed to the kernel (io_uring only).
     pub sqes: u64,
@@ -18,8 +20,9 @@ pub struct Stats {
     pub cqes: u64,
     /// Completions that belonged to no live operation; counted and dropped.
     pub unknown_completions: u64,
-    /// Completions that cannot be true: a buffer that the kernel does not have, more bytes than there are, an operation that
-    /// is not in flight. The first one fails the engine ([`Error::EngineFailed`](crate::Error::EngineFailed)).
+    /// Completions that cannot be true: a buffer that the kernel does not have, more bytes than
+    /// there are, an operation that is not in flight. The first one fails the engine
+    /// ([`Error::EngineFailed`](crate::Error::EngineFailed)).
     pub kernel_violations: u64,
     /// Times the kernel's completion queue overflowed into its backlog (io_uring only).
     pub queue_overflows: u64,
@@ -31,8 +34,8 @@ pub struct Stats {
     pub closed: u64,
     /// Receive completions with data.
     pub receives: u64,
-    /// Receives started as single-shot where multishot is there ([`Config::adaptive_receives`](crate::Config::adaptive_receives);
-    /// io_uring only).
+    /// Receives started as single-shot where multishot is there
+    /// ([`Config::adaptive_receives`](crate::Config::adaptive_receives); io_uring only).
     pub single_receives: u64,
     /// First receives that waited until the first send of their connection had left
     /// ([`Config::adaptive_receives`](crate::Config::adaptive_receives); io_uring only).
@@ -41,7 +44,8 @@ pub struct Stats {
     pub bytes_received: u64,
     /// Send operations completed.
     pub sends: u64,
-    /// Send operations that were started with the connect ([`Config::early_sends`](crate::Config::early_sends)).
+    /// Send operations that were started with the connect
+    /// ([`Config::early_sends`](crate::Config::early_sends)).
     pub early_sends: u64,
     /// Bytes that the kernel took from send queues.
     pub bytes_sent: u64,

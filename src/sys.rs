@@ -1,5 +1,6 @@
-//! Thin safe wrappers over what libc has and socket2 has not. Owns: memory mappings, eventfd, timerfd, epoll, limits. Each
-//! function is one system call; retrying and interpreting is for the callers.
+//! Thin safe wrappers over what libc has and socket2 has not. Owns: memory mappings, eventfd,
+//! timerfd, epoll, limits. Each function is one system call; retrying and interpreting is for the
+//! callers.
 
 use crate::error::Errno;
 use std::io;
@@ -12,7 +13,8 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 fn own(result: libc::c_int) -> io::Result<OwnedFd> {
-    // SAFETY: only called with the result of a system call that made a descriptor, which nobody else owns yet.
+    // SAFETY: only called with the result of a system call that made a descriptor, which nobody
+    // else owns yet.
     check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -25,8 +27,10 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     pub(crate) fn new(len: usize) -> io::Result<Mapping> {
-        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing
+        // memory.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
         match NonNull::new(start.cast::<u8>()) {
             Some(address) if start != libc::MAP_FAILED => Ok(Mapping { start: address, len }),
@@ -38,8 +42,8 @@ impl Mapping {
         self.start
     }
 
-    /// Keeps the memory out of children that are forked later (MADV_DONTFORK). Where a filter forbids
-    /// that, children get a copy.
+    /// Keeps the memory out of children that are forked later (MADV_DONTFORK). Where a filter
+    /// forbids that, children get a copy.
     pub(crate) fn keep_from_children(&self) {
         // SAFETY: the mapping is ours, and only children to come are affected.
         unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_DONTFORK) };
@@ -48,13 +52,14 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, made in `new`; whoever had pointers into it gave them up before dropping us.
+        // SAFETY: the mapping is ours, made in `new`; whoever had pointers into it gave them up
+        // before dropping us.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
-/// Tells a forked child from the process that made it, without a system call: the kernel wipes the page on fork.
-/// Fit for signal handlers.
+/// Tells a forked child from the process that made it, without a system call: the kernel wipes the
+/// page on fork. Fit for signal handlers.
 #[derive(Debug)]
 pub(crate) struct ForkMark {
     page: Mapping,
@@ -82,7 +87,8 @@ impl ForkMark {
     pub(crate) fn is_child(&self) -> bool {
         match self.pid {
             Some(pid) => pid != std::process::id(),
-            // SAFETY: the page is mapped as long as we are; volatile, since the kernel changes it behind our back.
+            // SAFETY: the page is mapped as long as we are; volatile, since the kernel changes it
+            // behind our back.
             None => unsafe { self.page.start.as_ptr().read_volatile() == 0 },
         }
     }
@@ -94,7 +100,8 @@ pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     own(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
 }
 
-/// Makes an eventfd readable. Fails only when it is readable already (its counter is full). Fit for signal handlers.
+/// Makes an eventfd readable. Fails only when it is readable already (its counter is full). Fit for
+/// signal handlers.
 pub(crate) fn eventfd_signal(fd: &OwnedFd) {
     let one = 1u64;
     // SAFETY: eight readable bytes, as eventfd(2) wants.
@@ -108,28 +115,38 @@ pub(crate) fn counter_reset(fd: &OwnedFd) -> bool {
     unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) == 8 }
 }
 
-/// Sets IP_BIND_ADDRESS_NO_PORT (4.2): a bind to port 0 leaves the choice of the port to connect, so that each source
-/// address has the whole range for each destination. Advice only; its failure changes nothing else.
+/// Sets IP_BIND_ADDRESS_NO_PORT (4.2): a bind to port 0 leaves the choice of the port to connect,
+/// so that each source address has the whole range for each destination. Advice only; its failure
+/// changes nothing else.
 pub(crate) fn choose_port_late(fd: BorrowedFd<'_>) {
     let on: libc::c_int = 1;
     let len = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: an integer of the size that is passed, alive through the call.
     unsafe {
-        libc::setsockopt(fd.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, (&raw const on).cast(), len)
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            len,
+        )
     };
 }
 
 /// A non-blocking monotonic timerfd(2).
 pub(crate) fn timerfd() -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.
-    own(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })
+    own(unsafe {
+        libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK)
+    })
 }
 
 /// Arms a timerfd to fire once after `delay`, or disarms it.
 pub(crate) fn timerfd_set(fd: &OwnedFd, delay: Option<Duration>) {
     // A value of zero disarms, so "now" is one nanosecond.
     let value = delay.map_or(Duration::ZERO, |delay| delay.max(Duration::from_nanos(1)));
-    let spec = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value: timespec(value) };
+    let spec =
+        libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value: timespec(value) };
     // SAFETY: `spec` lives through the call; no old value is asked for.
     unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
 }
@@ -160,7 +177,8 @@ fn rlimit(resource: libc::__rlimit_resource_t) -> Option<u64> {
 
 /// The release of the running kernel, as uname(2) has it.
 pub(crate) fn kernel_release() -> String {
-    // SAFETY: zero is a valid value of this struct of byte arrays, and uname fills it with C strings.
+    // SAFETY: zero is a valid value of this struct of byte arrays, and uname fills it with C
+    // strings.
     let name = unsafe {
         let mut name: libc::utsname = std::mem::zeroed();
         libc::uname(&mut name);
@@ -186,24 +204,44 @@ impl Epoll {
         &self.fd
     }
 
-    pub(crate) fn add(&self, fd: BorrowedFd<'_>, events: libc::c_int, token: u64) -> io::Result<()> {
+    pub(crate) fn add(
+        &self,
+        fd: BorrowedFd<'_>,
+        events: libc::c_int,
+        token: u64,
+    ) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, events, token)
     }
 
-    pub(crate) fn modify(&self, fd: BorrowedFd<'_>, events: libc::c_int, token: u64) -> io::Result<()> {
+    pub(crate) fn modify(
+        &self,
+        fd: BorrowedFd<'_>,
+        events: libc::c_int,
+        token: u64,
+    ) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, events, token)
     }
 
-    fn control(&self, what: libc::c_int, fd: BorrowedFd<'_>, events: libc::c_int, token: u64) -> io::Result<()> {
+    fn control(
+        &self,
+        what: libc::c_int,
+        fd: BorrowedFd<'_>,
+        events: libc::c_int,
+        token: u64,
+    ) -> io::Result<()> {
         let mut event = libc::epoll_event { events: events as u32, u64: token };
         // SAFETY: `event` lives through the call.
-        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), what, fd.as_raw_fd(), &mut event) }).map(drop)
+        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), what, fd.as_raw_fd(), &mut event) })
+            .map(drop)
     }
 
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         let none = std::ptr::null_mut();
         // SAFETY: the event is ignored for EPOLL_CTL_DEL (2.6.9 and later).
-        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), none) }).map(drop)
+        check(unsafe {
+            libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), none)
+        })
+        .map(drop)
     }
 
     /// Waits with nanoseconds (5.11); `None` waits for ever.
@@ -215,8 +253,8 @@ impl Epoll {
         let spec = timeout.map(timespec);
         let spec_ptr = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let no_mask: *const libc::sigset_t = std::ptr::null();
-        // SAFETY: the buffer and the timespec live through the call; a null mask leaves signals alone. By number, since
-        // older C libraries do not know it.
+        // SAFETY: the buffer and the timespec live through the call; a null mask leaves signals
+        // alone. By number, since older C libraries do not know it.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,
@@ -232,13 +270,24 @@ impl Epoll {
     }
 
     /// Waits with milliseconds, rounded up; `None` waits for ever.
-    pub(crate) fn wait(&self, events: &mut [libc::epoll_event], timeout: Option<Duration>) -> Result<usize, Errno> {
+    pub(crate) fn wait(
+        &self,
+        events: &mut [libc::epoll_event],
+        timeout: Option<Duration>,
+    ) -> Result<usize, Errno> {
         let ms = timeout.map_or(-1, |timeout| {
-            libc::c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+            libc::c_int::try_from(timeout.as_nanos().div_ceil(1_000_000))
+                .unwrap_or(libc::c_int::MAX)
         });
         // SAFETY: the buffer lives through the call.
-        let result =
-            unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events.as_mut_ptr(), events.len() as libc::c_int, ms) };
+        let result = unsafe {
+            libc::epoll_wait(
+                self.fd.as_raw_fd(),
+                events.as_mut_ptr(),
+                events.len() as libc::c_int,
+                ms,
+            )
+        };
         usize::try_from(result).map_err(|_| Errno::last())
     }
 }

@@ -1,6 +1,6 @@
-//! A slot table with generations. Owns: who occupies which slot. Invariant: a [`Key`] that was removed never finds an
-//! entry again, nor does a key of another engine's table; a slot whose generations are used up is retired. Must not know
-//! what is stored, and does no syscall.
+//! A slot table with generations. Owns: who occupies which slot. Invariant: a [`Key`] that was
+//! removed never finds an entry again, nor does a key of another engine's table; a slot whose
+//! generations are used up is retired. Must not know what is stored, and does no syscall.
 
 use crate::id::{EngineNumber, Key};
 use crate::mutant::{self, Mutant};
@@ -34,7 +34,8 @@ enum Place<T> {
     Retired,
 }
 
-/// Address space for so many entries is set aside at once: memory comes as slots are used, and growing moves nothing.
+/// Address space for so many entries is set aside at once: memory comes as slots are used, and
+/// growing moves nothing.
 pub(crate) const RESERVED_MAX: usize = 1 << 18;
 
 impl<T> Table<T> {
@@ -43,7 +44,12 @@ impl<T> Table<T> {
 
     /// An empty table of an engine, with address space for `expected` entries.
     pub(crate) fn new(engine: EngineNumber, expected: usize) -> Self {
-        Table { entries: Vec::with_capacity(expected.min(RESERVED_MAX)), engine, free: NO_SLOT, len: 0 }
+        Table {
+            entries: Vec::with_capacity(expected.min(RESERVED_MAX)),
+            engine,
+            free: NO_SLOT,
+            len: 0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -81,7 +87,9 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
         match self.entries.get(key.slot()) {
-            Some(Entry { key: own, place: Place::Taken(value) }) if *own == key || mutant::is(Mutant::StaleHit) => {
+            Some(Entry { key: own, place: Place::Taken(value) })
+                if *own == key || mutant::is(Mutant::StaleHit) =>
+            {
                 Some(value)
             }
             _ => None,
@@ -91,7 +99,9 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         match self.entries.get_mut(key.slot()) {
-            Some(Entry { key: own, place: Place::Taken(value) }) if *own == key || mutant::is(Mutant::StaleHit) => {
+            Some(Entry { key: own, place: Place::Taken(value) })
+                if *own == key || mutant::is(Mutant::StaleHit) =>
+            {
                 Some(value)
             }
             _ => None,

@@ -1,9 +1,10 @@
-//! A hierarchical timer wheel. Owns: pending deadlines. Invariant: a timer never fires early, and at most one tick
-//! (65.5 µs) late by the wheel's doing; add, move and cancel are O(1). Reads no clock: time comes in as nanoseconds
-//! since the engine's epoch.
+//! A hierarchical timer wheel. Owns: pending deadlines. Invariant: a timer never fires early, and
+//! at most one tick (65.5 µs) late by the wheel's doing; add, move and cancel are O(1). Reads no
+//! clock: time comes in as nanoseconds since the engine's epoch.
 //!
-//! Seven levels of 64 lists each. A timer sits on the level of the highest six-bit digit in which its tick differs from
-//! the present one, so each timer moves down at most six times. Lists are circular and doubly linked through the table.
+//! Seven levels of 64 lists each. A timer sits on the level of the highest six-bit digit in which
+//! its tick differs from the present one, so each timer moves down at most six times. Lists are
+//! circular and doubly linked through the table.
 
 use crate::id::{EngineNumber, Key};
 use crate::table::Table;
@@ -45,7 +46,12 @@ pub(crate) struct Wheel {
 
 impl Wheel {
     pub(crate) fn new(engine: EngineNumber) -> Wheel {
-        Wheel { now: 0, nodes: Table::new(engine, 0), heads: Box::new([Key::NONE; DUE + 1]), occupied: [0; LEVELS] }
+        Wheel {
+            now: 0,
+            nodes: Table::new(engine, 0),
+            heads: Box::new([Key::NONE; DUE + 1]),
+            occupied: [0; LEVELS],
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -54,7 +60,13 @@ impl Wheel {
 
     /// Adds a timer. Limits are the caller's affair.
     pub(crate) fn add(&mut self, deadline_ns: u64, owner: Owner) -> Key {
-        let node = Node { tick: tick_of(deadline_ns), owner, list: 0, previous: Key::NONE, next: Key::NONE };
+        let node = Node {
+            tick: tick_of(deadline_ns),
+            owner,
+            list: 0,
+            previous: Key::NONE,
+            next: Key::NONE,
+        };
         let key = self.nodes.insert(node);
         self.link(key);
         key
@@ -79,7 +91,8 @@ impl Wheel {
         true
     }
 
-    /// When [`Wheel::advance`] has something to do next; may be earlier than the next timer, never later.
+    /// When [`Wheel::advance`] has something to do next; may be earlier than the next timer, never
+    /// later.
     pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
         if self.heads[DUE] != Key::NONE {
             return Some(self.now << TICK_SHIFT);
@@ -132,7 +145,8 @@ impl Wheel {
         let here = (self.now >> shift) as u32 % LISTS as u32;
         let distance = self.occupied[level].rotate_right(here).trailing_zeros();
         let index = (here + distance) as usize % LISTS;
-        // A list at distance 0 on the top level is a whole revolution away, or due by the clamp of `link`.
+        // A list at distance 0 on the top level is a whole revolution away, or due by the clamp of
+        // `link`.
         let tick = ((self.now >> shift) + u64::from(distance)) << shift;
         (level * LISTS + index, tick.max(self.now))
     }
@@ -185,7 +199,8 @@ impl Wheel {
     }
 }
 
-/// Rounds up: a timer must not fire before its deadline. (The end of time, 584 years from the epoch, is the last whole tick.)
+/// Rounds up: a timer must not fire before its deadline. (The end of time, 584 years from the
+/// epoch, is the last whole tick.)
 fn tick_of(deadline_ns: u64) -> u64 {
     deadline_ns.div_ceil(1 << TICK_SHIFT).min(u64::MAX >> TICK_SHIFT)
 }
@@ -275,7 +290,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
-        /// Against a sorted map: fires exactly what is due, in order of ticks, and never names too late a deadline.
+        /// Against a sorted map: fires exactly what is due, in order of ticks, and never names too
+        /// late a deadline.
         #[test]
         fn behaves_like_a_sorted_map(steps in prop::collection::vec(step(), 1..200)) {
             let mut wheel = Wheel::new(EngineNumber::TEST);
@@ -310,7 +326,8 @@ mod tests {
                 for tag in fired {
                     let (_, deadline) = model.remove(&tag).expect("fired once, and only while pending");
                     prop_assert!(deadline <= now, "fired early");
-                    // Timers added when already overdue come in the order of adding, not of deadlines.
+                    // Timers added when already overdue come in the order of adding, not of
+                    // deadlines.
                     let tick = tick_of(deadline);
                     if matches!(step, Step::Advance(_) | Step::Follow) {
                         prop_assert!(tick >= last, "out of order");

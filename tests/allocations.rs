@@ -1,7 +1,8 @@
-//! In steady state a request allocates nothing: counted by the allocator of this process, on each backend, over all ways to send and to
-//! receive that do not copy to the heap by contract.
+//! In steady state a request allocates nothing: counted by the allocator of this process, on each
+//! backend, over all ways to send and to receive that do not copy to the heap by contract.
 //!
-//! One thread drives two engines in turns, and each thread is counted by itself, so that what is counted is theirs alone.
+//! One thread drives two engines in turns, and each thread is counted by itself, so that what is
+//! counted is theirs alone.
 
 use bytes::{Bytes, BytesMut};
 use proactor::*;
@@ -84,11 +85,13 @@ impl Pair {
         let config = Config::default().backend(backend).ignore_environment(true);
         let mut server = Engine::new(config.clone()).ok()?;
         let mut client = Engine::new(config).expect("the first one worked");
-        let listener = server.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
+        let listener =
+            server.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
         let addr = server.listener_addr(listener).expect("bound");
         let mut options = ConnectOptions::default();
         // What is not asked for by `recv_into` waits.
-        options.socket.read_mode = if way == Way::Into { ReadMode::Paused } else { ReadMode::Streaming };
+        options.socket.read_mode =
+            if way == Way::Into { ReadMode::Paused } else { ReadMode::Streaming };
         let conns: Vec<ConnId> = (0..CONNECTIONS)
             .map(|index| {
                 let options = ConnectOptions { tag: index as u64, ..options.clone() };
@@ -97,7 +100,16 @@ impl Pair {
             .collect();
         let buffers = (0..CONNECTIONS).map(|_| BytesMut::with_capacity(SIZE)).collect();
         let (missing, message) = (vec![0; conns.len()], Bytes::from(vec![7; SIZE]));
-        Some(Pair { server, client, out: Completions::with_capacity(256), conns, missing, buffers, way, message })
+        Some(Pair {
+            server,
+            client,
+            out: Completions::with_capacity(256),
+            conns,
+            missing,
+            buffers,
+            way,
+            message,
+        })
     }
 
     fn ask(&mut self, index: usize) {
@@ -111,7 +123,9 @@ impl Pair {
                     client.send_tagged(conn, self.message.clone(), tag).expect("room");
                 }
             }
-            Way::Write => self.message.chunks(8).for_each(|part| client.write(conn, part).expect("room")),
+            Way::Write => {
+                self.message.chunks(8).for_each(|part| client.write(conn, part).expect("room"))
+            }
             Way::Into => {
                 client.send(conn, self.message.clone()).expect("room");
                 let buffer = self.buffers.pop_front().expect("as many as connections");
@@ -133,7 +147,11 @@ impl Pair {
             asked += 1;
         }
         while answered < count {
-            assert!(start.elapsed() < Duration::from_secs(60), "{:?}: {answered} of {count}", self.way);
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{:?}: {answered} of {count}",
+                self.way
+            );
             self.server.poll(&mut self.out, Some(Duration::ZERO)).expect("poll");
             while let Some(completion) = self.out.pop() {
                 if let Event::Received(data) = completion.event {
@@ -172,7 +190,8 @@ fn no_request_allocates(backend: Backend) {
         let Some(mut pair) = Pair::new(backend, way) else {
             return eprintln!("skipped: no {backend} on this machine");
         };
-        // Until all queues and lists have had their size once: the second time all connections ask at once.
+        // Until all queues and lists have had their size once: the second time all connections ask
+        // at once.
         pair.requests(5_000);
         pair.requests(5_000);
         let before = allocations();

@@ -10,22 +10,30 @@ fn read(name: &str) -> String {
 /// The rows of a table whose header starts so, as lists of cells.
 fn table(text: &str, header: &str) -> Vec<Vec<String>> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with(header));
-    assert!(lines.next().is_some() && lines.next().is_some_and(|line| line.starts_with("|---")), "no table {header:?}");
-    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    assert!(
+        lines.next().is_some() && lines.next().is_some_and(|line| line.starts_with("|---")),
+        "no table {header:?}"
+    );
+    let cells =
+        |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
     lines.take_while(|line| line.starts_with('|')).map(cells).collect()
 }
 
 #[test]
 fn the_table_of_capabilities_is_the_code_s_own() {
     let rows = table(&read("KERNEL_REQUIREMENTS.md"), "| capability | mainline |");
-    let expected: Vec<Vec<String>> =
-        REQUIREMENTS.iter().map(|r| vec![format!("`{}`", r.name), r.kernel.into(), r.lost.into()]).collect();
+    let expected: Vec<Vec<String>> = REQUIREMENTS
+        .iter()
+        .map(|r| vec![format!("`{}`", r.name), r.kernel.into(), r.lost.into()])
+        .collect();
     assert_eq!(rows, expected);
 }
 
 /// 6.1 -> [6, 1].
 fn version(text: &str) -> Vec<u32> {
-    text.split('.').map(|part| part.parse().unwrap_or_else(|_| panic!("{text:?} is no version"))).collect()
+    text.split('.')
+        .map(|part| part.parse().unwrap_or_else(|_| panic!("{text:?} is no version")))
+        .collect()
 }
 
 /// What stands between backticks.
@@ -38,14 +46,21 @@ fn the_table_of_tiers_is_the_code_s_own() {
     let rows = table(&read("KERNEL_REQUIREMENTS.md"), "| tier | mainline |");
     assert_eq!(rows.len(), Tier::ALL.len() + 1, "the tiers, and epoll");
     for (tier, row) in Tier::ALL.into_iter().zip(&rows) {
-        assert_eq!((row[0].as_str(), row[1].as_str()), (format!("`{tier}`").as_str(), tier.kernel()));
-        let mut needs: Vec<&str> = tier.needs().iter().map(|capability| capability.name()).collect();
+        assert_eq!(
+            (row[0].as_str(), row[1].as_str()),
+            (format!("`{tier}`").as_str(), tier.kernel())
+        );
+        let mut needs: Vec<&str> =
+            tier.needs().iter().map(|capability| capability.name()).collect();
         let mut shown = quoted(&row[2]);
         shown.sort_unstable();
         needs.sort_unstable();
         assert_eq!(shown, needs, "what tier {tier} needs");
         let floor = tier.needs().iter().map(|capability| version(capability.kernel())).max();
-        assert!(floor.is_none_or(|floor| floor == version(tier.kernel())), "the floor of {tier} is that of its needs");
+        assert!(
+            floor.is_none_or(|floor| floor == version(tier.kernel())),
+            "the floor of {tier} is that of its needs"
+        );
     }
 }
 
@@ -65,8 +80,13 @@ fn sources() -> String {
 }
 
 /// Words of the kernel that look like names of ours.
-const KERNEL_WORDS: &[&str] =
-    &["io_uring_disabled", "io_uring_group", "io_uring_setup", "io_uring_enter", "io_uring_register"];
+const KERNEL_WORDS: &[&str] = &[
+    "io_uring_disabled",
+    "io_uring_group",
+    "io_uring_setup",
+    "io_uring_enter",
+    "io_uring_register",
+];
 
 #[test]
 fn the_kernel_document_names_nothing_that_the_code_does_not_have() {
@@ -75,9 +95,11 @@ fn the_kernel_document_names_nothing_that_the_code_does_not_have() {
     let prose: Vec<&str> = text.split("```").step_by(2).collect();
     for quote in prose.iter().flat_map(|part| quoted(part)) {
         let name = quote.split(['(', '=', ',', ' ']).next().unwrap_or_default();
-        let is_name =
-            name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        let method = ["Config::", "Engine::", "Event::", "ListenOptions::"].iter().find_map(|of| name.strip_prefix(of));
+        let is_name = name.contains('_')
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        let method = ["Config::", "Engine::", "Event::", "ListenOptions::"]
+            .iter()
+            .find_map(|of| name.strip_prefix(of));
         let known = if let Some(method) = method {
             ["(", ":", ",", " {"].iter().any(|end| sources.contains(&format!(" {method}{end}")))
         } else if name.starts_with("PROACTOR_") {
@@ -103,9 +125,15 @@ fn the_kernel_document_gives_each_capability_the_floor_of_the_code() {
     for requirement in REQUIREMENTS {
         for rest in text.split(&format!("`{}`", requirement.name)).skip(1) {
             let rest = rest.trim_start_matches([',', ' ', '(', '|']);
-            let number: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+            let number: String =
+                rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
             if number.contains('.') && number.starts_with(['5', '6', '7']) {
-                assert_eq!(version(number.trim_end_matches('.')), version(requirement.kernel), "{}", requirement.name);
+                assert_eq!(
+                    version(number.trim_end_matches('.')),
+                    version(requirement.kernel),
+                    "{}",
+                    requirement.name
+                );
                 checked += 1;
             }
         }
@@ -116,7 +144,8 @@ fn the_kernel_document_gives_each_capability_the_floor_of_the_code() {
 /// The names of the environments that the suite has.
 fn environments() -> Vec<String> {
     let source = read("tests/conformance/environments.rs");
-    let list = source[source.find("const ENVIRONMENTS").expect("the list")..].split("name: \"").skip(1);
+    let list =
+        source[source.find("const ENVIRONMENTS").expect("the list")..].split("name: \"").skip(1);
     list.filter_map(|rest| rest.split_once('"'))
         .map(|(name, _)| name.to_owned())
         .filter(|name| !name.is_empty())
@@ -126,15 +155,27 @@ fn environments() -> Vec<String> {
 #[test]
 fn the_tables_of_kernels_are_whole_and_without_failures() {
     let text = read("KERNEL_REQUIREMENTS.md");
-    let ran = text.lines().find(|line| line.starts_with("By `tests/kernels/run` on 20")).expect("a date");
-    assert_eq!(ran.split(' ').nth(3).map(|date| date.trim_end_matches(':').len()), Some(10), "{ran}");
+    let ran =
+        text.lines().find(|line| line.starts_with("By `tests/kernels/run` on 20")).expect("a date");
+    assert_eq!(
+        ran.split(' ').nth(3).map(|date| date.trim_end_matches(':').len()),
+        Some(10),
+        "{ran}"
+    );
     let kernels = table(&text, "| kernel | chosen by default |");
     for floor in ["5.10.", "6.1.", "6.12.", "7."] {
         assert!(kernels.iter().any(|row| row[0].starts_with(floor)), "no kernel {floor}");
     }
     for row in &kernels {
-        let tier = row[1].trim_matches('`').strip_prefix("uring/").and_then(Tier::from_name).expect("a tier");
-        assert!(tier == Tier::Deferred || version(row[0][..4].trim_end_matches('.')) < version("6.1"), "{row:?}");
+        let tier = row[1]
+            .trim_matches('`')
+            .strip_prefix("uring/")
+            .and_then(Tier::from_name)
+            .expect("a tier");
+        assert!(
+            tier == Tier::Deferred || version(row[0][..4].trim_end_matches('.')) < version("6.1"),
+            "{row:?}"
+        );
         assert!(row[2..].iter().all(|counts| counts.contains(" 0 failed")), "{row:?}");
     }
     let rows = table(&text, "| environment | stands on |");
@@ -159,7 +200,10 @@ fn the_readme_names_every_example_and_the_test_command() {
             assert!(readme.contains(&format!("`{name}`")), "{name} is missing");
         }
     }
-    assert!(readme.contains("cargo run --release --example quickstart") && readme.contains("\ncargo test\n"));
+    assert!(
+        readme.contains("cargo run --release --example quickstart")
+            && readme.contains("\ncargo test\n")
+    );
 }
 
 /// What the page on speed tells a reader to run must be there, and what it quotes must be measured.
@@ -190,9 +234,11 @@ fn the_page_on_speed_names_what_can_be_run() {
 fn the_table_of_planted_bugs_is_the_code_s_own() {
     let source = read("src/mutant.rs");
     let list = &source[source.find("mutants! {").expect("the list")..];
-    let mut names: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix("\";")?.split('"').nth(1)).collect();
+    let mut names: Vec<&str> =
+        list.lines().filter_map(|line| line.strip_suffix("\";")?.split('"').nth(1)).collect();
     let rows = table(&read("docs/fuzzing.md"), "| planted |");
-    let mut shown: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    let mut shown: Vec<String> =
+        rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
     names.sort_unstable();
     shown.sort_unstable();
     assert!(names.len() >= 10 && names == shown, "{names:?}, documented {shown:?}");

@@ -1,5 +1,6 @@
-//! The examples as a user runs them, against other people's programs: nc, socat, redis-cli where they are installed. What is not
-//! installed is skipped by name; `PROACTOR_REQUIRE=tools` makes that a failure.
+//! The examples as a user runs them, against other people's programs: nc, socat, redis-cli where
+//! they are installed. What is not installed is skipped by name; `PROACTOR_REQUIRE=tools` makes
+//! that a failure.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -23,14 +24,21 @@ fn example(name: &str) -> Command {
     let path: PathBuf = path.join("examples").join(name);
     assert!(path.exists(), "{} is missing: run `cargo build --examples` first", path.display());
     let mut command = Command::new(path);
-    command.env_remove("PROACTOR_BACKEND").env_remove("PROACTOR_TIER").env_remove("PROACTOR_DISABLE");
+    command
+        .env_remove("PROACTOR_BACKEND")
+        .env_remove("PROACTOR_TIER")
+        .env_remove("PROACTOR_DISABLE");
     command
 }
 
 fn installed(tool: &str) -> bool {
-    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(tool).exists());
+    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|dir| dir.join(tool).exists());
     if !found {
-        assert!(!std::env::var("PROACTOR_REQUIRE").is_ok_and(|list| list.contains("tools")), "no {tool}");
+        assert!(
+            !std::env::var("PROACTOR_REQUIRE").is_ok_and(|list| list.contains("tools")),
+            "no {tool}"
+        );
         println!("skipped: no {tool} on this machine");
     }
     found
@@ -78,7 +86,12 @@ impl Server {
 
 /// Runs a client with `input` on its standard input.
 fn pipe(mut command: Command, input: &[u8]) -> Output {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
@@ -91,7 +104,9 @@ fn noise(len: usize) -> Vec<u8> {
     let mut state = 7u64;
     (0..len)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         })
         .collect()
@@ -103,7 +118,11 @@ fn echo_server_serves_other_peoples_clients() {
         let Some(server) = Server::start(variant) else { continue };
         let fields: Vec<&str> = server.banner.split(' ').collect();
         assert!(fields.len() == 5 && fields[..2] == ["listening", "on"], "{}", server.banner);
-        assert!(fields[3].starts_with("backend=") && fields[4].starts_with("tier="), "{}", server.banner);
+        assert!(
+            fields[3].starts_with("backend=") && fields[4].starts_with("tier="),
+            "{}",
+            server.banner
+        );
         let bytes = noise(5_000_000);
         if installed("socat") {
             let mut socat = Command::new("socat");
@@ -118,7 +137,11 @@ fn echo_server_serves_other_peoples_clients() {
         let mut netcat = example("netcat");
         netcat.args(["127.0.0.1", server.port()]).args(*variant);
         let output = pipe(netcat, &bytes);
-        assert!(output.status.success() && output.stdout == bytes, "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success() && output.stdout == bytes,
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         server.stop(libc::SIGTERM);
     }
 }
@@ -140,7 +163,10 @@ fn echo_server_finishes_what_it_began() {
         });
         std::thread::sleep(std::time::Duration::from_millis(50));
         let text = server.stop(libc::SIGINT);
-        assert!(text.contains("draining 1 connections") && text.contains("bytes_received: 300000"), "{text}");
+        assert!(
+            text.contains("draining 1 connections") && text.contains("bytes_received: 300000"),
+            "{text}"
+        );
         assert!(reader.join().unwrap() == bytes[1..]);
     }
 }
@@ -171,8 +197,17 @@ fn load_verifies_and_reports() {
                 "{mode} on {variant:?}: {text}{}",
                 String::from_utf8_lossy(&output.stderr)
             );
-            let json: serde_json::Value = serde_json::from_str(text.trim()).expect("one line of JSON");
-            for key in ["requests", "requests_per_s", "p50_us", "p99_us", "p999_us", "cpu_us_per_request", "errors"] {
+            let json: serde_json::Value =
+                serde_json::from_str(text.trim()).expect("one line of JSON");
+            for key in [
+                "requests",
+                "requests_per_s",
+                "p50_us",
+                "p99_us",
+                "p999_us",
+                "cpu_us_per_request",
+                "errors",
+            ] {
                 assert!(json[key].is_number(), "{key} in {text}");
             }
             assert!(json["requests"].as_u64() > Some(0) && json["errors"] == 0, "{text}");
@@ -182,8 +217,8 @@ fn load_verifies_and_reports() {
     }
 }
 
-/// A server that stalls keeps many requests waiting. In a closed loop that is one slow answer a connection; with a rate it is all that were
-/// due meanwhile.
+/// A server that stalls keeps many requests waiting. In a closed loop that is one slow answer a
+/// connection; with a rate it is all that were due meanwhile.
 #[test]
 fn load_with_a_rate_omits_nothing_that_a_stall_delayed() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -205,7 +240,8 @@ fn load_with_a_rate_omits_nothing_that_a_stall_delayed() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let due = json["requests"].as_u64().unwrap() + json["unanswered"].as_u64().unwrap();
     assert!((990..=1001).contains(&due), "{due} of 1000 were sent: {json}");
-    // A third of them and more came due in the stall, so the slowest hundredth waited for nearly all of it.
+    // A third of them and more came due in the stall, so the slowest hundredth waited for nearly
+    // all of it.
     assert!(json["p99_us"].as_u64() > Some(350_000), "{json}");
     assert!(server.join().unwrap() >= json["requests"].as_u64().unwrap());
 }
@@ -233,7 +269,10 @@ fn load_notices_a_server_that_lies() {
             }
         }
     });
-    let output = example("load").args(["--addr", &addr, "--conns", "1", "--seconds", "2", "--json"]).output().unwrap();
+    let output = example("load")
+        .args(["--addr", &addr, "--conns", "1", "--seconds", "2", "--json"])
+        .output()
+        .unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("wrong bytes"), "{output:?}");
     liar.join().unwrap();
@@ -265,7 +304,10 @@ fn bad_arguments_are_errors_that_help() {
         let output = example(name).arg("--help").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(["--backend", "--tier", "--disable"].iter().all(|option| text.contains(option)), "{name}: {text}");
+        assert!(
+            ["--backend", "--tier", "--disable"].iter().all(|option| text.contains(option)),
+            "{name}: {text}"
+        );
     }
 }
 
@@ -275,9 +317,17 @@ fn probe_and_quickstart_report() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(json["capabilities"].as_array().map(Vec::len), Some(proactor::REQUIREMENTS.len()));
     let text = String::from_utf8(example("probe").output().unwrap().stdout).unwrap();
-    assert!(proactor::REQUIREMENTS.iter().all(|requirement| text.contains(requirement.name)), "{text}");
+    assert!(
+        proactor::REQUIREMENTS.iter().all(|requirement| text.contains(requirement.name)),
+        "{text}"
+    );
     let output = example("quickstart").args(["--seconds", "0.3", "--conns", "5"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("requests/s") && text.contains("epoll/none") && text.contains("defer_taskrun"), "{text}");
+    assert!(
+        text.contains("requests/s")
+            && text.contains("epoll/none")
+            && text.contains("defer_taskrun"),
+        "{text}"
+    );
 }

@@ -1,6 +1,8 @@
-//! The waker's word under every interleaving: no wake-up is lost, and the descriptor is written at most once per sleep.
+//! The waker's word under every interleaving: no wake-up is lost, and the descriptor is written at
+//! most once per sleep.
 //!
-//! The file under test is compiled here over loom's atomics; in the crate it is compiled over std's.
+//! The file under test is compiled here over loom's atomics; in the crate it is compiled over
+//! std's.
 
 #[path = "../src/waker/signal.rs"]
 #[allow(dead_code)]
@@ -33,7 +35,11 @@ impl Engine {
     fn new() -> Arc<Engine> {
         Arc::new(Engine {
             signal: Signal::new(),
-            event: Event { readable: Mutex::new(false), changed: Condvar::new(), writes: AtomicUsize::new(0) },
+            event: Event {
+                readable: Mutex::new(false),
+                changed: Condvar::new(),
+                writes: AtomicUsize::new(0),
+            },
             inbox: AtomicUsize::new(0),
         })
     }
@@ -86,7 +92,10 @@ fn model(wakers: usize, stay_asleep: bool) {
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         let writes = engine.event.writes.load(Ordering::Relaxed);
         // A call after the last sleep may write too, in the mode that wants it.
-        assert!(writes <= sleeps + usize::from(stay_asleep) * wakers, "{writes} writes, {sleeps} sleeps");
+        assert!(
+            writes <= sleeps + usize::from(stay_asleep) * wakers,
+            "{writes} writes, {sleeps} sleeps"
+        );
         // What came after the last look is still there for the next poll.
         assert!(engine.inbox.load(Ordering::Acquire) == wakers);
     });

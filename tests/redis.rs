@@ -1,5 +1,5 @@
-//! Against a real Redis server, on every backend and tier that this machine has. `PROACTOR_REQUIRE=redis` makes a missing
-//! redis-server a failure instead of a skip.
+//! Against a real Redis server, on every backend and tier that this machine has.
+//! `PROACTOR_REQUIRE=redis` makes a missing redis-server a failure instead of a skip.
 
 #[allow(unused)]
 #[path = "../examples/common/mod.rs"]
@@ -24,19 +24,31 @@ impl Server {
         // A port that was free a moment ago; somebody else taking it shows at once.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--unixsocket", "redis.sock"])
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--unixsocket",
+                "redis.sock",
+            ])
             .args(["--save", "", "--appendonly", "no", "--dir", "."])
             .current_dir(&dir)
             .stdout(Stdio::null())
             .spawn();
         let Ok(child) = child else {
-            assert!(!std::env::var("PROACTOR_REQUIRE").is_ok_and(|list| list.contains("redis")), "no redis-server");
+            assert!(
+                !std::env::var("PROACTOR_REQUIRE").is_ok_and(|list| list.contains("redis")),
+                "no redis-server"
+            );
             println!("skipped: no redis-server on this machine");
             return None;
         };
         let server = Server { child, dir, port };
         let deadline = Instant::now() + Duration::from_secs(30);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() || !server.dir.join("redis.sock").exists() {
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
+            || !server.dir.join("redis.sock").exists()
+        {
             assert!(Instant::now() < deadline, "redis-server did not come up");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -59,7 +71,9 @@ fn sets_and_gets_on_every_backend() {
     let mut configs = vec![("epoll".to_owned(), plain().backend(Backend::Epoll))];
     configs.extend(Tier::ALL.map(|tier| (format!("uring/{tier}"), plain().tier(tier))));
     for (name, config) in configs {
-        for addr in [Addr::from(([127, 0, 0, 1], server.port)), Addr::Unix(server.dir.join("redis.sock"))] {
+        for addr in
+            [Addr::from(([127, 0, 0, 1], server.port)), Addr::Unix(server.dir.join("redis.sock"))]
+        {
             let mut engine = match Engine::new(config.clone()) {
                 Ok(engine) => engine,
                 Err(error) => {

@@ -1,4 +1,5 @@
-//! Simulated worlds: what is promised of time, chance, faults and programs. The engine's own behaviour there is in the conformance suite.
+//! Simulated worlds: what is promised of time, chance, faults and programs. The engine's own
+//! behaviour there is in the conformance suite.
 
 use proactor::sim::{Action, Census, Fault, Faults, Host, Link, World};
 use proactor::*;
@@ -15,7 +16,10 @@ struct Node {
 
 impl Node {
     fn new(host: &Host) -> Node {
-        Node { engine: host.engine(Config::default()).unwrap(), out: Completions::with_capacity(64) }
+        Node {
+            engine: host.engine(Config::default()).unwrap(),
+            out: Completions::with_capacity(64),
+        }
     }
 
     fn poll(&mut self, timeout: Duration) -> Vec<Completion> {
@@ -29,7 +33,9 @@ impl Node {
         for _ in 0..10_000 {
             for completion in self.poll(Duration::from_secs(10)) {
                 match completion.event {
-                    Event::Received(data) if completion.conn == conn => bytes.extend_from_slice(&data),
+                    Event::Received(data) if completion.conn == conn => {
+                        bytes.extend_from_slice(&data)
+                    }
                     Event::Closed(reason) if completion.conn == conn => return (bytes, reason),
                     _ => {}
                 }
@@ -41,7 +47,11 @@ impl Node {
     /// Polls until it is connected.
     fn connect(&mut self, addr: impl Into<Addr>) -> ConnId {
         let conn = self.engine.connect(addr, ConnectOptions::default()).unwrap();
-        while !self.poll(Duration::from_secs(1)).iter().any(|completion| matches!(completion.event, Event::Connected)) {
+        while !self
+            .poll(Duration::from_secs(1))
+            .iter()
+            .any(|completion| matches!(completion.event, Event::Connected))
+        {
             assert!(self.engine.is_live(conn), "the connect failed");
         }
         conn
@@ -83,7 +93,8 @@ fn exchange(client: &Host, addr: impl Into<Addr>, len: usize) -> (Vec<u8>, Close
     node.end_of(conn)
 }
 
-/// Four exchanges at a time on one engine, which pauses and resumes them in turn; how much came back, and how each ended.
+/// Four exchanges at a time on one engine, which pauses and resumes them in turn; how much came
+/// back, and how each ended.
 fn busy_exchanges(client: &Host, addr: impl Into<Addr>, len: usize) -> Vec<(usize, CloseKind)> {
     let (mut node, addr) = (Node::new(client), addr.into());
     let conns: Vec<ConnId> = (0..4)
@@ -105,7 +116,8 @@ fn busy_exchanges(client: &Host, addr: impl Into<Addr>, len: usize) -> Vec<(usiz
             };
         }
         for completion in node.poll(Duration::from_millis(1)) {
-            let end = &mut ends[conns.iter().position(|conn| *conn == completion.conn).expect("one of the four")];
+            let end = &mut ends
+                [conns.iter().position(|conn| *conn == completion.conn).expect("one of the four")];
             match completion.event {
                 Event::Received(data) => end.0 += data.len(),
                 Event::Closed(reason) => end.1 = reason.kind,
@@ -144,7 +156,8 @@ fn equal_seeds_are_equal_runs_with_programs_too() {
                 world.spawn(&format!("client {index}"), move || exchange(&client, addr, 20_000).1)
             })
             .collect();
-        let reasons: Vec<CloseReason> = others.into_iter().map(|program| program.join().unwrap()).collect();
+        let reasons: Vec<CloseReason> =
+            others.into_iter().map(|program| program.join().unwrap()).collect();
         (world.trace_hash(), world.trace(), reasons)
     };
     let (first, again, other) = (run(5), run(5), run(6));
@@ -245,14 +258,24 @@ fn connects_end_in_every_way() {
         CloseKind::Unreachable
     );
     let (hangs, took) = ends((silent, 9).into(), brief);
-    assert!(hangs.kind == CloseKind::ConnectTimedOut && took >= Duration::from_millis(300) && hangs.errno.is_none());
+    assert!(
+        hangs.kind == CloseKind::ConnectTimedOut
+            && took >= Duration::from_millis(300)
+            && hangs.errno.is_none()
+    );
     // Without a timeout of its own, the kernel's.
     let (hangs, took) = ends((silent, 9).into(), Some(Duration::from_secs(600)));
-    assert_eq!((hangs.kind, hangs.errno), (CloseKind::ConnectTimedOut, Some(Errno(libc::ETIMEDOUT))));
+    assert_eq!(
+        (hangs.kind, hangs.errno),
+        (CloseKind::ConnectTimedOut, Some(Errno(libc::ETIMEDOUT)))
+    );
     assert_eq!(took.as_secs(), 127);
     assert_eq!(ends(Addr::Unix("/nowhere".into()), brief).0.errno, Some(Errno(libc::ENOENT)));
     // IPv6, and loopback of its own: the server is another host.
-    assert_eq!(exchange(&client, (server.ipv6(), PORT), 5).1.errno, Some(Errno(libc::ECONNREFUSED)));
+    assert_eq!(
+        exchange(&client, (server.ipv6(), PORT), 5).1.errno,
+        Some(Errno(libc::ECONNREFUSED))
+    );
     assert_eq!(ends(([127, 0, 0, 1], PORT).into(), brief).0.kind, CloseKind::Refused);
 }
 
@@ -344,7 +367,11 @@ fn resets_come_after_the_very_byte() {
         node.engine.send(conn, vec![1; 100_000]).unwrap();
         let (back, reason) = node.end_of(conn);
         assert_eq!((reason.kind, reason.errno), (CloseKind::Reset, Some(Errno(libc::ECONNRESET))));
-        assert!(back.len() as u64 <= bytes && reason.unsent_bytes > 0, "{} came back of {bytes}", back.len());
+        assert!(
+            back.len() as u64 <= bytes && reason.unsent_bytes > 0,
+            "{} came back of {bytes}",
+            back.len()
+        );
         // The server's end learns of it as well.
         world.sleep(Duration::from_secs(1));
         assert_eq!(world.census().sockets, 0, "after {bytes} bytes");
@@ -354,7 +381,9 @@ fn resets_come_after_the_very_byte() {
 #[test]
 fn each_fault_can_be_forced_and_switched_off() {
     // Forced: it happens just so often, at the next occasions, whatever its probability.
-    for fault in Fault::ALL.iter().copied().filter(|fault| !matches!(fault, Fault::Hang | Fault::Crash)) {
+    for fault in
+        Fault::ALL.iter().copied().filter(|fault| !matches!(fault, Fault::Hang | Fault::Crash))
+    {
         let (world, server, client) = world_with_echo(2);
         world.keep_trace(usize::MAX);
         for host in [&server, &client] {
@@ -382,14 +411,19 @@ fn completions_overtake_each_other() {
     let (world, server, client) = world_with_echo(2);
     world.keep_trace(usize::MAX);
     world.set_faults(Faults::default().with(Fault::Reorder, 1.0));
-    assert_eq!(busy_exchanges(&client, (server.ip(), PORT), 50_000), [(50_000, CloseKind::PeerClosed); 4]);
+    assert_eq!(
+        busy_exchanges(&client, (server.ip(), PORT), 50_000),
+        [(50_000, CloseKind::PeerClosed); 4]
+    );
     assert!(world.trace().contains("FAULT reorder"));
 }
 
 #[test]
 fn hosts_crash_by_chance_and_come_back() {
     let (world, server, client) = world_with_echo(2);
-    world.set_faults(Faults::default().with(Fault::Crash, 0.02).partition_max(Duration::from_millis(10)));
+    world.set_faults(
+        Faults::default().with(Fault::Crash, 0.02).partition_max(Duration::from_millis(10)),
+    );
     let (mut crashes, mut exchanges) = (0, 0);
     for _ in 0..200 {
         let Ok(mut engine) = client.engine(Config::default()) else {
@@ -402,7 +436,10 @@ fn hosts_crash_by_chance_and_come_back() {
         while engine.is_live(conn) {
             match engine.poll(&mut out, Some(Duration::from_millis(50))) {
                 Ok(_) => {
-                    exchanges += out.drain().filter(|completion| matches!(completion.event, Event::Connected)).count()
+                    exchanges += out
+                        .drain()
+                        .filter(|completion| matches!(completion.event, Event::Connected))
+                        .count()
                 }
                 Err(Error::Simulation(Halt::Crashed)) => break,
                 Err(error) => panic!("{error}"),
@@ -421,7 +458,8 @@ fn extreme_values_are_only_slow() {
     let (world, server, client) = world_with_echo(1);
     let faults = Faults::harmless(0.5).delay_max(Duration::MAX).partition_max(Duration::MAX);
     world.set_faults(faults);
-    let link = Link { latency: Duration::MAX, jitter: Duration::MAX, bandwidth: Some(0), buffer_bytes: 0 };
+    let link =
+        Link { latency: Duration::MAX, jitter: Duration::MAX, bandwidth: Some(0), buffer_bytes: 0 };
     world.set_link(&server, &client, link);
     let mut node = Node::new(&client);
     let conn = node.engine.connect((server.ip(), PORT), ConnectOptions::default()).unwrap();
@@ -437,7 +475,10 @@ fn extreme_values_are_only_slow() {
     }
     assert_eq!(kind, Some(CloseKind::ConnectTimedOut));
     world.at(Duration::MAX, Action::Crash(server.clone()));
-    assert!(std::panic::catch_unwind(|| World::new(2).act(Action::Crash(server))).is_err(), "a host of another world");
+    assert!(
+        std::panic::catch_unwind(|| World::new(2).act(Action::Crash(server))).is_err(),
+        "a host of another world"
+    );
 }
 
 #[test]
@@ -463,7 +504,9 @@ fn descriptors_run_out_and_come_back() {
     let list = node.poll(Duration::from_secs(1));
     assert!(matches!(list[0].event, Event::Accepted { .. }));
     let paused = |completion: &Completion| match completion.event {
-        Event::ListenerPaused { listener: id, errno } => id == listener && errno == Some(Errno(libc::EMFILE)),
+        Event::ListenerPaused { listener: id, errno } => {
+            id == listener && errno == Some(Errno(libc::EMFILE))
+        }
         _ => false,
     };
     let list: Vec<_> = list.into_iter().chain(node.poll(Duration::from_secs(1))).collect();
@@ -492,7 +535,10 @@ fn peers_are_plain_sockets() {
     far.reset_on_drop();
     drop(far);
     let mut bytes = Vec::new();
-    assert_eq!(near.read_to_end(&mut bytes).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(
+        near.read_to_end(&mut bytes).unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
     assert!(client.connect((server.ip(), 9)).is_err());
     drop((near, listener));
     assert_eq!(world.census(), Census { sockets: 0, listeners: 0, descriptors: 0 });
@@ -515,7 +561,10 @@ fn a_world_can_be_stepped_by_hand() {
         steps += 1;
         assert!(steps < 100, "{told:?}");
     }
-    assert!(matches!(told[..], [Event::Accepted { .. }, Event::Connected, Event::Timer { .. }]), "{told:?}");
+    assert!(
+        matches!(told[..], [Event::Accepted { .. }, Event::Connected, Event::Timer { .. }]),
+        "{told:?}"
+    );
     assert!(world.now() >= Duration::from_secs(60));
     b.engine.abort(conn).unwrap();
     for _ in 0..10 {
@@ -535,9 +584,13 @@ fn simulated_engines_say_what_they_are() {
     assert!(engine.info().to_string().contains("backend   sim"));
     assert!(matches!(engine.as_fd(), Err(Error::Unsupported { .. })));
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    assert!(matches!(engine.adopt(one.into(), SocketOptions::default()), Err(Error::Unsupported { .. })));
+    assert!(matches!(
+        engine.adopt(one.into(), SocketOptions::default()),
+        Err(Error::Unsupported { .. })
+    ));
     assert_eq!(engine.connections(), 0);
-    let error = Engine::new(Config::default().ignore_environment(true).backend(Backend::Sim)).unwrap_err();
+    let error =
+        Engine::new(Config::default().ignore_environment(true).backend(Backend::Sim)).unwrap_err();
     assert!(error.to_string().contains("World::engine"), "{error}");
     assert_eq!(host.name(), "somewhere");
 }

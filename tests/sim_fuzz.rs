@@ -1,5 +1,6 @@
-//! The fuzzer of the engine as a test: many seeds in a simulated world, some of the same programs on this machine's kernel, and with the
-//! feature `mutants`, planted bugs that must be found. By hand: `cargo run --release --example sim_fuzz -- --help`.
+//! The fuzzer of the engine as a test: many seeds in a simulated world, some of the same programs
+//! on this machine's kernel, and with the feature `mutants`, planted bugs that must be found. By
+//! hand: `cargo run --release --example sim_fuzz -- --help`.
 
 mod fuzz;
 
@@ -27,7 +28,8 @@ fn main() {
             .with_ignored_flag(!cfg!(feature = "mutants")),
     ];
     for backend in [Backend::Uring, Backend::Epoll] {
-        let lacking = Engine::new(Config::default().ignore_environment(true).backend(backend)).is_err();
+        let lacking =
+            Engine::new(Config::default().ignore_environment(true).backend(backend)).is_err();
         let trial = Trial::test(format!("seeds_on_{backend}"), move || programs_on(backend));
         trials.push(trial.with_ignored_flag(lacking));
     }
@@ -59,7 +61,9 @@ fn same_seed_same_trace() -> Result<(), Failed> {
     for seed in 0..40 {
         let (first, again) = (Plan::of(seed).run(0), Plan::of(seed).run(5_000));
         if (first.trace_hash, first.completions) != (again.trace_hash, again.completions) {
-            return Err(format!("seed {seed}: {:x} and {:x}", first.trace_hash, again.trace_hash).into());
+            return Err(
+                format!("seed {seed}: {:x} and {:x}", first.trace_hash, again.trace_hash).into()
+            );
         }
         hashes.insert(first.trace_hash);
     }
@@ -82,19 +86,27 @@ fn simulated(seed: u64, faults: Faults) -> Result<Vec<Told>, Failed> {
 
 fn backends_agree() -> Result<(), Failed> {
     let kernels = [Backend::Uring, Backend::Epoll];
-    let there = |backend: &Backend| Engine::new(Config::default().ignore_environment(true).backend(*backend)).is_ok();
+    let there = |backend: &Backend| {
+        Engine::new(Config::default().ignore_environment(true).backend(*backend)).is_ok()
+    };
     let kernels: Vec<Backend> = kernels.into_iter().filter(there).collect();
     for seed in 0..(seeds() / 100).clamp(12, 16) {
         let expected = simulated(seed, Faults::default())?;
-        let mut others = vec![("simulated, with faults".to_owned(), simulated(seed, Faults::harmless(0.2))?)];
+        let mut others =
+            vec![("simulated, with faults".to_owned(), simulated(seed, Faults::harmless(0.2))?)];
         for backend in &kernels {
             let told = dialogue::run(seed, &Stage::Kernel(*backend));
-            others.push((backend.to_string(), told.map_err(|why| format!("seed {seed} on {backend}: {why}"))?));
+            others.push((
+                backend.to_string(),
+                told.map_err(|why| format!("seed {seed} on {backend}: {why}"))?,
+            ));
         }
         for (name, told) in others {
             for (index, (told, expected)) in told.iter().zip(&expected).enumerate() {
                 if told != expected {
-                    let text = format!("seed {seed}, dialogue {index}: {name} {told:?}, simulated {expected:?}");
+                    let text = format!(
+                        "seed {seed}, dialogue {index}: {name} {told:?}, simulated {expected:?}"
+                    );
                     return Err(text.into());
                 }
             }
@@ -127,7 +139,8 @@ mod mutants {
 
     fn found(mutant: Mutant) -> Option<(u64, String)> {
         plant(Some(mutant));
-        let found = (0..SEEDS_MAX).find_map(|seed| Plan::of(seed).run(0).failure.map(|why| (seed, why)));
+        let found =
+            (0..SEEDS_MAX).find_map(|seed| Plan::of(seed).run(0).failure.map(|why| (seed, why)));
         plant(None);
         found
     }
@@ -145,17 +158,25 @@ mod mutants {
                     None => alive.push(mutant.name()),
                 }
             }
-            if alive.is_empty() { Ok(()) } else { Err(format!("survived {SEEDS_MAX} seeds: {alive:?}").into()) }
+            if alive.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("survived {SEEDS_MAX} seeds: {alive:?}").into())
+            }
         })]
     }
 
     pub fn shrinking_keeps_the_failure() -> Result<(), Failed> {
         plant(Some(Mutant::LeakyPause));
-        let plan = (0..).map(Plan::of).find(|plan| plan.run(0).failure.is_some()).expect("found above");
+        let plan =
+            (0..).map(Plan::of).find(|plan| plan.run(0).failure.is_some()).expect("found above");
         let smaller = plan.shrink(300);
         let fails = smaller.run(0).failure.is_some();
         plant(None);
-        match fails && smaller.kinds().len() <= plan.kinds().len() && smaller.actions <= plan.actions {
+        match fails
+            && smaller.kinds().len() <= plan.kinds().len()
+            && smaller.actions <= plan.actions
+        {
             true => Ok(()),
             false => Err(format!("{plan:?} was shrunk to {smaller:?}").into()),
         }

@@ -1,12 +1,13 @@
-//! An echo server in parts: feed it completions. Received leases go back as they are; when a peer does not read, reading from
-//! it pauses, so that memory stays bounded.
+//! An echo server in parts: feed it completions. Received leases go back as they are; when a peer
+//! does not read, reading from it pauses, so that memory stays bounded.
 
 use proactor::{Completion, ConnId, Engine, Event, Payload, SendError};
 use std::collections::{HashMap, VecDeque};
 
 #[derive(Default)]
 pub struct Echo {
-    /// What did not fit into a connection's send queue, and whether the peer has sent its FIN meanwhile.
+    /// What did not fit into a connection's send queue, and whether the peer has sent its FIN
+    /// meanwhile.
     waiting: HashMap<ConnId, (VecDeque<Payload>, bool)>,
 }
 
@@ -18,11 +19,14 @@ impl Echo {
             Event::Drained => self.go_on(engine, conn),
             Event::ReadClosed => match self.waiting.get_mut(&conn) {
                 Some((_, finished)) => *finished = true,
-                // Sends what is left, then the FIN; the connection ends by itself when both sides are shut.
+                // Sends what is left, then the FIN; the connection ends by itself when both sides
+                // are shut.
                 None => drop(engine.shutdown_write(conn)),
             },
             Event::Closed(_) => drop(self.waiting.remove(&conn)),
-            Event::ListenerPaused { errno: Some(errno), .. } => eprintln!("accepting paused: {errno}"),
+            Event::ListenerPaused { errno: Some(errno), .. } => {
+                eprintln!("accepting paused: {errno}")
+            }
             Event::ListenerResumed { .. } => eprintln!("accepting again"),
             _ => {}
         }
@@ -30,7 +34,9 @@ impl Echo {
 
     fn send(&mut self, engine: &mut Engine, conn: ConnId, payload: Payload) {
         // Behind what waits already, in order.
-        if let Some((queue, _)) = (!self.waiting.is_empty()).then(|| self.waiting.get_mut(&conn)).flatten() {
+        if let Some((queue, _)) =
+            (!self.waiting.is_empty()).then(|| self.waiting.get_mut(&conn)).flatten()
+        {
             queue.push_back(payload);
             return;
         }

@@ -4,7 +4,8 @@ use super::Failure;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use proactor::{
-    Addr, CloseKind, CloseReason, Completion, Completions, ConnId, ConnectOptions, Engine, Event, SendError,
+    Addr, CloseKind, CloseReason, Completion, Completions, ConnId, ConnectOptions, Engine, Event,
+    SendError,
 };
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -36,7 +37,8 @@ pub struct Outcome {
     pub elapsed: Duration,
     pub latency_us: Histogram<u64>,
     pub errors: u64,
-    /// Requests that were due and not answered when the time was up. They are in `latency_us`, with the time they had waited.
+    /// Requests that were due and not answered when the time was up. They are in `latency_us`, with
+    /// the time they had waited.
     pub unanswered: u64,
     /// The first thing that went wrong.
     pub first_error: Option<String>,
@@ -97,7 +99,8 @@ impl Load {
             (state >> 24) as u8
         };
         let period: Vec<u8> = (0..PERIOD).map(|_| byte()).collect();
-        let pattern: Vec<u8> = period.iter().copied().cycle().take(PERIOD + plan.size.max(1 << 20)).collect();
+        let pattern: Vec<u8> =
+            period.iter().copied().cycle().take(PERIOD + plan.size.max(1 << 20)).collect();
         let now = Instant::now();
         let outcome = Outcome {
             requests: 0,
@@ -107,12 +110,27 @@ impl Load {
             unanswered: 0,
             first_error: None,
         };
-        let schedule = plan.rate.map(|rate| Schedule { interval: Duration::from_secs_f64(1.0 / rate), sent: 0 });
-        Ok(Load { plan, pattern: pattern.into(), clients: Vec::new(), outcome, schedule, opened: 0, now, start: now })
+        let schedule = plan
+            .rate
+            .map(|rate| Schedule { interval: Duration::from_secs_f64(1.0 / rate), sent: 0 });
+        Ok(Load {
+            plan,
+            pattern: pattern.into(),
+            clients: Vec::new(),
+            outcome,
+            schedule,
+            opened: 0,
+            now,
+            start: now,
+        })
     }
 
     /// Runs the plan to its end; tells how far it is from time to time.
-    pub fn run(mut self, engine: &mut Engine, mut progress: impl FnMut(f64, u64)) -> Result<Outcome, Failure> {
+    pub fn run(
+        mut self,
+        engine: &mut Engine,
+        mut progress: impl FnMut(f64, u64),
+    ) -> Result<Outcome, Failure> {
         let mut completions = Completions::with_capacity(1024);
         for index in 0..self.plan.conns {
             self.clients.push(Client::new(ConnId::NONE, VecDeque::new()));
@@ -131,11 +149,17 @@ impl Load {
             }
             if self.now - told > Duration::from_millis(100) {
                 told = self.now;
-                progress((told - self.start).as_secs_f64() / self.plan.duration.as_secs_f64(), self.outcome.requests);
+                progress(
+                    (told - self.start).as_secs_f64() / self.plan.duration.as_secs_f64(),
+                    self.outcome.requests,
+                );
             }
             let longest = (end - self.now).min(Duration::from_millis(100));
             let until_due = self.send_due(engine);
-            engine.poll(&mut completions, Some(until_due.map_or(longest, |until_due| until_due.min(longest))))?;
+            engine.poll(
+                &mut completions,
+                Some(until_due.map_or(longest, |until_due| until_due.min(longest))),
+            )?;
             self.now = Instant::now();
             for completion in completions.drain() {
                 self.handle(engine, completion, true)?;
@@ -148,7 +172,11 @@ impl Load {
     }
 
     /// With a rate, time begins when all connections are there.
-    fn wait_until_open(&mut self, engine: &mut Engine, completions: &mut Completions) -> Result<(), Failure> {
+    fn wait_until_open(
+        &mut self,
+        engine: &mut Engine,
+        completions: &mut Completions,
+    ) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.clients.iter().any(|client| !client.open && !client.conn.is_none()) {
             if Instant::now() > deadline {
@@ -162,8 +190,9 @@ impl Load {
         Ok(())
     }
 
-    /// Sends what is due by now, each connection in turn, whether earlier answers came or not: their time counts from when they were
-    /// due, so that a server that stalls cannot hide what it kept waiting. Returns how long there is nothing to send.
+    /// Sends what is due by now, each connection in turn, whether earlier answers came or not:
+    /// their time counts from when they were due, so that a server that stalls cannot hide what it
+    /// kept waiting. Returns how long there is nothing to send.
     fn send_due(&mut self, engine: &mut Engine) -> Option<Duration> {
         let schedule = self.schedule.as_mut()?;
         let elapsed = self.now - self.start;
@@ -184,7 +213,8 @@ impl Load {
 
     /// What is due and did not fit before.
     fn send_owed(&mut self, engine: &mut Engine, index: usize) {
-        while self.clients[index].owed > 0 && self.clients[index].open && !self.clients[index].full {
+        while self.clients[index].owed > 0 && self.clients[index].open && !self.clients[index].full
+        {
             if !self.push_message(engine, index) {
                 return;
             }
@@ -204,7 +234,11 @@ impl Load {
     }
 
     /// The time is up: nothing that is still on its way counts.
-    fn finish(&mut self, engine: &mut Engine, completions: &mut Completions) -> Result<(), Failure> {
+    fn finish(
+        &mut self,
+        engine: &mut Engine,
+        completions: &mut Completions,
+    ) -> Result<(), Failure> {
         for client in self.clients.iter().filter(|client| !client.conn.is_none()) {
             let _ = engine.abort(client.conn);
         }
@@ -219,12 +253,17 @@ impl Load {
     }
 
     fn connect(&mut self, engine: &mut Engine, index: usize) -> Result<(), Failure> {
-        let loopback = matches!(&self.plan.addr, Addr::Inet(SocketAddr::V4(addr)) if addr.ip().is_loopback());
-        // One source address has some 28,000 ports, and each closed connection keeps one for a minute: take a new address
-        // every so often, of the sixteen million that loopback has.
+        let loopback =
+            matches!(&self.plan.addr, Addr::Inet(SocketAddr::V4(addr)) if addr.ip().is_loopback());
+        // One source address has some 28,000 ports, and each closed connection keeps one for a
+        // minute: take a new address every so often, of the sixteen million that loopback has.
         let step = self.opened / 16;
-        let local =
-            Ipv4Addr::new(127, 1 + (step / 64_000 % 200) as u8, (step / 250 % 256) as u8, (step % 250 + 1) as u8);
+        let local = Ipv4Addr::new(
+            127,
+            1 + (step / 64_000 % 200) as u8,
+            (step / 250 % 256) as u8,
+            (step % 250 + 1) as u8,
+        );
         let spread = loopback && (self.plan.mode == Mode::Connect || self.plan.conns > 5000);
         let local = spread.then_some(SocketAddr::new(IpAddr::V4(local), 0));
         self.opened += 1;
@@ -241,7 +280,12 @@ impl Load {
         Ok(())
     }
 
-    fn handle(&mut self, engine: &mut Engine, completion: Completion, running: bool) -> Result<(), Failure> {
+    fn handle(
+        &mut self,
+        engine: &mut Engine,
+        completion: Completion,
+        running: bool,
+    ) -> Result<(), Failure> {
         let index = completion.tag as usize;
         match completion.event {
             Event::Connected => {
@@ -262,8 +306,11 @@ impl Load {
             }
             Event::Closed(reason) => {
                 let client = &mut self.clients[index];
-                let expected = matches!(reason.kind, CloseKind::Local | CloseKind::Aborted | CloseKind::PeerClosed)
-                    && (self.plan.mode == Mode::Connect && client.starts.is_empty() || !running);
+                let expected = matches!(
+                    reason.kind,
+                    CloseKind::Local | CloseKind::Aborted | CloseKind::PeerClosed
+                ) && (self.plan.mode == Mode::Connect && client.starts.is_empty()
+                    || !running);
                 client.conn = ConnId::NONE;
                 if !expected && running {
                     self.failed(format!("connection {index}: {reason}"));
@@ -273,7 +320,9 @@ impl Load {
                     self.connect(engine, index)?;
                 }
             }
-            Event::ReadClosed if self.plan.mode != Mode::Connect => drop(engine.close(completion.conn)),
+            Event::ReadClosed if self.plan.mode != Mode::Connect => {
+                drop(engine.close(completion.conn))
+            }
             _ => {}
         }
         Ok(())
@@ -286,7 +335,13 @@ impl Load {
         }
     }
 
-    fn received(&mut self, engine: &mut Engine, index: usize, data: &[u8], running: bool) -> Result<(), Failure> {
+    fn received(
+        &mut self,
+        engine: &mut Engine,
+        index: usize,
+        data: &[u8],
+        running: bool,
+    ) -> Result<(), Failure> {
         let size = self.plan.size as u64;
         let client = &mut self.clients[index];
         let mut rest = data;
@@ -311,7 +366,8 @@ impl Load {
             };
             if running {
                 self.outcome.requests += 1;
-                let micros = self.now.saturating_duration_since(start).as_nanos().div_ceil(1000) as u64;
+                let micros =
+                    self.now.saturating_duration_since(start).as_nanos().div_ceil(1000) as u64;
                 self.outcome.latency_us.saturating_record(micros.max(1));
             }
         }
@@ -334,7 +390,9 @@ impl Load {
         }
         while self.clients[index].open && !self.clients[index].full {
             let in_flight = self.clients[index].starts.len();
-            if self.plan.mode == Mode::Echo && in_flight >= self.plan.depth || !self.push(engine, index) {
+            if self.plan.mode == Mode::Echo && in_flight >= self.plan.depth
+                || !self.push(engine, index)
+            {
                 return;
             }
         }

@@ -1,4 +1,5 @@
-//! What the examples share: the options that choose a backend, the echo server and the load generator as parts, CPU time.
+//! What the examples share: the options that choose a backend, the echo server and the load
+//! generator as parts, CPU time.
 #![allow(dead_code)]
 
 pub mod echo;
@@ -52,7 +53,9 @@ pub struct BackendArgs {
 }
 
 fn count_and_size(text: &str) -> Result<(u32, u32), String> {
-    let pair = text.split_once('x').and_then(|(count, size)| Some((count.parse().ok()?, size.parse().ok()?)));
+    let pair = text
+        .split_once('x')
+        .and_then(|(count, size)| Some((count.parse().ok()?, size.parse().ok()?)));
     pair.ok_or_else(|| "expected COUNTxBYTES, for instance 64x65536".into())
 }
 
@@ -68,7 +71,9 @@ impl BackendArgs {
         if let Some(tier) = self.tier.as_deref().and_then(Tier::from_name) {
             config = config.tier(tier);
         }
-        for capability in Capability::parse_list(&self.disable).map_err(|why| format!("--disable: {why}"))? {
+        for capability in
+            Capability::parse_list(&self.disable).map_err(|why| format!("--disable: {why}"))?
+        {
             config = config.disable(capability);
         }
         if let Some((count, size)) = self.buffers {
@@ -96,9 +101,9 @@ impl BackendArgs {
 
 /// Runs an example; an error is printed and makes the exit status 1.
 pub fn main(run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
-    // Ends quietly when whoever reads the output goes away, as other tools do. Sockets are not concerned: the engine's sends raise no
-    // signal.
-    // SAFETY: restores the default disposition, before any other thread runs.
+    // Ends quietly when whoever reads the output goes away, as other tools do. Sockets are not
+    // concerned: the engine's sends raise no signal. SAFETY: restores the default disposition,
+    // before any other thread runs.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -109,8 +114,9 @@ pub fn main(run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// A flag that SIGINT and SIGTERM set, waking the engine. In the handler itself and not on a thread: in a process of one thread each
-/// system call on a descriptor is a little cheaper, since the kernel need not count references to it.
+/// A flag that SIGINT and SIGTERM set, waking the engine. In the handler itself and not on a
+/// thread: in a process of one thread each system call on a descriptor is a little cheaper, since
+/// the kernel need not count references to it.
 pub fn stop_on_signals(waker: Waker) -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

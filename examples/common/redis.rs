@@ -13,7 +13,8 @@ pub struct Report {
     pub checked: u64,
 }
 
-/// Sets and gets `requests` keys with `pipeline` requests in flight. `progress` hears how many are done.
+/// Sets and gets `requests` keys with `pipeline` requests in flight. `progress` hears how many are
+/// done.
 pub fn run(
     engine: &mut Engine,
     addr: Addr,
@@ -32,12 +33,16 @@ pub fn run(
             sent += 1;
         }
         if engine.poll(&mut completions, Some(Duration::from_secs(30)))? == 0 {
-            return Err(format!("no answer for 30 s after {checked} of {} requests", 2 * requests).into());
+            return Err(
+                format!("no answer for 30 s after {checked} of {} requests", 2 * requests).into()
+            );
         }
         for completion in completions.drain() {
             match completion.event {
                 Event::Received(data) => input.extend_from_slice(&data),
-                Event::ReadClosed => return Err(format!("the server hung up after {checked} answers").into()),
+                Event::ReadClosed => {
+                    return Err(format!("the server hung up after {checked} answers").into());
+                }
                 Event::Closed(reason) => return Err(reason.to_string().into()),
                 _ => {}
             }
@@ -70,9 +75,14 @@ fn value(number: u64) -> String {
 /// First all SETs, then all GETs.
 fn command(index: u64, requests: u64) -> Result<Vec<u8>, Failure> {
     let number = index % requests;
-    let words =
-        if index < requests { vec!["SET".into(), key(number), value(number)] } else { vec!["GET".into(), key(number)] };
-    let frame = OwnedFrame::Array(words.into_iter().map(|word| OwnedFrame::BulkString(word.into_bytes())).collect());
+    let words = if index < requests {
+        vec!["SET".into(), key(number), value(number)]
+    } else {
+        vec!["GET".into(), key(number)]
+    };
+    let frame = OwnedFrame::Array(
+        words.into_iter().map(|word| OwnedFrame::BulkString(word.into_bytes())).collect(),
+    );
     let mut bytes = vec![0; frame.encode_len(false)];
     encode(&mut bytes, &frame, false)?;
     Ok(bytes)
@@ -81,8 +91,14 @@ fn command(index: u64, requests: u64) -> Result<Vec<u8>, Failure> {
 fn check(index: u64, requests: u64, answer: &OwnedFrame) -> Result<(), Failure> {
     let right = match answer {
         OwnedFrame::SimpleString(text) => index < requests && text == b"OK",
-        OwnedFrame::BulkString(text) => index >= requests && *text == value(index % requests).into_bytes(),
+        OwnedFrame::BulkString(text) => {
+            index >= requests && *text == value(index % requests).into_bytes()
+        }
         _ => false,
     };
-    if right { Ok(()) } else { Err(format!("request {index}: unexpected answer {answer:?}").into()) }
+    if right {
+        Ok(())
+    } else {
+        Err(format!("request {index}: unexpected answer {answer:?}").into())
+    }
 }

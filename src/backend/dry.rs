@@ -1,7 +1,10 @@
-//! A backend that enters no kernel: a connect succeeds, a send is taken whole and comes back as received bytes, a close is done. Owns: what is
-//! finished and not yet told. For measuring what the engine itself costs; not one that an engine of a user can have.
+//! A backend that enters no kernel: a connect succeeds, a send is taken whole and comes back as
+//! received bytes, a close is done. Owns: what is finished and not yet told. For measuring what the
+//! engine itself costs; not one that an engine of a user can have.
 
-use super::{Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, Side, Started};
+use super::{
+    Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, Side, Started,
+};
 use crate::buf::{Lease, Pool};
 use crate::error::{Errno, Error};
 use crate::id::Key;
@@ -66,7 +69,9 @@ impl Backend for Dry {
     fn open(&mut self, _: Key, what: Open<'_, ()>) -> Result<(), Error> {
         match what {
             Open::Accepted(()) | Open::Stream(_) => Ok(()),
-            Open::Listen(..) | Open::Listener(_) => Err(Error::State("nobody connects to an engine without a kernel")),
+            Open::Listen(..) | Open::Listener(_) => {
+                Err(Error::State("nobody connects to an engine without a kernel"))
+            }
         }
     }
 
@@ -75,7 +80,9 @@ impl Backend for Dry {
         match operation {
             Operation::Send(batch) => self.send(key, batch),
             Operation::Recv | Operation::Accept | Operation::WatchHangup => Started::InFlight,
-            Operation::RecvInto(recv_buf) => self.finish(key, Outcome::Filled(recv_buf, OpResult::bytes(0))),
+            Operation::RecvInto(recv_buf) => {
+                self.finish(key, Outcome::Filled(recv_buf, OpResult::bytes(0)))
+            }
             Operation::Connect(connect) => {
                 self.finish(key, Outcome::Connected(Ok(())));
                 match connect.first {

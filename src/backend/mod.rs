@@ -4,36 +4,41 @@
 //! engine  --start-->  backend  --wait: submits all of it, sleeps-->  next: one completed operation at a time  -->  engine
 //! ```
 //!
-//! The engine's logic reads no clock, makes no system call and knows no descriptor: it names connections and listeners
-//! by [`Key`] and has the time from [`Backend::now`]. So a backend can be a kernel interface or a simulated world.
+//! The engine's logic reads no clock, makes no system call and knows no descriptor: it names
+//! connections and listeners by [`Key`] and has the time from [`Backend::now`]. So a backend can be
+//! a kernel interface or a simulated world.
 //!
 //! # An operation owns its memory
 //!
-//! An [`Operation`] owns all that the kernel reads or writes until it has completed: the payloads of a send, the buffer
-//! of a receive, the address of a connect. [`Backend::start`] takes it by value. It comes back by value from
-//! [`Backend::next`], or from `start` itself if there was no room or a send was over at once. No function of the contract
-//! takes a reference that outlives the call. So nothing above a backend can free, move or change that memory while the
-//! kernel uses it: it is out of reach until the backend gives it back. An engine can start, cancel, drop and forget in
-//! any order, and the worst that follows is a wrong event, not a use after free; `tests.rs` beside this file holds such
-//! an engine against each backend. What a backend still has in the kernel's hands when it is dropped, by whatever
-//! panic, is leaked, and nothing else.
+//! An [`Operation`] owns all that the kernel reads or writes until it has completed: the payloads
+//! of a send, the buffer of a receive, the address of a connect. [`Backend::start`] takes it by
+//! value. It comes back by value from [`Backend::next`], or from `start` itself if there was no
+//! room or a send was over at once. No function of the contract takes a reference that outlives the
+//! call. So nothing above a backend can free, move or change that memory while the kernel uses it:
+//! it is out of reach until the backend gives it back. An engine can start, cancel, drop and forget
+//! in any order, and the worst that follows is a wrong event, not a use after free; `tests.rs`
+//! beside this file holds such an engine against each backend. What a backend still has in the
+//! kernel's hands when it is dropped, by whatever panic, is leaked, and nothing else.
 //!
 //! # Rules for every backend
 //!
-//! 1. **Starting never completes.** What came of an operation is told by [`Backend::next`] alone, also a failure to
-//!    start (no descriptor for the socket, say). Two exceptions: [`Operation::Shutdown`] is over when `start` returns,
-//!    and a send that a backend can try by itself may be ([`Started::Sent`]).
-//! 2. **One final completion.** Each operation in flight ends with exactly one [`Completed`] without `more`. Before it
-//!    there may be any number with `more`. A cancel is advice and can't be lost: the operation may still succeed, or
-//!    have been cut short, and then ends.
-//! 3. **One at a time.** The engine has at most one operation of an [`OpKind`] in flight per key, `RecvInto` counting as
-//!    a receive, and none at all when it starts a close.
-//! 4. **A close ends the key.** After its completion the backend knows nothing of the key, and the slot can be used
-//!    again under another one. What still comes for the old key is counted and dropped.
-//! 5. **No room loses nothing.** [`Started::NoRoom`] gives the operation back as it was: the engine starts it again after
-//!    the next [`Backend::wait`].
-//! 6. **Claims are checked.** What the kernel says and memory safety rests on (a buffer id, a length) is checked each
-//!    time. If it does not hold, the backend hands out nothing more, and each `wait` is [`Error::EngineFailed`].
+//! 1. **Starting never completes.** What came of an operation is told by [`Backend::next`] alone,
+//!    also a failure to start (no descriptor for the socket, say). Two exceptions:
+//!    [`Operation::Shutdown`] is over when `start` returns, and a send that a backend can try by
+//!    itself may be ([`Started::Sent`]).
+//! 2. **One final completion.** Each operation in flight ends with exactly one [`Completed`]
+//!    without `more`. Before it there may be any number with `more`. A cancel is advice and can't
+//!    be lost: the operation may still succeed, or have been cut short, and then ends.
+//! 3. **One at a time.** The engine has at most one operation of an [`OpKind`] in flight per key,
+//!    `RecvInto` counting as a receive, and none at all when it starts a close.
+//! 4. **A close ends the key.** After its completion the backend knows nothing of the key, and the
+//!    slot can be used again under another one. What still comes for the old key is counted and
+//!    dropped.
+//! 5. **No room loses nothing.** [`Started::NoRoom`] gives the operation back as it was: the engine
+//!    starts it again after the next [`Backend::wait`].
+//! 6. **Claims are checked.** What the kernel says and memory safety rests on (a buffer id, a
+//!    length) is checked each time. If it does not hold, the backend hands out nothing more, and
+//!    each `wait` is [`Error::EngineFailed`].
 //!
 //! # The operations
 //!
@@ -95,7 +100,8 @@ pub(crate) enum OpKind {
     Close,
 }
 
-/// What a send has of a connection's payloads: all that was queued, of which one operation takes as much as it can.
+/// What a send has of a connection's payloads: all that was queued, of which one operation takes as
+/// much as it can.
 pub(crate) type SendBatch = Box<SendQueue>;
 
 /// What a connect needs to know.
@@ -103,7 +109,8 @@ pub(crate) type SendBatch = Box<SendQueue>;
 pub(crate) struct Connect {
     pub(crate) addr: Addr,
     pub(crate) options: ConnectOptions,
-    /// What can be sent as soon as the connection is there, of at most [`Backend::EARLY_PAYLOADS`] payloads.
+    /// What can be sent as soon as the connection is there, of at most [`Backend::EARLY_PAYLOADS`]
+    /// payloads.
     pub(crate) first: Option<SendBatch>,
 }
 
@@ -245,8 +252,8 @@ pub(crate) trait Backend {
     /// An accepted connection that has no key yet. Dropping it closes it.
     type Socket;
 
-    /// Bytes are received as [`Backend::next`] is asked, so that the engine decides how many a turn takes
-    /// (`Config::turn_bytes`).
+    /// Bytes are received as [`Backend::next`] is asked, so that the engine decides how many a turn
+    /// takes (`Config::turn_bytes`).
     const RECEIVES_WHEN_ASKED: bool = false;
 
     /// Real time passes while somebody looks with waits of no time.
@@ -261,8 +268,8 @@ pub(crate) trait Backend {
     /// Nanoseconds since the epoch.
     fn now(&self) -> u64;
 
-    /// Gives a socket a key. Synchronous: the caller wants to know the port, or the error. On an error the backend knows
-    /// nothing of the key.
+    /// Gives a socket a key. Synchronous: the caller wants to know the port, or the error. On an
+    /// error the backend knows nothing of the key.
     fn open(&mut self, key: Key, what: Open<'_, Self::Socket>) -> Result<(), Error>;
 
     /// Starts an operation.
@@ -271,8 +278,9 @@ pub(crate) trait Backend {
     /// Advises an operation in flight to end.
     fn cancel(&mut self, key: Key, kind: OpKind);
 
-    /// Submits all that was started, and waits until something has completed, or until the time `until` (`None`: for
-    /// ever; a time that has passed: not at all). May return early with nothing.
+    /// Submits all that was started, and waits until something has completed, or until the time
+    /// `until` (`None`: for ever; a time that has passed: not at all). May return early with
+    /// nothing.
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error>;
 
     /// The next completed operation. Never blocks.
@@ -290,23 +298,25 @@ pub(crate) trait Backend {
     /// The descriptor, where there is one.
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>>;
 
-    /// Gives the descriptor of a connection back, and forgets the key. Nothing is in flight but a watch for a hang-up, which
-    /// ends with this.
+    /// Gives the descriptor of a connection back, and forgets the key. Nothing is in flight but a
+    /// watch for a hang-up, which ends with this.
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
 
     /// A descriptor that is readable when there is something to reap. Called at most once.
     fn watch_fd(&mut self) -> Result<OwnedFd, Error>;
 
-    /// Makes `watch_fd`'s descriptor unreadable until the next thing happens. What happened before is seen by `has_next`.
+    /// Makes `watch_fd`'s descriptor unreadable until the next thing happens. What happened before
+    /// is seen by `has_next`.
     fn watch_reset(&mut self);
 
     fn stats(&self) -> BackendStats;
 
-    /// The end. Cancels what the backend has of its own in flight, and waits while something comes within `patience`.
-    /// False if the kernel may still use memory: that will be leaked.
+    /// The end. Cancels what the backend has of its own in flight, and waits while something comes
+    /// within `patience`. False if the kernel may still use memory: that will be leaked.
     fn shut_down(&mut self, patience: Duration) -> bool;
 
-    /// True if what the backend stands on is gone: nothing is in flight any more, and nothing is left to wait for.
+    /// True if what the backend stands on is gone: nothing is in flight any more, and nothing is
+    /// left to wait for.
     fn is_gone(&self) -> bool {
         false
     }
@@ -328,8 +338,10 @@ pub(crate) struct Tuning {
 impl Tuning {
     /// `piecewise`: buffers are consumed piece by piece, so that few large ones do.
     pub(crate) fn new(config: &Config, engine: EngineNumber, piecewise: bool) -> Tuning {
-        let buffers = config.buffers.unwrap_or(if piecewise { (64, 64 << 10) } else { (1024, 4 << 10) });
-        let low_watermark = config.buffers_low_watermark.unwrap_or(buffers.0 / 8).clamp(1, buffers.0);
+        let buffers =
+            config.buffers.unwrap_or(if piecewise { (64, 64 << 10) } else { (1024, 4 << 10) });
+        let low_watermark =
+            config.buffers_low_watermark.unwrap_or(buffers.0 / 8).clamp(1, buffers.0);
         let connections_reserved = config.connections_max.min(RESERVED_MAX);
         Tuning {
             engine,

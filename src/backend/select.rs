@@ -14,14 +14,24 @@ use crate::waker::Inbox;
 use std::sync::Arc;
 
 /// Makes the backend that the configuration wants, or the best that is to be had.
-pub(crate) fn open(config: &Config, engine: EngineNumber, inbox: &Arc<Inbox>) -> Result<(AnyBackend, Info), Error> {
+pub(crate) fn open(
+    config: &Config,
+    engine: EngineNumber,
+    inbox: &Arc<Inbox>,
+) -> Result<(AnyBackend, Info), Error> {
     let insists = config.backend == Some(Backend::Uring) || config.tier.is_some();
     if config.backend == Some(Backend::Sim) {
         let why = "a simulated engine needs a world: `sim::World::engine` makes one".to_owned();
         return Err(Error::Unsupported { what: "backend `sim`".to_owned(), why });
     }
     if config.backend == Some(Backend::Epoll) {
-        return open_epoll(config, engine, inbox, None, Caps::not_probed("io_uring was not asked for"));
+        return open_epoll(
+            config,
+            engine,
+            inbox,
+            None,
+            Caps::not_probed("io_uring was not asked for"),
+        );
     }
     let (fallback, caps) = match setup::open(config, engine, inbox) {
         Ok(opened) => {
@@ -39,9 +49,10 @@ pub(crate) fn open(config: &Config, engine: EngineNumber, inbox: &Arc<Inbox>) ->
             return Ok((AnyBackend::Uring(Box::new(opened.backend)), info));
         }
         Err(NoRing::Error(error)) => return Err(error),
-        Err(NoRing::NoTier { tier, why, caps }) if config.tier.is_none() => {
-            (Fallback { errno: None, cause: format!("tier `{tier}` is not to be had: {why}") }, caps)
-        }
+        Err(NoRing::NoTier { tier, why, caps }) if config.tier.is_none() => (
+            Fallback { errno: None, cause: format!("tier `{tier}` is not to be had: {why}") },
+            caps,
+        ),
         Err(NoRing::NoTier { tier, why, .. }) => {
             return Err(Error::Unsupported { what: format!("tier `{tier}`"), why });
         }
@@ -52,7 +63,8 @@ pub(crate) fn open(config: &Config, engine: EngineNumber, inbox: &Arc<Inbox>) ->
         }
     };
     if insists {
-        let what = config.tier.map_or("backend `uring`".to_owned(), |tier| format!("tier `{tier}`"));
+        let what =
+            config.tier.map_or("backend `uring`".to_owned(), |tier| format!("tier `{tier}`"));
         return Err(Error::Unsupported { what, why: fallback.to_string() });
     }
     open_epoll(config, engine, inbox, Some(fallback), caps)
@@ -68,7 +80,9 @@ fn open_epoll(
     match (config.switched_off(Capability::EpollPwait2), EpollBackend::try_precise_wait()) {
         (Some(off), _) => caps.set(Capability::EpollPwait2, CapabilityState::Unused, off),
         (None, Ok(())) => caps.used(Capability::EpollPwait2),
-        (None, Err(errno)) => caps.set(Capability::EpollPwait2, CapabilityState::Missing, errno.to_string()),
+        (None, Err(errno)) => {
+            caps.set(Capability::EpollPwait2, CapabilityState::Missing, errno.to_string())
+        }
     }
     let tuning = Tuning::new(config, engine, true);
     let buffers = tuning.buffers;
@@ -110,13 +124,20 @@ fn limits() -> Limits {
 fn explain(refusal: Refusal) -> Fallback {
     let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let filtered = status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
+    let filtered = status
+        .lines()
+        .any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
     let memlock = sys::limit_memlock();
     explain_with(refusal, sysctl.as_deref().map(str::trim), filtered, memlock)
 }
 
 /// The likely cause of a refusal, as far as it can be told from outside.
-fn explain_with(refusal: Refusal, sysctl: Option<&str>, filtered: bool, memlock: Option<u64>) -> Fallback {
+fn explain_with(
+    refusal: Refusal,
+    sysctl: Option<&str>,
+    filtered: bool,
+    memlock: Option<u64>,
+) -> Fallback {
     let (errno, cause) = match refusal {
         Refusal::Setup(errno) => (Some(errno), setup_cause(errno, sysctl, filtered, memlock)),
         Refusal::Enter(errno) if filtered => {
@@ -166,13 +187,20 @@ mod tests {
         let cause = |number, sysctl, filtered, memlock| {
             explain_with(Refusal::Setup(Errno(number)), sysctl, filtered, memlock).to_string()
         };
-        assert!(cause(libc::EPERM, Some("2"), false, None).starts_with("EPERM: io_uring_disabled=2"));
-        assert!(cause(libc::EPERM, Some("1"), true, None).starts_with("EPERM: io_uring_disabled=1"));
+        assert!(
+            cause(libc::EPERM, Some("2"), false, None).starts_with("EPERM: io_uring_disabled=2")
+        );
+        assert!(
+            cause(libc::EPERM, Some("1"), true, None).starts_with("EPERM: io_uring_disabled=1")
+        );
         assert!(cause(libc::EPERM, Some("0"), true, None).starts_with("EPERM: seccomp: a filter"));
         assert!(cause(libc::ENOSYS, None, false, None).contains("the kernel has no io_uring"));
         assert!(cause(libc::ENOSYS, Some("0"), true, None).contains("Podman"));
-        assert!(cause(libc::ENOMEM, Some("0"), false, Some(0)).contains("RLIMIT_MEMLOCK is 0 bytes"));
-        let enter = explain_with(Refusal::Enter(Errno(libc::EPERM)), Some("0"), true, None).to_string();
+        assert!(
+            cause(libc::ENOMEM, Some("0"), false, Some(0)).contains("RLIMIT_MEMLOCK is 0 bytes")
+        );
+        let enter =
+            explain_with(Refusal::Enter(Errno(libc::EPERM)), Some("0"), true, None).to_string();
         assert!(enter.contains("io_uring_enter is not"), "{enter}");
     }
 }

@@ -1,11 +1,11 @@
-//! What the kernel has a claim on. Owns: [`InFlight`]. Invariant: what is in it is not dropped while the claim lasts,
-//! whatever unwinds; if nobody takes it out, it is leaked.
+//! What the kernel has a claim on. Owns: [`InFlight`]. Invariant: what is in it is not dropped
+//! while the claim lasts, whatever unwinds; if nobody takes it out, it is leaked.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-/// Memory, or the owner of memory, that the kernel may read or write. It can be looked at, but neither changed nor dropped:
-/// a value that is not taken out before this one is dropped is leaked.
+/// Memory, or the owner of memory, that the kernel may read or write. It can be looked at, but
+/// neither changed nor dropped: a value that is not taken out before this one is dropped is leaked.
 pub(crate) struct InFlight<T>(ManuallyDrop<T>);
 
 impl<T> InFlight<T> {
@@ -20,8 +20,8 @@ impl<T> InFlight<T> {
     /// Takes the value out.
     ///
     /// # Safety
-    /// The kernel's claim must have ended: the final completion of the operation came (of a zero-copy send: its
-    /// notification), or the kernel was never told of it.
+    /// The kernel's claim must have ended: the final completion of the operation came (of a
+    /// zero-copy send: its notification), or the kernel was never told of it.
     pub(crate) unsafe fn take(self) -> T {
         ManuallyDrop::into_inner(self.0)
     }

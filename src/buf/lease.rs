@@ -1,5 +1,5 @@
-//! Received bytes, lent to the caller. Owns: [`Lease`]. Invariant: its bytes change for nobody but its holder until it is
-//! dropped.
+//! Received bytes, lent to the caller. Owns: [`Lease`]. Invariant: its bytes change for nobody but
+//! its holder until it is dropped.
 
 use super::pool::Shared;
 use std::fmt;
@@ -10,8 +10,9 @@ use std::rc::Rc;
 
 /// Received bytes. Derefs to `[u8]`; goes back to the engine's pool when dropped.
 ///
-/// A lease can be sent onward without a copy ([`Engine::send`](crate::Engine::send) takes it), kept for long, and outlive
-/// its engine. One that is leaked only makes the pool smaller. It does not leave its thread.
+/// A lease can be sent onward without a copy ([`Engine::send`](crate::Engine::send) takes it), kept
+/// for long, and outlive its engine. One that is leaked only makes the pool smaller. It does not
+/// leave its thread.
 pub struct Lease {
     start: NonNull<u8>,
     len: u32,
@@ -37,12 +38,15 @@ impl Lease {
         assert!(count <= self.len as usize, "no more than there is");
         match self.pool {
             // SAFETY: within the bytes of this lease (checked above).
-            Some(_) => (self.start, self.len) = (unsafe { self.start.add(count) }, self.len - count as u32),
+            Some(_) => {
+                (self.start, self.len) = (unsafe { self.start.add(count) }, self.len - count as u32)
+            }
             None => *self = Lease::copied(&self[count..]),
         }
     }
 
-    /// Another claim on the same bytes, which keeps them where they are. `None` for a copy on the heap.
+    /// Another claim on the same bytes, which keeps them where they are. `None` for a copy on the
+    /// heap.
     pub(super) fn share(&self) -> Option<Lease> {
         let pool = self.pool.as_ref()?;
         pool.share(self.id);
@@ -56,7 +60,8 @@ impl Lease {
         }
         let lease = ManuallyDrop::new(self);
         let bytes = NonNull::slice_from_raw_parts(lease.start, lease.len as usize);
-        // SAFETY: made by `Box::leak` of a slice of just this length in `copied`, and not dropped by the lease.
+        // SAFETY: made by `Box::leak` of a slice of just this length in `copied`, and not dropped
+        // by the lease.
         Ok(unsafe { Box::from_raw(bytes.as_ptr()) })
     }
 
@@ -71,16 +76,17 @@ impl Deref for Lease {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: initialised bytes of a pool buffer that this lease has a claim on, or of a heap block that it owns. They
-        // are in the filled part, which the kernel has no claim on until `drop` gives it back.
+        // SAFETY: initialised bytes of a pool buffer that this lease has a claim on, or of a heap
+        // block that it owns. They are in the filled part, which the kernel has no claim on until
+        // `drop` gives it back.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len as usize) }
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; leases that callers can reach never overlap (`share` is for what is in flight), and
-        // `&mut self` makes this access the only one.
+        // SAFETY: as in `deref`; leases that callers can reach never overlap (`share` is for what
+        // is in flight), and `&mut self` makes this access the only one.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len as usize) }
     }
 }

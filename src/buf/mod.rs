@@ -1,5 +1,5 @@
-//! Memory that travels. Owns: the receive pool and its leases, payloads and send queues, buffers of callers that are
-//! being filled, and what of it the kernel has a claim on.
+//! Memory that travels. Owns: the receive pool and its leases, payloads and send queues, buffers of
+//! callers that are being filled, and what of it the kernel has a claim on.
 #![allow(unsafe_code)]
 
 mod in_flight;

@@ -1,11 +1,12 @@
-//! What can be sent. Owns: [`Payload`] and its conversions. Invariant: its bytes do not move when the payload does.
+//! What can be sent. Owns: [`Payload`] and its conversions. Invariant: its bytes do not move when
+//! the payload does.
 
 use super::Lease;
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 
-/// Bytes to send, in whatever form the caller has them. They are not copied: the payload is kept until the kernel is done
-/// with it.
+/// Bytes to send, in whatever form the caller has them. They are not copied: the payload is kept
+/// until the kernel is done with it.
 #[non_exhaustive]
 pub enum Payload {
     /// Shared bytes.
@@ -36,8 +37,8 @@ impl Payload {
         self.as_slice().len()
     }
 
-    /// Another owner of the same bytes: they stay, and stay in place, until both are dropped. This payload may change its
-    /// form for that; its bytes do not move.
+    /// Another owner of the same bytes: they stay, and stay in place, until both are dropped. This
+    /// payload may change its form for that; its bytes do not move.
     pub(crate) fn share(&mut self) -> Payload {
         *self = match std::mem::take(self) {
             Payload::Vec(bytes) => Payload::Bytes(bytes.into()),
@@ -50,7 +51,9 @@ impl Payload {
         match self {
             Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
             Payload::Static(bytes) => Payload::Static(bytes),
-            Payload::Lease(lease) => Payload::Lease(lease.share().expect("heap copies are shared bytes by now")),
+            Payload::Lease(lease) => {
+                Payload::Lease(lease.share().expect("heap copies are shared bytes by now"))
+            }
             Payload::Vec(_) => unreachable!("vectors are shared bytes by now"),
         }
     }
@@ -111,7 +114,8 @@ mod tests {
     use super::*;
     use crate::buf::Pool;
 
-    /// Whatever its form, a payload and its share are the same bytes in the same place, and the bytes outlive the payload.
+    /// Whatever its form, a payload and its share are the same bytes in the same place, and the
+    /// bytes outlive the payload.
     #[test]
     fn a_share_keeps_the_bytes_in_place() {
         let pool = Pool::new(4, 64, 1).unwrap();

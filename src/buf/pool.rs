@@ -1,10 +1,12 @@
-//! The receive pool. Owns: the memory of all receive buffers and who has a claim on each. Invariant: a byte is either in a
-//! region that the kernel may write (behind the filled part of a claimed buffer) or in regions lent out as leases (in the
-//! filled part), never both. A buffer is free when its last claim ends.
+//! The receive pool. Owns: the memory of all receive buffers and who has a claim on each.
+//! Invariant: a byte is either in a region that the kernel may write (behind the filled part of a
+//! claimed buffer) or in regions lent out as leases (in the filled part), never both. A buffer is
+//! free when its last claim ends.
 //!
-//! A claim is held by the backend while it may fill the buffer, and by each lease. A buffer may be filled piece by piece:
-//! several leases then share it. Below the low watermark of untouched buffers data is copied to the heap instead of being
-//! lent out, so that however long leases are kept, buffers go on circulating.
+//! A claim is held by the backend while it may fill the buffer, and by each lease. A buffer may be
+//! filled piece by piece: several leases then share it. Below the low watermark of untouched
+//! buffers data is copied to the heap instead of being lent out, so that however long leases are
+//! kept, buffers go on circulating.
 
 use super::Lease;
 use crate::error::Violation;
@@ -72,7 +74,8 @@ impl Pool {
         self.shared.heap_copies.get()
     }
 
-    /// Takes a free buffer; the caller has a claim on it until `put_back`, or a `deliver` without `more`.
+    /// Takes a free buffer; the caller has a claim on it until `put_back`, or a `deliver` without
+    /// `more`.
     #[inline]
     pub(crate) fn checkout(&self) -> Option<u16> {
         let id = self.shared.free.borrow_mut().pop()?;
@@ -87,11 +90,15 @@ impl Pool {
     /// # Panics
     /// If the buffer is not checked out.
     pub(crate) fn put_back(&self, id: u16) {
-        assert!(self.shared.buffers[id as usize].checked_out.replace(false), "buffer {id} is checked out");
+        assert!(
+            self.shared.buffers[id as usize].checked_out.replace(false),
+            "buffer {id} is checked out"
+        );
         self.shared.end_claim(id);
     }
 
-    /// Starts a checked-out buffer anew if no lease refers to it: the same few lines of cache are used again and again.
+    /// Starts a checked-out buffer anew if no lease refers to it: the same few lines of cache are
+    /// used again and again.
     #[inline]
     pub(crate) fn rewind(&self, id: u16) {
         let buffer = &self.shared.buffers[id as usize];
@@ -107,33 +114,46 @@ impl Pool {
         (self.shared.at(id, filled), self.shared.size - filled)
     }
 
-    /// Fills a part of a checked-out buffer, `offset` bytes behind what is filled: for backends without a kernel to do it.
+    /// Fills a part of a checked-out buffer, `offset` bytes behind what is filled: for backends
+    /// without a kernel to do it.
     ///
     /// # Panics
     /// If the buffer is not checked out or has less room.
     pub(crate) fn write(&self, id: u16, offset: usize, bytes: &[u8]) {
         let (start, room) = self.room(id);
         let claimed = self.shared.buffers[id as usize].checked_out.get();
-        assert!(claimed && offset + bytes.len() <= room as usize, "buffer {id} was not given out for these bytes");
-        // SAFETY: within the room (checked above) of a claimed buffer, behind the filled part, so no lease refers to it; `bytes` is
-        // a live reference, so it is not in there either.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len()) };
+        assert!(
+            claimed && offset + bytes.len() <= room as usize,
+            "buffer {id} was not given out for these bytes"
+        );
+        // SAFETY: within the room (checked above) of a claimed buffer, behind the filled part, so
+        // no lease refers to it; `bytes` is a live reference, so it is not in there either.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len())
+        };
     }
 
-    /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling the rest if `more`, else
-    /// its claim ends.
+    /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling
+    /// the rest if `more`, else its claim ends.
     ///
     /// # Errors
-    /// The buffer is not checked out, or has less room: nothing can be said of any byte then, and nothing has changed.
+    /// The buffer is not checked out, or has less room: nothing can be said of any byte then, and
+    /// nothing has changed.
     #[inline(always)]
     pub(crate) fn deliver(&self, id: u16, len: u32, more: bool) -> Result<Lease, Violation> {
         let shared = &self.shared;
-        let Some(buffer) = shared.buffers.get(usize::from(id)).filter(|buffer| buffer.checked_out.get()) else {
-            return Err(Violation("a completion names a receive buffer that the kernel does not have"));
+        let Some(buffer) =
+            shared.buffers.get(usize::from(id)).filter(|buffer| buffer.checked_out.get())
+        else {
+            return Err(Violation(
+                "a completion names a receive buffer that the kernel does not have",
+            ));
         };
         let filled = buffer.filled.get();
         if len > shared.size - filled {
-            return Err(Violation("a completion tells of more bytes than its receive buffer has room for"));
+            return Err(Violation(
+                "a completion tells of more bytes than its receive buffer has room for",
+            ));
         }
         if filled == 0 && len > 0 {
             shared.untouched.set(shared.untouched.get() - 1);
@@ -142,8 +162,9 @@ impl Pool {
         buffer.filled.set(filled + len);
         let lease = if shared.untouched.get() < shared.low {
             shared.heap_copies.set(shared.heap_copies.get() + 1);
-            // SAFETY: these bytes lie within the buffer (checked above), initialised (mappings start zeroed), and nobody
-            // writes them any more: they have just become the filled part.
+            // SAFETY: these bytes lie within the buffer (checked above), initialised (mappings
+            // start zeroed), and nobody writes them any more: they have just become the filled
+            // part.
             Lease::copied(unsafe { std::slice::from_raw_parts(start.as_ptr(), len as usize) })
         } else {
             buffer.claims.set(buffer.claims.get() + 1);
@@ -166,7 +187,8 @@ impl Pool {
 impl Shared {
     fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
         let offset = id as usize * self.size as usize + offset as usize;
-        // SAFETY: `id` indexed `buffers` or is about to, and `offset` is at most `size`: within the mapping, or one past it.
+        // SAFETY: `id` indexed `buffers` or is about to, and `offset` is at most `size`: within the
+        // mapping, or one past it.
         unsafe { self.memory.start().add(offset) }
     }
 
@@ -220,7 +242,8 @@ pub(crate) fn assert_disjoint<'a>(pools: &[&Pool], leases: impl Iterator<Item = 
             let end = start.wrapping_add(shared.buffers[id].filled.get() as usize);
             start <= span.start && span.end <= end
         };
-        let holds = |pool: &&Pool| (0..pool.shared.buffers.len()).any(|id| filled(&pool.shared, id));
+        let holds =
+            |pool: &&Pool| (0..pool.shared.buffers.len()).any(|id| filled(&pool.shared, id));
         assert!(pools.iter().any(holds), "{span:?} is not in the filled part of a buffer");
     }
 }
@@ -238,8 +261,9 @@ mod tests {
     #[test]
     fn the_last_buffer_is_copied_out_and_circulates() {
         let pool = Pool::new(1, 64, 1).unwrap();
-        let kept: Vec<Lease> =
-            (0..10u8).map(|i| put(&pool, pool.checkout().expect("always one free"), &[i; 8], false)).collect();
+        let kept: Vec<Lease> = (0..10u8)
+            .map(|i| put(&pool, pool.checkout().expect("always one free"), &[i; 8], false))
+            .collect();
         assert!(kept.iter().enumerate().all(|(i, lease)| lease[..] == [i as u8; 8]));
         assert_eq!((pool.heap_copies(), pool.free()), (10, 1));
     }
@@ -291,7 +315,8 @@ mod tests {
             }
         }
 
-        /// Claims in any order, several leases to a buffer: contents stay, counts return to where they began.
+        /// Claims in any order, several leases to a buffer: contents stay, counts return to where
+        /// they began.
         #[test]
         fn contents_stay_while_leased(steps in prop::collection::vec((0u8..4, 1usize..20, any::<prop::sample::Index>()), 1..300)) {
             let pool = Pool::new(8, 64, 2).unwrap();

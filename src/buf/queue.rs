@@ -1,6 +1,6 @@
-//! The send queue of a connection. Owns: payloads from `send` until the kernel has taken them. Invariant: bytes leave in the
-//! order they came. A send operation gets the queue whole, and gives it back when it has ended; what is queued in the
-//! meantime is in another one, which is appended.
+//! The send queue of a connection. Owns: payloads from `send` until the kernel has taken them.
+//! Invariant: bytes leave in the order they came. A send operation gets the queue whole, and gives
+//! it back when it has ended; what is queued in the meantime is in another one, which is appended.
 
 use super::{Payload, SendMemory};
 use crate::mutant::{self, Mutant};
@@ -79,11 +79,9 @@ impl SendQueue {
     #[inline]
     pub(crate) fn parts(&self, max: usize) -> impl ExactSizeIterator<Item = &[u8]> {
         let offset = self.offset;
-        self.items
-            .iter()
-            .take(max)
-            .enumerate()
-            .map(move |(index, item)| &item.payload.as_slice()[if index == 0 { offset } else { 0 }..])
+        self.items.iter().take(max).enumerate().map(move |(index, item)| {
+            &item.payload.as_slice()[if index == 0 { offset } else { 0 }..]
+        })
     }
 
     /// The unsent bytes of the first payload.
@@ -144,8 +142,8 @@ impl SendQueue {
         self.items.iter().filter_map(|item| item.tag)
     }
 
-    /// `taken` bytes were taken: retires the payloads that left in full, and adds their tags to `tags`. With `taken` zero: those at
-    /// the front that have no bytes and need no operation.
+    /// `taken` bytes were taken: retires the payloads that left in full, and adds their tags to
+    /// `tags`. With `taken` zero: those at the front that have no bytes and need no operation.
     pub(crate) fn advance(&mut self, taken: usize, memory: &mut SendMemory, tags: &mut Vec<u64>) {
         assert!(taken <= self.bytes, "no more was taken than there is");
         self.bytes -= taken;
@@ -171,7 +169,8 @@ impl SendQueue {
         }
     }
 
-    /// Takes the first payload out; with it, whether it is an output chunk. For a queue whose bytes are not wanted.
+    /// Takes the first payload out; with it, whether it is an output chunk. For a queue whose bytes
+    /// are not wanted.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<(Payload, bool)> {
         match self.items.pop_front() {
@@ -214,8 +213,9 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
-        /// Whatever part of each operation the kernel takes: no byte is lost, doubled or reordered, what an operation was given
-        /// stays as it was until it ends, and tags come in order, when their last byte is gone.
+        /// Whatever part of each operation the kernel takes: no byte is lost, doubled or reordered,
+        /// what an operation was given stays as it was until it ends, and tags come in order, when
+        /// their last byte is gone.
         #[test]
         fn partial_completions_never_reorder_or_lose(steps in prop::collection::vec(step(), 1..120)) {
             let mut memory = SendMemory::default();
@@ -248,7 +248,8 @@ mod tests {
                     Step::Complete(part) if away.is_some() => {
                         let Away { queue: mut back, parts } = away.take().expect("guarded");
                         for (start, copy) in &parts {
-                            // SAFETY: what an operation was given must still be there, at the same address: that is the test.
+                            // SAFETY: what an operation was given must still be there, at the same
+                            // address: that is the test.
                             prop_assert_eq!(unsafe { std::slice::from_raw_parts(*start, copy.len()) }, &copy[..]);
                         }
                         let given: Vec<u8> = parts.into_iter().flat_map(|(_, copy)| copy).collect();
@@ -284,7 +285,10 @@ mod tests {
         later.write(b"three", &mut memory);
         queue.append(&mut later);
         queue.advance(4, &mut memory, &mut Vec::new());
-        assert_eq!(queue.parts(8).map(<[u8]>::to_vec).collect::<Vec<_>>(), [b"wo".to_vec(), b"three".to_vec()]);
+        assert_eq!(
+            queue.parts(8).map(<[u8]>::to_vec).collect::<Vec<_>>(),
+            [b"wo".to_vec(), b"three".to_vec()]
+        );
         queue.write(b"!", &mut memory);
         assert_eq!((queue.entries(), queue.bytes()), (2, 8));
     }

@@ -1,5 +1,5 @@
-//! A caller's buffer on its way through `recv_into`. Owns: the buffer and how much is still wanted. Invariant: bytes count
-//! as initialised only once they were written.
+//! A caller's buffer on its way through `recv_into`. Owns: the buffer and how much is still wanted.
+//! Invariant: bytes count as initialised only once they were written.
 
 use bytes::{BufMut, BytesMut};
 use std::mem::MaybeUninit;
@@ -31,8 +31,8 @@ impl RecvBuf {
     /// The first `count` bytes of the room were written.
     ///
     /// # Safety
-    /// That many bytes at the start of what [`RecvBuf::room`] returned last must have been written. There may be no more
-    /// of them than its length.
+    /// That many bytes at the start of what [`RecvBuf::room`] returned last must have been written.
+    /// There may be no more of them than its length.
     pub(crate) unsafe fn advance(&mut self, count: usize) {
         debug_assert!(count <= self.missing, "no more than there was room for");
         // SAFETY: as promised by the caller.

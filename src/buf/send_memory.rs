@@ -1,6 +1,7 @@
-//! What send queues are made of, engine-wide. Owns: spare queues and output chunks, and the payloads that have left and
-//! wait to be dropped. Invariant: a payload, whose `drop` is the caller's code and may panic, is dropped in
-//! [`SendMemory::drop_retired`] alone, when nothing is half done.
+//! What send queues are made of, engine-wide. Owns: spare queues and output chunks, and the
+//! payloads that have left and wait to be dropped. Invariant: a payload, whose `drop` is the
+//! caller's code and may panic, is dropped in [`SendMemory::drop_retired`] alone, when nothing is
+//! half done.
 
 use super::{Payload, SendQueue};
 
@@ -50,7 +51,8 @@ impl SendMemory {
         self.retired.push(payload);
     }
 
-    /// Drops what was retired. If the drop of a payload panics, the others are dropped by the next call.
+    /// Drops what was retired. If the drop of a payload panics, the others are dropped by the next
+    /// call.
     #[inline]
     pub(crate) fn drop_retired(&mut self) {
         while let Some(queue) = self.retired_queues.last_mut() {
@@ -108,7 +110,8 @@ mod tests {
     #[test]
     fn a_panic_of_one_payload_loses_no_other() {
         let (dropped, mut memory) = (Arc::new(AtomicU32::new(0)), SendMemory::default());
-        let payload = |panics| Payload::from(Bytes::from_owner(Owner(Arc::clone(&dropped), panics)));
+        let payload =
+            |panics| Payload::from(Bytes::from_owner(Owner(Arc::clone(&dropped), panics)));
         let mut queue = memory.queue();
         [false, true, false].into_iter().for_each(|panics| queue.push(payload(panics), None));
         memory.retire_queue(queue);

@@ -1,5 +1,6 @@
-//! Listening. Owns: the way from `listen` to `Accepted`, and what happens when descriptors run out: the listener pauses,
-//! waits for a descriptor to close or a short while, and tries again. It never spins, and never drops a connection.
+//! Listening. Owns: the way from `listen` to `Accepted`, and what happens when descriptors run out:
+//! the listener pauses, waits for a descriptor to close or a short while, and tries again. It never
+//! spins, and never drops a connection.
 
 use super::conn::{Conn, Phase};
 use super::{Core, Engine, Full};
@@ -67,18 +68,27 @@ impl Engine {
     /// Listens. Connections arrive as [`Event::Accepted`].
     ///
     /// # Errors
-    /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at `Config::listeners_max`;
-    /// [`Error::Draining`].
-    pub fn listen(&mut self, addr: impl Into<Addr>, options: ListenOptions) -> Result<ListenerId, Error> {
+    /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at
+    /// `Config::listeners_max`; [`Error::Draining`].
+    pub fn listen(
+        &mut self,
+        addr: impl Into<Addr>,
+        options: ListenOptions,
+    ) -> Result<ListenerId, Error> {
         let addr = addr.into();
         let core = self.own()?;
         let key = core.new_listener(options)?;
-        let options = core.endpoints.listener(key).map(|listener| Rc::clone(&listener.options)).unwrap_or_default();
+        let options = core
+            .endpoints
+            .listener(key)
+            .map(|listener| Rc::clone(&listener.options))
+            .unwrap_or_default();
         let opened = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Listen(&addr, &options)));
         self.core.listener_opened(key, opened)
     }
 
-    /// Stops listening. Connections accepted before stay. [`Event::ListenerClosed`] tells when the port is free.
+    /// Stops listening. Connections accepted before stay. [`Event::ListenerClosed`] tells when the
+    /// port is free.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -89,7 +99,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The address that a listener is bound to: with port 0 asked for, this is how to learn the port.
+    /// The address that a listener is bound to: with port 0 asked for, this is how to learn the
+    /// port.
     ///
     /// # Errors
     /// [`Error::Stale`], or what getsockname(2) answers.
@@ -114,7 +125,11 @@ impl Core {
     }
 
     /// The backend has opened a new listener, or could not.
-    pub(super) fn listener_opened(&mut self, key: Key, opened: Result<(), Error>) -> Result<ListenerId, Error> {
+    pub(super) fn listener_opened(
+        &mut self,
+        key: Key,
+        opened: Result<(), Error>,
+    ) -> Result<ListenerId, Error> {
         if let Err(error) = opened {
             self.endpoints.remove_listener(key);
             return Err(error);
@@ -130,7 +145,11 @@ impl Core {
     }
 
     /// Starts what a listener wants.
-    pub(super) fn service_listener<B: Backend>(&mut self, backend: &mut B, key: Key) -> Result<(), Full> {
+    pub(super) fn service_listener<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        key: Key,
+    ) -> Result<(), Full> {
         let full = self.is_full();
         let Some(listener) = self.endpoints.listener_mut(key) else { return Ok(()) };
         let state = &mut listener.state;
@@ -175,7 +194,9 @@ impl Core {
         out: &mut Completions,
     ) {
         self.accept_told(key, more);
-        let Some(listener) = self.endpoints.listener(key).filter(|listener| !listener.state.closing) else {
+        let Some(listener) =
+            self.endpoints.listener(key).filter(|listener| !listener.state.closing)
+        else {
             // Accepted by the kernel after the close was asked for: dropping the socket closes it.
             return;
         };
@@ -206,7 +227,12 @@ impl Core {
                 self.pause(key, Some(errno), out);
                 self.hold(key);
             }
-            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT | libc::EACCES => {
+            libc::EBADF
+            | libc::EINVAL
+            | libc::ENOTSOCK
+            | libc::EOPNOTSUPP
+            | libc::EFAULT
+            | libc::EACCES => {
                 listener.state.closing = true;
                 listener.errno = Some(errno);
             }
@@ -226,7 +252,11 @@ impl Core {
 
     fn set_listener_timer(&mut self, key: Key, delay_ns: u64) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
-        self.timers.set(&mut listener.timer, Some(self.now.saturating_add(delay_ns)), Owner::Endpoint(key));
+        self.timers.set(
+            &mut listener.timer,
+            Some(self.now.saturating_add(delay_ns)),
+            Owner::Endpoint(key),
+        );
     }
 
     fn pause(&mut self, key: Key, errno: Option<Errno>, out: &mut Completions) {
@@ -236,7 +266,11 @@ impl Core {
             let tag = listener.options.tag;
             self.admission.listener_paused();
             self.stats.listener_pauses += 1;
-            self.emit_of_listener(tag, Event::ListenerPaused { listener: ListenerId(key), errno }, out);
+            self.emit_of_listener(
+                tag,
+                Event::ListenerPaused { listener: ListenerId(key), errno },
+                out,
+            );
         }
     }
 
@@ -250,8 +284,8 @@ impl Core {
         }
     }
 
-    /// The hold is over. An accept that was armed meanwhile and did not fail proves that accepting goes on; else arm one, and
-    /// look again.
+    /// The hold is over. An accept that was armed meanwhile and did not fail proves that accepting
+    /// goes on; else arm one, and look again.
     pub(super) fn listener_timer_fired(&mut self, key: Key, out: &mut Completions) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         listener.timer = None;
@@ -271,7 +305,9 @@ impl Core {
             return;
         }
         for key in self.endpoints.listener_keys() {
-            let Some(listener) = self.endpoints.listener_mut(key).filter(|listener| listener.state.paused) else {
+            let Some(listener) =
+                self.endpoints.listener_mut(key).filter(|listener| listener.state.paused)
+            else {
                 continue;
             };
             listener.state.holding = false;

@@ -1,5 +1,6 @@
-//! Who may come in. Owns: the limits of connections and listeners, how many connections the caller knows, how many listeners
-//! are paused, and whether the engine drains. Invariant: a call that asks for room gets it before anything is opened.
+//! Who may come in. Owns: the limits of connections and listeners, how many connections the caller
+//! knows, how many listeners are paused, and whether the engine drains. Invariant: a call that asks
+//! for room gets it before anything is opened.
 
 use super::Core;
 use crate::error::Error;
@@ -19,7 +20,14 @@ pub(super) struct Admission {
 impl Admission {
     pub(super) fn new(connections_max: usize, listeners_max: usize) -> Admission {
         let (live, paused_listeners) = (0, 0);
-        Admission { connections_max, listeners_max, live, paused_listeners, draining: false, drain_until: u64::MAX }
+        Admission {
+            connections_max,
+            listeners_max,
+            live,
+            paused_listeners,
+            draining: false,
+            drain_until: u64::MAX,
+        }
     }
 
     pub(super) fn live(&self) -> usize {
@@ -66,7 +74,10 @@ impl Core {
             return Err(Error::Draining);
         }
         if self.is_full() {
-            return Err(Error::Limit { limit: "connections_max", value: self.admission.connections_max });
+            return Err(Error::Limit {
+                limit: "connections_max",
+                value: self.admission.connections_max,
+            });
         }
         Ok(())
     }
@@ -76,7 +87,10 @@ impl Core {
             return Err(Error::Draining);
         }
         if self.endpoints.listeners_len() >= self.admission.listeners_max {
-            return Err(Error::Limit { limit: "listeners_max", value: self.admission.listeners_max });
+            return Err(Error::Limit {
+                limit: "listeners_max",
+                value: self.admission.listeners_max,
+            });
         }
         Ok(())
     }

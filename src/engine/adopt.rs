@@ -19,12 +19,13 @@ pub enum AdoptedId {
 }
 
 impl Engine {
-    /// Takes over a descriptor: a connected stream socket (one end of a socketpair, one passed by another process), or a
-    /// listener (socket activation). A stream is open at once, without `Connected`.
+    /// Takes over a descriptor: a connected stream socket (one end of a socketpair, one passed by
+    /// another process), or a listener (socket activation). A stream is open at once, without
+    /// `Connected`.
     ///
     /// # Errors
-    /// No stream socket, or neither connected nor listening; the limits of `connect` and `listen`. The descriptor is closed
-    /// then.
+    /// No stream socket, or neither connected nor listening; the limits of `connect` and `listen`.
+    /// The descriptor is closed then.
     pub fn adopt(&mut self, fd: OwnedFd, options: SocketOptions) -> Result<AdoptedId, Error> {
         self.check()?;
         match socket::adopt(&fd, self.wants_nonblocking())? {
@@ -32,7 +33,8 @@ impl Engine {
                 self.core.room_for_conn()?;
                 let conn = Conn::new(Phase::Open, 0, &options, self.core.config.idle_timeout);
                 let key = self.core.endpoints.insert_conn(conn);
-                if let Err(error) = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Stream(fd))) {
+                if let Err(error) = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Stream(fd)))
+                {
                     self.core.endpoints.remove_conn(key);
                     return Err(error);
                 }
@@ -43,22 +45,25 @@ impl Engine {
                 Ok(AdoptedId::Conn(ConnId(key)))
             }
             Adopted::Listener => {
-                let key = self.core.new_listener(ListenOptions { socket: options, ..ListenOptions::default() })?;
+                let key = self
+                    .core
+                    .new_listener(ListenOptions { socket: options, ..ListenOptions::default() })?;
                 let opened = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Listener(fd)));
                 self.core.listener_opened(key, opened).map(AdoptedId::Listener)
             }
         }
     }
 
-    /// Gives the descriptor of a quiet connection back. Quiet means: reads are paused, nothing is queued or in flight, and
-    /// nothing received waits to be delivered. The id is stale afterwards, and there is no `Closed`.
+    /// Gives the descriptor of a quiet connection back. Quiet means: reads are paused, nothing is
+    /// queued or in flight, and nothing received waits to be delivered. The id is stale afterwards,
+    /// and there is no `Closed`.
     ///
     /// # Errors
     /// [`Error::State`] while it is not quiet: pause reads, poll, and try again.
     ///
     /// # Backends
-    /// The descriptor is blocking on io_uring and non-blocking on epoll. The simulated backend has none to give, and answers
-    /// [`Error::Unsupported`]; so it does to `adopt`.
+    /// The descriptor is blocking on io_uring and non-blocking on epoll. The simulated backend has
+    /// none to give, and answers [`Error::Unsupported`]; so it does to `adopt`.
     pub fn release(&mut self, id: ConnId) -> Result<OwnedFd, Error> {
         self.own()?.check_quiet(id)?;
         let fd = with_backend!(&mut *self.backend, backend => backend.release(id.0))?;

@@ -1,5 +1,6 @@
-//! Ending connections. Owns: the way from `close` or a failure to `Closed`. Invariant: each connection goes through
-//! [`Core::end_conn`] once; nothing is closed while an operation on it is in flight.
+//! Ending connections. Owns: the way from `close` or a failure to `Closed`. Invariant: each
+//! connection goes through [`Core::end_conn`] once; nothing is closed while an operation on it is
+//! in flight.
 //!
 //! ```text
 //! close:  flush the queue -> FIN -> discard input until the peer's FIN, at most fin_wait -> cancel what is left -> close
@@ -16,9 +17,9 @@ use crate::mutant::{self, Mutant};
 use std::time::Duration;
 
 impl Engine {
-    /// Closes a connection in good order: what is queued is sent, then the FIN; input is discarded from now on. If the peer
-    /// does not take everything within `Config::linger`, the connection is reset. Ends with [`Event::Closed`]. Closing
-    /// twice is no error.
+    /// Closes a connection in good order: what is queued is sent, then the FIN; input is discarded
+    /// from now on. If the peer does not take everything within `Config::linger`, the connection is
+    /// reset. Ends with [`Event::Closed`]. Closing twice is no error.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -33,14 +34,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Resets a connection: what is queued is dropped, the peer gets an RST. Ends with [`Event::Closed`], as soon as the
-    /// kernel has let go of what was in flight.
+    /// Resets a connection: what is queued is dropped, the peer gets an RST. Ends with
+    /// [`Event::Closed`], as soon as the kernel has let go of what was in flight.
     ///
     /// # Errors
     /// [`Error::Stale`].
     ///
     /// # Backends
-    /// A unix socket knows no reset: the peer sees an end of stream, or ECONNRESET if data was left unread here.
+    /// A unix socket knows no reset: the peer sees an end of stream, or ECONNRESET if data was left
+    /// unread here.
     pub fn abort(&mut self, id: ConnId) -> Result<(), Error> {
         let core = self.own()?;
         let conn = core.conn(id.0)?;
@@ -52,9 +54,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with `deadline` from now instead
-    /// of the linger time. Returns at once; go on polling until [`Engine::is_drained`]. New connects and listens are
-    /// refused.
+    /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with
+    /// `deadline` from now instead of the linger time. Returns at once; go on polling until
+    /// [`Engine::is_drained`]. New connects and listens are refused.
     pub fn drain(&mut self, deadline: Duration) {
         if self.check().is_err() {
             return;
@@ -67,7 +69,10 @@ impl Engine {
     /// True when no connection and no listener is left, and every completion was handed out.
     pub fn is_drained(&self) -> bool {
         let core = &*self.core;
-        self.is_child() || core.admission.live() == 0 && core.endpoints.listeners_len() == 0 && core.delivery.is_empty()
+        self.is_child()
+            || core.admission.live() == 0
+                && core.endpoints.listeners_len() == 0
+                && core.delivery.is_empty()
     }
 }
 
@@ -88,7 +93,11 @@ impl Core {
     pub(super) fn begin_close(&mut self, key: Key, kind: CloseKind) {
         let (linger, fin_wait) = (self.later(self.config.linger), self.later(self.config.fin_wait));
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        let kind = if conn.has(flag::READ_CLOSED) && kind == CloseKind::Local { CloseKind::PeerClosed } else { kind };
+        let kind = if conn.has(flag::READ_CLOSED) && kind == CloseKind::Local {
+            CloseKind::PeerClosed
+        } else {
+            kind
+        };
         match conn.phase {
             Phase::Connecting => {
                 conn.set(flag::WRITE_SHUT);
@@ -232,7 +241,8 @@ impl Core {
         match conn.phase {
             Phase::Connecting => {
                 let closing = conn.reason().is_some();
-                let kind = if closing { CloseKind::LingerTimedOut } else { CloseKind::ConnectTimedOut };
+                let kind =
+                    if closing { CloseKind::LingerTimedOut } else { CloseKind::ConnectTimedOut };
                 self.terminate(key, kind, None);
             }
             Phase::Open => {

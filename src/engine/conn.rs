@@ -1,5 +1,5 @@
-//! The state of one connection. Owns: the data, and the questions that can be answered from it alone. No behaviour that
-//! needs the engine or a backend.
+//! The state of one connection. Owns: the data, and the questions that can be answered from it
+//! alone. No behaviour that needs the engine or a backend.
 
 use super::deliver::Quota;
 use super::send::SendSide;
@@ -57,7 +57,8 @@ pub(super) mod flag {
     pub(in crate::engine) const PEER_KNOWN: u16 = 1 << 14;
 }
 
-/// The operations in flight, and those of them that were advised to end. Invariant: only what is in flight is advised.
+/// The operations in flight, and those of them that were advised to end. Invariant: only what is in
+/// flight is advised.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ops {
     in_flight: u8,
@@ -113,7 +114,12 @@ impl Cold {
 }
 
 impl Conn {
-    pub(super) fn new(phase: Phase, tag: u64, options: &SocketOptions, default_idle: Option<Duration>) -> Conn {
+    pub(super) fn new(
+        phase: Phase,
+        tag: u64,
+        options: &SocketOptions,
+        default_idle: Option<Duration>,
+    ) -> Conn {
         let mut flags = 0;
         if options.read_mode == ReadMode::Paused {
             flags |= flag::PAUSED;
@@ -227,8 +233,8 @@ impl Conn {
         self.cold.as_mut().map_or_else(VecDeque::new, |cold| std::mem::take(&mut cold.held))
     }
 
-    /// Keeps the caller's buffer. The rare part stays when it is taken: who receives into a buffer once will do so again, and
-    /// that must not allocate.
+    /// Keeps the caller's buffer. The rare part stays when it is taken: who receives into a buffer
+    /// once will do so again, and that must not allocate.
     #[inline]
     pub(super) fn put_recv_buf(&mut self, recv_buf: Box<RecvBuf>) {
         self.cold().recv_buf = Some(recv_buf);
@@ -287,7 +293,8 @@ impl Conn {
         self.phase == Phase::Open && !waits && self.cold.as_deref().is_none_or(plain)
     }
 
-    /// A receive is in flight as it should be, and nothing of a close or of the caller's wishes is left to do.
+    /// A receive is in flight as it should be, and nothing of a close or of the caller's wishes is
+    /// left to do.
     #[inline]
     pub(super) fn is_steady(&self) -> bool {
         const RARE: u16 = flag::PAUSED
@@ -336,12 +343,18 @@ impl Conn {
 
     pub(super) fn close_mode(&self) -> CloseMode {
         // A FIN would make a stream that is cut short look complete.
-        if self.has(flag::RESET) || self.send.bytes() > 0 { CloseMode::Reset } else { CloseMode::Orderly }
+        if self.has(flag::RESET) || self.send.bytes() > 0 {
+            CloseMode::Reset
+        } else {
+            CloseMode::Orderly
+        }
     }
 
     pub(super) fn close_reason(&self) -> CloseReason {
-        let (kind, errno) = self.cold.as_ref().and_then(|cold| cold.reason).unwrap_or((CloseKind::Local, None));
-        let unsent_bytes = if mutant::is(Mutant::UnsentForgotten) { 0 } else { self.send.bytes() as u64 };
+        let (kind, errno) =
+            self.cold.as_ref().and_then(|cold| cold.reason).unwrap_or((CloseKind::Local, None));
+        let unsent_bytes =
+            if mutant::is(Mutant::UnsentForgotten) { 0 } else { self.send.bytes() as u64 };
         CloseReason { kind, errno, unsent_bytes }
     }
 }

@@ -1,5 +1,5 @@
-//! Opening connections. Owns: the way from `connect` to `Connected`, or to the reason why not. Invariant: the request is with
-//! the connection, or with the one connect in flight.
+//! Opening connections. Owns: the way from `connect` to `Connected`, or to the reason why not.
+//! Invariant: the request is with the connection, or with the one connect in flight.
 
 use super::conn::{Conn, Phase, flag};
 use super::{Core, Engine, Full};
@@ -11,20 +11,26 @@ use crate::net::Addr;
 use crate::options::ConnectOptions;
 
 impl Engine {
-    /// Opens a connection. Returns at once; what comes of it is [`Event::Connected`] or [`Event::Closed`]. Sends queued in the
-    /// meantime wait behind the connect.
+    /// Opens a connection. Returns at once; what comes of it is [`Event::Connected`] or
+    /// [`Event::Closed`]. Sends queued in the meantime wait behind the connect.
     ///
     /// # Errors
-    /// An address that no socket can use, [`Error::Limit`] at `Config::connections_max`, [`Error::Draining`]. Whatever
-    /// the kernel has against it, EMFILE included, arrives as `Closed`.
+    /// An address that no socket can use, [`Error::Limit`] at `Config::connections_max`,
+    /// [`Error::Draining`]. Whatever the kernel has against it, EMFILE included, arrives as
+    /// `Closed`.
     ///
     /// # Backends
-    /// A unix socket whose listener's backlog is full makes the connect wait on both backends, until its timeout.
+    /// A unix socket whose listener's backlog is full makes the connect wait on both backends,
+    /// until its timeout.
     ///
-    /// What is queued before the next poll leaves as soon as the connection is there, without a turn in between: on io_uring
-    /// (5.19) if it is one payload, by an entry linked to the connect; on epoll if the peer is on this machine.
-    /// `Config::early_sends` turns it off.
-    pub fn connect(&mut self, addr: impl Into<Addr>, options: ConnectOptions) -> Result<ConnId, Error> {
+    /// What is queued before the next poll leaves as soon as the connection is there, without a
+    /// turn in between: on io_uring (5.19) if it is one payload, by an entry linked to the connect;
+    /// on epoll if the peer is on this machine. `Config::early_sends` turns it off.
+    pub fn connect(
+        &mut self,
+        addr: impl Into<Addr>,
+        options: ConnectOptions,
+    ) -> Result<ConnId, Error> {
         self.check()?;
         let addr = addr.into();
         if addr.is_unix() {
@@ -51,7 +57,8 @@ impl Engine {
 impl Core {
     /// There must be room.
     fn connect(&mut self, addr: Addr, options: ConnectOptions) -> Key {
-        let mut conn = Conn::new(Phase::Connecting, options.tag, &options.socket, self.config.idle_timeout);
+        let mut conn =
+            Conn::new(Phase::Connecting, options.tag, &options.socket, self.config.idle_timeout);
         if addr.is_local() && !self.config.zero_copy_anywhere {
             conn.set(flag::NO_ZERO_COPY);
         }
@@ -68,7 +75,11 @@ impl Core {
         key
     }
 
-    pub(super) fn service_connect<B: Backend>(&mut self, backend: &mut B, key: Key) -> Result<(), Full> {
+    pub(super) fn service_connect<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        key: Key,
+    ) -> Result<(), Full> {
         let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
         let Some(mut connect) = conn.take_connect() else { return Ok(()) };
         if self.config.early_sends {
@@ -123,7 +134,9 @@ fn connect_failure(errno: Errno) -> CloseKind {
     match errno.0 {
         // A unix path without a socket is as good as nobody listening.
         libc::ECONNREFUSED | libc::ENOENT => CloseKind::Refused,
-        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => CloseKind::Unreachable,
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => {
+            CloseKind::Unreachable
+        }
         libc::ETIMEDOUT => CloseKind::ConnectTimedOut,
         _ => CloseKind::ConnectFailed,
     }

@@ -2,20 +2,24 @@
 //!
 //! # The rules
 //!
-//! 1. **Order of a connection.** Its events reach the caller in the order in which they happened. While one of them waits
-//!    for the next poll, all later ones wait behind it.
+//! 1. **Order of a connection.** Its events reach the caller in the order in which they happened.
+//!    While one of them waits for the next poll, all later ones wait behind it.
 //! 2. **Order of a listener.** Nothing of a listener overtakes anything that waits.
-//! 3. **Budget of a connection.** A connection gets at most `Config::budget` events with data in one turn. What is beyond
-//!    that waits, and the others get their turn.
-//! 4. **Room for all.** What waited from the poll before is delivered first, but takes at most a quarter of the caller's
-//!    buffer before others had their turn; what is then left of the room is filled with the rest of it.
-//! 5. **Bound.** When as many events wait as the caller's buffer holds (at least 64), or the buffer is full, nothing more
-//!    is taken from the backend in this turn: it stays with the kernel, which holds the peers back.
-//! 6. **Bytes of a turn.** Where receives happen as they are asked for (epoll), a turn ends after `Config::turn_bytes`.
-//! 7. **Order of a turn.** What waited; what the flush completes at once; completions; timers; what waited once more.
+//! 3. **Budget of a connection.** A connection gets at most `Config::budget` events with data in
+//!    one turn. What is beyond that waits, and the others get their turn.
+//! 4. **Room for all.** What waited from the poll before is delivered first, but takes at most a
+//!    quarter of the caller's buffer before others had their turn; what is then left of the room is
+//!    filled with the rest of it.
+//! 5. **Bound.** When as many events wait as the caller's buffer holds (at least 64), or the buffer
+//!    is full, nothing more is taken from the backend in this turn: it stays with the kernel, which
+//!    holds the peers back.
+//! 6. **Bytes of a turn.** Where receives happen as they are asked for (epoll), a turn ends after
+//!    `Config::turn_bytes`.
+//! 7. **Order of a turn.** What waited; what the flush completes at once; completions; timers; what
+//!    waited once more.
 //!
-//! Owns: the events that wait, and the account of each connection ([`Quota`]). Invariant: a connection's count of waiting
-//! events is their number.
+//! Owns: the events that wait, and the account of each connection ([`Quota`]). Invariant: a
+//! connection's count of waiting events is their number.
 
 use super::Core;
 use super::conn::{Conn, flag};
@@ -30,7 +34,8 @@ const WAITING_MIN: usize = 64;
 /// What a connection was given in a turn, and what of it waits.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quota {
-    /// The turn that `delivered` counts in. (After 65,536 turns a count can be taken for one of now; it only defers.)
+    /// The turn that `delivered` counts in. (After 65,536 turns a count can be taken for one of
+    /// now; it only defers.)
     turn: u16,
     /// Events with data.
     delivered: u16,
@@ -71,7 +76,12 @@ pub(super) struct Delivery {
 
 impl Delivery {
     pub(super) fn new(budget: u32, turn_bytes: usize) -> Delivery {
-        Delivery { waiting: VecDeque::new(), turn: 0, budget: budget as u16, turn_bytes: turn_bytes as u64 }
+        Delivery {
+            waiting: VecDeque::new(),
+            turn: 0,
+            budget: budget as u16,
+            turn_bytes: turn_bytes as u64,
+        }
     }
 
     pub(super) fn begin_turn(&mut self) {
@@ -100,7 +110,8 @@ impl Delivery {
         !out.is_full() && self.waiting.len() < out.capacity().max(WAITING_MIN)
     }
 
-    /// The number of received bytes at which a turn ends, where receives happen as they are asked for.
+    /// The number of received bytes at which a turn ends, where receives happen as they are asked
+    /// for.
     #[inline]
     pub(super) fn turn_ends_at(&self, received: u64, receives_when_asked: bool) -> u64 {
         let most = if receives_when_asked { self.turn_bytes } else { u64::MAX };
@@ -139,7 +150,11 @@ impl Core {
     /// Tells the caller something that is about no connection.
     pub(super) fn emit_other(&mut self, tag: u64, event: Event, out: &mut Completions) {
         let completion = Completion { conn: ConnId::NONE, tag, event };
-        if out.is_full() { self.delivery.waiting.push_back(completion) } else { out.push(completion) }
+        if out.is_full() {
+            self.delivery.waiting.push_back(completion)
+        } else {
+            out.push(completion)
+        }
     }
 
     /// Tells the caller something about a listener.
@@ -166,7 +181,10 @@ impl Core {
 
     /// Takes back received data that waits: the caller wants it later, or elsewhere.
     pub(super) fn recall_waiting(&mut self, key: Key) {
-        let Some(conn) = self.endpoints.conn_mut(key).filter(|conn| conn.quota.has_deferred()) else { return };
+        let Some(conn) = self.endpoints.conn_mut(key).filter(|conn| conn.quota.has_deferred())
+        else {
+            return;
+        };
         for completion in std::mem::take(&mut self.delivery.waiting) {
             match completion.event {
                 Event::Received(lease) if completion.conn.0 == key => {

@@ -1,5 +1,6 @@
-//! What a request costs in the engine alone, without a kernel below: for benchmarks. Owns: an engine's core on the dry backend, and connections that
-//! echo. Hidden from the documentation: nothing for users, and no promise.
+//! What a request costs in the engine alone, without a kernel below: for benchmarks. Owns: an
+//! engine's core on the dry backend, and connections that echo. Hidden from the documentation:
+//! nothing for users, and no promise.
 
 use super::Core;
 use super::conn::{Conn, Phase};
@@ -33,11 +34,17 @@ impl DryEngine {
         let number = EngineNumberGuard::new();
         let tuning = Tuning::new(&config, number.number(), false);
         let (count, size) = tuning.buffers;
-        let pool = Pool::new(count, size, tuning.low_watermark).map_err(|error| Error::os("mmap", &error))?;
+        let pool = Pool::new(count, size, tuning.low_watermark)
+            .map_err(|error| Error::os("mmap", &error))?;
         let backend = Dry::new(pool, tuning.gather_max, now);
         let mut core = Core::new(config, number, Inbox::simulated(), false);
         let open = |core: &mut Core| {
-            let key = core.endpoints.insert_conn(Conn::new(Phase::Open, 0, &SocketOptions::default(), None));
+            let key = core.endpoints.insert_conn(Conn::new(
+                Phase::Open,
+                0,
+                &SocketOptions::default(),
+                None,
+            ));
             core.admission.came();
             core.mark_dirty(key);
             ConnId(key)
@@ -46,8 +53,8 @@ impl DryEngine {
         Ok(DryEngine { core, backend, completions: Completions::with_capacity(1024), conns })
     }
 
-    /// Sends a payload on each connection, and takes the answers: a request is a send, its completion, and a receive. Returns how
-    /// many bytes came back.
+    /// Sends a payload on each connection, and takes the answers: a request is a send, its
+    /// completion, and a receive. Returns how many bytes came back.
     ///
     /// # Errors
     /// None: the signature is that of a poll.

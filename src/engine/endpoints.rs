@@ -1,5 +1,5 @@
-//! The one table of connections and listeners. Owns: them, and how many there are of each. Invariant: a key names one
-//! endpoint of one engine, once.
+//! The one table of connections and listeners. Owns: them, and how many there are of each.
+//! Invariant: a key names one endpoint of one engine, once.
 
 use super::accept::Listener;
 use super::conn::Conn;

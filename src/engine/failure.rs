@@ -1,5 +1,6 @@
-//! The end of an engine whose kernel cannot be believed. Owns: what the caller is told then. Invariant: every connection and
-//! listener ends with its terminal event, and after those every call is an error.
+//! The end of an engine whose kernel cannot be believed. Owns: what the caller is told then.
+//! Invariant: every connection and listener ends with its terminal event, and after those every
+//! call is an error.
 
 use super::Core;
 use crate::completion::{CloseKind, Completions};
@@ -9,8 +10,8 @@ use crate::error::{Errno, Error};
 mod tests;
 
 impl Core {
-    /// The backend has failed: all that is open ends with it. The events come in this poll and, as far as there is no room, in
-    /// those after it.
+    /// The backend has failed: all that is open ends with it. The events come in this poll and, as
+    /// far as there is no room, in those after it.
     #[cold]
     pub(super) fn fail(&mut self, what: &'static str, out: &mut Completions) {
         self.failed = Some(what);
@@ -30,7 +31,11 @@ impl Core {
     }
 
     /// The poll of a failed engine: what waits to be told, then the error.
-    pub(super) fn poll_failed(&mut self, what: &'static str, out: &mut Completions) -> Result<usize, Error> {
+    pub(super) fn poll_failed(
+        &mut self,
+        what: &'static str,
+        out: &mut Completions,
+    ) -> Result<usize, Error> {
         let before = out.len();
         self.deliver_waiting(usize::MAX, out);
         self.send_memory.drop_retired();

@@ -1,5 +1,6 @@
-//! An engine inside somebody else's loop. Owns: the one descriptor that says when `poll` has something to do: when an operation
-//! finished, a timer is due, somebody called, or something was staged.
+//! An engine inside somebody else's loop. Owns: the one descriptor that says when `poll` has
+//! something to do: when an operation finished, a timer is due, somebody called, or something was
+//! staged.
 
 use super::Engine;
 use crate::backend::{Backend as _, with_backend};
@@ -33,14 +34,16 @@ impl Watch {
 }
 
 impl Engine {
-    /// A descriptor that is readable (level-triggered) when [`Engine::poll`] has something to do, for use in a foreign epoll, poll
-    /// or select loop: when it is, call `poll` with a timeout of zero until that returns 0. After calls made outside of
-    /// that (sends, timers), the descriptor becomes readable by itself, so that nothing staged is forgotten.
+    /// A descriptor that is readable (level-triggered) when [`Engine::poll`] has something to do,
+    /// for use in a foreign epoll, poll or select loop: when it is, call `poll` with a timeout of
+    /// zero until that returns 0. After calls made outside of that (sends, timers), the descriptor
+    /// becomes readable by itself, so that nothing staged is forgotten.
     ///
     /// From the first call on each poll costs a few more system calls.
     ///
     /// # Errors
-    /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer; [`Error::Unsupported`] on the simulated backend.
+    /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer;
+    /// [`Error::Unsupported`] on the simulated backend.
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
         // A failed engine still has events to hand out.
         if self.is_child() || self.core.delivery.is_empty() {
@@ -48,12 +51,15 @@ impl Engine {
         }
         if self.watch.is_none() {
             let inner = with_backend!(&mut *self.backend, backend => backend.watch_fd())?;
-            // The waker's descriptor too, although the backend waits for it: a ring's registered eventfd that another eventfd's write
-            // has to signal may be signalled late, or not at all.
-            let watch = Watch::new(inner, self.core.inbox.fd()).map_err(|error| Error::os("as_fd", &error))?;
+            // The waker's descriptor too, although the backend waits for it: a ring's registered
+            // eventfd that another eventfd's write has to signal may be signalled late, or not at
+            // all.
+            let watch = Watch::new(inner, self.core.inbox.fd())
+                .map_err(|error| Error::os("as_fd", &error))?;
             self.core.staging.set_foreign(Arc::clone(&watch.bell));
             self.watch = Some(watch);
-            // From here on calls of the waker write the descriptor, whether the engine sleeps or not.
+            // From here on calls of the waker write the descriptor, whether the engine sleeps or
+            // not.
             if self.core.inbox.signal.take(true) {
                 self.waker().wake();
             }

@@ -1,7 +1,9 @@
-//! Hang-ups of paused connections. Owns: when a watch is in flight, and what its completion means. Invariant: a connection
-//! tells of a hang-up once, and only while its reads are paused, as otherwise a receive tells of it.
+//! Hang-ups of paused connections. Owns: when a watch is in flight, and what its completion means.
+//! Invariant: a connection tells of a hang-up once, and only while its reads are paused, as
+//! otherwise a receive tells of it.
 //!
-//! A watch that is in flight when reads are resumed stays: it costs nothing, and the next pause needs none.
+//! A watch that is in flight when reads are resumed stays: it costs nothing, and the next pause
+//! needs none.
 
 use super::conn::{Conn, flag};
 use super::{Core, Full};
@@ -13,19 +15,25 @@ use crate::id::Key;
 impl Conn {
     /// Nothing but a watch would notice that the peer has gone.
     fn wants_watch(&self) -> bool {
-        self.is_open() && self.has(flag::PAUSED) && !self.is_receiving_into() && !self.has(flag::HANGUP_TOLD)
+        self.is_open()
+            && self.has(flag::PAUSED)
+            && !self.is_receiving_into()
+            && !self.has(flag::HANGUP_TOLD)
     }
 }
 
 impl Core {
-    /// Starts a watch if one is wanted. The end of the stream that is held back already is a hang-up too.
+    /// Starts a watch if one is wanted. The end of the stream that is held back already is a
+    /// hang-up too.
     pub(super) fn service_hangup<B: Backend>(
         &mut self,
         backend: &mut B,
         key: Key,
         out: &mut Completions,
     ) -> Result<(), Full> {
-        let Some(conn) = self.endpoints.conn_mut(key).filter(|conn| conn.wants_watch()) else { return Ok(()) };
+        let Some(conn) = self.endpoints.conn_mut(key).filter(|conn| conn.wants_watch()) else {
+            return Ok(());
+        };
         if conn.has(flag::READ_CLOSED) {
             self.emit_hung_up(key, out);
             return Ok(());

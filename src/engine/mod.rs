@@ -1,5 +1,6 @@
-//! The engine: one per thread, polled by its owner. Owns: the facade, and the [`Core`], which falls into parts that each keep
-//! their own invariant. The logic is in the files beside this one, one subject each, and knows no backend.
+//! The engine: one per thread, polled by its owner. Owns: the facade, and the [`Core`], which falls
+//! into parts that each keep their own invariant. The logic is in the files beside this one, one
+//! subject each, and knows no backend.
 //!
 //! | file | subject |
 //! |---|---|
@@ -65,30 +66,32 @@ use timers::Timers;
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// How many engines of this process were dropped while the kernel would not let go of their memory in time
-/// (`Config::teardown_max`). That memory was leaked, so that nothing is ever used after it is freed.
+/// How many engines of this process were dropped while the kernel would not let go of their memory
+/// in time (`Config::teardown_max`). That memory was leaked, so that nothing is ever used after it
+/// is freed.
 pub fn leaked_engines() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
 
 /// A completion networking engine. One per thread; it does not leave the thread that made it.
 ///
-/// Calls only note what is wanted; [`Engine::poll`] hands it to the kernel. They may be made at any time, also from within the
-/// loop over the completions of a poll.
+/// Calls only note what is wanted; [`Engine::poll`] hands it to the kernel. They may be made at any
+/// time, also from within the loop over the completions of a poll.
 ///
-/// Dropping an engine closes everything it has open, without flushing: call [`Engine::drain`] first where that matters.
+/// Dropping an engine closes everything it has open, without flushing: call [`Engine::drain`] first
+/// where that matters.
 ///
 /// # Forks
-/// An engine belongs to the process that made it. In a forked child each call that returns a `Result`
-/// answers [`Error::Forked`] (or [`SendError::Forked`](crate::SendError::Forked),
-/// [`WriteError::Forked`](crate::WriteError::Forked)). The other calls answer as for an engine that has
-/// nothing open, except those that only read the engine's own memory or a clock
+/// An engine belongs to the process that made it. In a forked child each call that returns a
+/// `Result` answers [`Error::Forked`] (or [`SendError::Forked`](crate::SendError::Forked),
+/// [`WriteError::Forked`](crate::WriteError::Forked)). The other calls answer as for an engine that
+/// has nothing open, except those that only read the engine's own memory or a clock
 /// ([`Engine::info`], [`Engine::stats`], [`Engine::now`]). Its [`Waker`]s do nothing.
 ///
 /// Dropping it in a child does nothing: no payload is dropped, no descriptor closed, no memory
-/// unmapped. The engine's descriptors are close-on-exec (adopted ones as they came), and stay open in
-/// the child until it calls execve(2) or exits. A child that needs an engine makes one of its own,
-/// before or after it drops the inherited one.
+/// unmapped. The engine's descriptors are close-on-exec (adopted ones as they came), and stay open
+/// in the child until it calls execve(2) or exits. A child that needs an engine makes one of its
+/// own, before or after it drops the inherited one.
 #[derive(Debug)]
 pub struct Engine {
     core: Leakable<Core>,
@@ -102,8 +105,8 @@ pub struct Engine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Full;
 
-/// What an engine is apart from its backend. Invariant: a connection that wants something started is staged; one that ended
-/// is in no table.
+/// What an engine is apart from its backend. Invariant: a connection that wants something started
+/// is staged; one that ended is in no table.
 #[derive(Debug)]
 struct Core {
     config: Config,
@@ -116,9 +119,11 @@ struct Core {
     timers: Timers,
     send_memory: SendMemory,
     recv_bufs: RecvBufPool,
-    /// Tags of payloads that an operation sent, on their way to the caller. Empty between operations.
+    /// Tags of payloads that an operation sent, on their way to the caller. Empty between
+    /// operations.
     sent_tags: Vec<u64>,
-    /// Payloads of at least so many bytes may be sent without a copy; `usize::MAX` where that is not done.
+    /// Payloads of at least so many bytes may be sent without a copy; `usize::MAX` where that is
+    /// not done.
     zero_copy_threshold: usize,
     stats: Stats,
     /// Nanoseconds since the backend's epoch, read once or twice a turn.
@@ -135,8 +140,9 @@ impl Engine {
     /// Makes an engine.
     ///
     /// # Errors
-    /// [`Error::Config`] for values that make no sense; [`Error::Unsupported`] if a backend, tier or capability was asked for by
-    /// name and is not to be had; [`Error::Os`] if the process is out of descriptors or memory.
+    /// [`Error::Config`] for values that make no sense; [`Error::Unsupported`] if a backend, tier
+    /// or capability was asked for by name and is not to be had; [`Error::Os`] if the process is
+    /// out of descriptors or memory.
     pub fn new(config: Config) -> Result<Engine, Error> {
         config.validate()?;
         let config = config.with_environment()?;
@@ -147,7 +153,8 @@ impl Engine {
         Ok(Engine::on(config, number, inbox, backend, info))
     }
 
-    /// An engine in a simulated world. Neither the environment nor a backend that the configuration names plays a part.
+    /// An engine in a simulated world. Neither the environment nor a backend that the configuration
+    /// names plays a part.
     pub(crate) fn simulated(
         config: Config,
         place: impl FnOnce(Tuning, Arc<Inbox>) -> Result<Sim, Error>,
@@ -161,7 +168,13 @@ impl Engine {
         Ok(Engine::on(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
     }
 
-    fn on(config: Config, number: EngineNumberGuard, inbox: Arc<Inbox>, backend: AnyBackend, info: Info) -> Engine {
+    fn on(
+        config: Config,
+        number: EngineNumberGuard,
+        inbox: Arc<Inbox>,
+        backend: AnyBackend,
+        info: Info,
+    ) -> Engine {
         let epoch = with_backend!(&backend, backend => backend.epoch());
         let zero_copy = info.caps.uses(Capability::SendZc);
         let core = Leakable::new(Core::new(config, number, inbox, zero_copy));
@@ -191,21 +204,27 @@ impl Engine {
         Ok(&mut self.core)
     }
 
-    /// Hands what was staged to the kernel, waits until something happened or `timeout` has passed (`None`: for ever; zero: not at
-    /// all), and adds what happened to `completions`, at most up to its capacity. Returns how many were added: a timeout that passes
-    /// is `Ok(0)`. Signals do not end the wait.
+    /// Hands what was staged to the kernel, waits until something happened or `timeout` has passed
+    /// (`None`: for ever; zero: not at all), and adds what happened to `completions`, at most up to
+    /// its capacity. Returns how many were added: a timeout that passes is `Ok(0)`. Signals do not
+    /// end the wait.
     ///
     /// If `completions` is full already, nothing is waited for, and 0 returned.
     ///
     /// # Errors
-    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine crashed, or nothing will ever
-    /// happen in its world. [`Error::Os`] if the kernel refuses to go on; connections cannot cause that.
-    /// [`Error::EngineFailed`] if the kernel said something that cannot be true, once all connections were reported closed.
+    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine
+    /// crashed, or nothing will ever happen in its world. [`Error::Os`] if the kernel refuses to go
+    /// on; connections cannot cause that. [`Error::EngineFailed`] if the kernel said something that
+    /// cannot be true, once all connections were reported closed.
     ///
     /// # Panics
-    /// A panic of a payload's own `drop` goes on to the caller. The engine stays usable: nothing is lost, and what the poll has
-    /// added to `completions` is there.
-    pub fn poll(&mut self, completions: &mut Completions, timeout: Option<Duration>) -> Result<usize, Error> {
+    /// A panic of a payload's own `drop` goes on to the caller. The engine stays usable: nothing is
+    /// lost, and what the poll has added to `completions` is there.
+    pub fn poll(
+        &mut self,
+        completions: &mut Completions,
+        timeout: Option<Duration>,
+    ) -> Result<usize, Error> {
         if self.is_child() {
             return Err(Error::Forked);
         }
@@ -227,15 +246,16 @@ impl Engine {
         polled.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// The time by the engine's clock: the monotonic clock of the system, or that of the simulated world. For
-    /// [`Engine::timer_at`], and for programs that are to run in both.
+    /// The time by the engine's clock: the monotonic clock of the system, or that of the simulated
+    /// world. For [`Engine::timer_at`], and for programs that are to run in both.
     pub fn now(&self) -> Instant {
         self.epoch + Duration::from_nanos(self.clock())
     }
 
-    /// True if a poll has something to do that is known without asking the kernel: something is staged, finished and not yet handed
-    /// out, or a timer is due. For those who drive several engines from one loop; false does not mean that a poll finds nothing,
-    /// except on the simulated backend.
+    /// True if a poll has something to do that is known without asking the kernel: something is
+    /// staged, finished and not yet handed out, or a timer is due. For those who drive several
+    /// engines from one loop; false does not mean that a poll finds nothing, except on the
+    /// simulated backend.
     pub fn wants_poll(&self) -> bool {
         if self.is_child() {
             return false;
@@ -332,8 +352,8 @@ impl Engine {
             .map_err(|error| Error::os("getsockname", &error))
     }
 
-    /// The descriptor of a connection, where there is one yet: for socket options. Reading from it, writing to it or closing it
-    /// behind the engine's back breaks the order of bytes.
+    /// The descriptor of a connection, where there is one yet: for socket options. Reading from it,
+    /// writing to it or closing it behind the engine's back breaks the order of bytes.
     pub fn fd(&self, id: ConnId) -> Option<BorrowedFd<'_>> {
         self.look(id).ok()?;
         with_backend!(&*self.backend, backend => backend.fd(id.0))
@@ -365,7 +385,8 @@ impl Engine {
 impl Core {
     fn new(config: Config, number: EngineNumberGuard, inbox: Arc<Inbox>, zero_copy: bool) -> Core {
         let engine = number.number();
-        let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds =
+            |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Core {
             endpoints: Endpoints::new(engine, config.connections_max),
             admission: Admission::new(config.connections_max, config.listeners_max),
@@ -376,7 +397,10 @@ impl Core {
             send_memory: SendMemory::default(),
             recv_bufs: RecvBufPool::default(),
             sent_tags: Vec::new(),
-            zero_copy_threshold: config.zero_copy_threshold.filter(|_| zero_copy).unwrap_or(usize::MAX),
+            zero_copy_threshold: config
+                .zero_copy_threshold
+                .filter(|_| zero_copy)
+                .unwrap_or(usize::MAX),
             stats: Stats::default(),
             now: 0,
             spin: Spin::new(nanoseconds(config.spin)),

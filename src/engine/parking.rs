@@ -1,5 +1,5 @@
-//! Connections that wait for a receive buffer. Owns: their list. Invariant: first come, first served; as many go on as
-//! buffers came back.
+//! Connections that wait for a receive buffer. Owns: their list. Invariant: first come, first
+//! served; as many go on as buffers came back.
 
 use super::Core;
 use super::conn::flag;

@@ -1,5 +1,6 @@
-//! Receiving. Owns: the way of received bytes to the caller, into a caller's buffer, or (after a local close) to nowhere;
-//! pausing. Invariant: whatever way they take, the bytes of a connection keep their order.
+//! Receiving. Owns: the way of received bytes to the caller, into a caller's buffer, or (after a
+//! local close) to nowhere; pausing. Invariant: whatever way they take, the bytes of a connection
+//! keep their order.
 
 use super::conn::{Phase, flag};
 use super::recv_into::start_recv_into;
@@ -12,10 +13,11 @@ use crate::id::{ConnId, Key};
 use crate::mutant::{self, Mutant};
 
 impl Engine {
-    /// Stops delivering data of a connection: no [`Event::Received`] and no [`Event::ReadClosed`] comes from later polls, and
-    /// the peer soon feels the pressure. What arrived already is kept, in order. What already is in the caller's
-    /// [`Completions`] stays there; a buffer to fill ([`Engine::recv_into`]) that meets the end of the stream still tells
-    /// it. That the peer has gone is told by [`Event::HungUp`].
+    /// Stops delivering data of a connection: no [`Event::Received`] and no [`Event::ReadClosed`]
+    /// comes from later polls, and the peer soon feels the pressure. What arrived already is kept,
+    /// in order. What already is in the caller's [`Completions`] stays there; a buffer to fill
+    /// ([`Engine::recv_into`]) that meets the end of the stream still tells it. That the peer has
+    /// gone is told by [`Event::HungUp`].
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -55,7 +57,8 @@ impl Core {
                 None => return Ok(()),
             };
         }
-        // A receive into a buffer takes over from streaming when that has ended; a close takes over from it.
+        // A receive into a buffer takes over from streaming when that has ended; a close takes over
+        // from it.
         let into_next = conn.is_receiving_into() && conn.phase == Phase::Open;
         if conn.in_flight(OpKind::Recv) {
             let unwanted = !conn.wants_recv() || into_next != conn.has(flag::RECV_INTO);
@@ -91,14 +94,23 @@ impl Core {
             self.staging.mark(conn, key);
         }
         if self.delivery.data_at_once(conn, out) {
-            out.push(Completion { conn: ConnId(key), tag: conn.tag, event: Event::Received(lease) });
+            out.push(Completion {
+                conn: ConnId(key),
+                tag: conn.tag,
+                event: Event::Received(lease),
+            });
         } else {
             self.absorb(key, lease, out);
         }
     }
 
     /// A receive into the pool ended: at the end of the stream, or with an error.
-    pub(super) fn recv_ended(&mut self, key: Key, result: Result<(), Errno>, out: &mut Completions) {
+    pub(super) fn recv_ended(
+        &mut self,
+        key: Key,
+        result: Result<(), Errno>,
+        out: &mut Completions,
+    ) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.ended(OpKind::Recv);
         self.staging.mark(conn, key);
@@ -145,7 +157,8 @@ impl Core {
         if !wanted {
             return;
         }
-        // A receive into a buffer that is in flight began after all that was held, so nothing is overtaken here.
+        // A receive into a buffer that is in flight began after all that was held, so nothing is
+        // overtaken here.
         let held = conn.take_held();
         for lease in held {
             self.absorb(key, lease, out);
@@ -207,10 +220,14 @@ impl Core {
         self.mark_dirty(key);
     }
 
-    /// Received data that the end of the connection finds still held back: the peer sent it in good faith.
+    /// Received data that the end of the connection finds still held back: the peer sent it in good
+    /// faith.
     pub(super) fn release_held(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        if matches!(conn.reason(), None | Some(CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown)) {
+        if matches!(
+            conn.reason(),
+            None | Some(CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown)
+        ) {
             return self.discard_held(key);
         }
         for lease in conn.take_held() {

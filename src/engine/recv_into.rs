@@ -1,5 +1,6 @@
-//! Receiving into a caller's buffer. Owns: the buffer's way to the backend, and back to the caller. Invariant: the buffer is
-//! with the connection, or with the one receive in flight (`flag::RECV_INTO`).
+//! Receiving into a caller's buffer. Owns: the buffer's way to the backend, and back to the caller.
+//! Invariant: the buffer is with the connection, or with the one receive in flight
+//! (`flag::RECV_INTO`).
 
 use super::conn::{Conn, Phase, flag};
 use super::{Core, Engine, Full};
@@ -12,15 +13,17 @@ use crate::mutant::{self, Mutant};
 use bytes::BytesMut;
 
 impl Engine {
-    /// Receives the next `len` bytes behind what `buffer` holds, without a copy through the pool where that is possible, even
-    /// while reads are paused. The buffer comes back in [`Event::Filled`]: with all of them, or with fewer if the stream
-    /// or the connection ended first. Afterwards streaming goes on, unless paused.
+    /// Receives the next `len` bytes behind what `buffer` holds, without a copy through the pool
+    /// where that is possible, even while reads are paused. The buffer comes back in
+    /// [`Event::Filled`]: with all of them, or with fewer if the stream or the connection ended
+    /// first. Afterwards streaming goes on, unless paused.
     ///
-    /// For large payloads of known size: take the head from the stream, then receive the rest of the body like this.
+    /// For large payloads of known size: take the head from the stream, then receive the rest of
+    /// the body like this.
     ///
     /// # Errors
-    /// [`Error::Stale`]; [`Error::State`] if `len` is zero, a buffer is being filled already, or the stream has ended. The
-    /// buffer is dropped then.
+    /// [`Error::Stale`]; [`Error::State`] if `len` is zero, a buffer is being filled already, or
+    /// the stream has ended. The buffer is dropped then.
     pub fn recv_into(&mut self, id: ConnId, buffer: BytesMut, len: usize) -> Result<(), Error> {
         self.own()?.begin_recv_into(id.0, buffer, len)
     }
@@ -28,7 +31,11 @@ impl Engine {
 
 /// Starts a receive into the buffer of a connection.
 #[inline]
-pub(super) fn start_recv_into<B: Backend>(backend: &mut B, key: Key, conn: &mut Conn) -> Result<(), Full> {
+pub(super) fn start_recv_into<B: Backend>(
+    backend: &mut B,
+    key: Key,
+    conn: &mut Conn,
+) -> Result<(), Full> {
     let Some(recv_buf) = conn.take_recv_buf() else { return Ok(()) };
     match backend.start(key, Operation::RecvInto(recv_buf)) {
         Started::NoRoom(Operation::RecvInto(recv_buf)) => {
@@ -47,7 +54,9 @@ impl Core {
     fn begin_recv_into(&mut self, key: Key, buffer: BytesMut, len: usize) -> Result<(), Error> {
         let conn = self.endpoints.conn_mut(key).ok_or(Error::Stale)?;
         if len == 0 {
-            return Err(Error::State("a receive of no bytes would look like the end of the stream"));
+            return Err(Error::State(
+                "a receive of no bytes would look like the end of the stream",
+            ));
         }
         if conn.is_receiving_into() {
             return Err(Error::State("a buffer is being filled already"));
@@ -67,9 +76,17 @@ impl Core {
     }
 
     /// The buffer is back.
-    pub(super) fn filled(&mut self, key: Key, recv_buf: Box<RecvBuf>, result: OpResult, out: &mut Completions) {
+    pub(super) fn filled(
+        &mut self,
+        key: Key,
+        recv_buf: Box<RecvBuf>,
+        result: OpResult,
+        out: &mut Completions,
+    ) {
         let now = self.now;
-        let Some(conn) = self.endpoints.conn_mut(key) else { return drop(self.recv_bufs.end(recv_buf)) };
+        let Some(conn) = self.endpoints.conn_mut(key) else {
+            return drop(self.recv_bufs.end(recv_buf));
+        };
         conn.ended(OpKind::Recv);
         conn.unset(flag::RECV_INTO);
         self.staging.mark(conn, key);
@@ -90,10 +107,18 @@ impl Core {
         }
     }
 
-    /// Received bytes go into the caller's buffer first, if there is one. Returns what is left of them.
-    pub(super) fn copy_into_recv_buf(&mut self, key: Key, mut lease: Lease, out: &mut Completions) -> Option<Lease> {
+    /// Received bytes go into the caller's buffer first, if there is one. Returns what is left of
+    /// them.
+    pub(super) fn copy_into_recv_buf(
+        &mut self,
+        key: Key,
+        mut lease: Lease,
+        out: &mut Completions,
+    ) -> Option<Lease> {
         let conn = self.endpoints.conn_mut(key)?;
-        let Some(recv_buf) = conn.recv_buf().filter(|recv_buf| !recv_buf.is_done()) else { return Some(lease) };
+        let Some(recv_buf) = conn.recv_buf().filter(|recv_buf| !recv_buf.is_done()) else {
+            return Some(lease);
+        };
         let taken = recv_buf.copy_from(&lease);
         let rest = (taken < lease.len() && !mutant::is(Mutant::LostTail)).then(|| {
             lease.skip_front(taken);

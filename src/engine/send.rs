@@ -1,5 +1,6 @@
-//! Sending. Owns: what may be queued, when a send is started, and what its result means. Invariant: one send in flight per
-//! connection; it has the queue, and what is queued meanwhile is in another one, which follows it.
+//! Sending. Owns: what may be queued, when a send is started, and what its result means. Invariant:
+//! one send in flight per connection; it has the queue, and what is queued meanwhile is in another
+//! one, which follows it.
 
 use super::conn::{Conn, Phase, flag};
 use super::{Core, Engine, Full};
@@ -11,35 +12,47 @@ use crate::id::{ConnId, Key};
 use crate::mutant::{self, Mutant};
 
 impl Engine {
-    /// Queues a payload for sending, without a copy. It leaves with the next [`Engine::poll`], together with all else that
-    /// is queued for the connection, and behind the connect if that is still under way. A payload of no bytes is fine,
-    /// and puts nothing on the wire.
+    /// Queues a payload for sending, without a copy. It leaves with the next [`Engine::poll`],
+    /// together with all else that is queued for the connection, and behind the connect if that is
+    /// still under way. A payload of no bytes is fine, and puts nothing on the wire.
     ///
     /// # Errors
-    /// The payload comes back: [`SendError::Full`] at the high watermark, [`SendError::Closed`] when the write side is shut,
-    /// [`SendError::Stale`], [`SendError::Forked`].
+    /// The payload comes back: [`SendError::Full`] at the high watermark, [`SendError::Closed`]
+    /// when the write side is shut, [`SendError::Stale`], [`SendError::Forked`].
     #[inline]
     pub fn send(&mut self, id: ConnId, payload: impl Into<Payload>) -> Result<(), SendError> {
         self.send_payload(id, payload.into(), None)
     }
 
-    /// As [`Engine::send`], and [`Event::Sent`] with the tag tells when the kernel has taken the last byte of it.
+    /// As [`Engine::send`], and [`Event::Sent`] with the tag tells when the kernel has taken the
+    /// last byte of it.
     ///
     /// # Errors
     /// As [`Engine::send`].
-    pub fn send_tagged(&mut self, id: ConnId, payload: impl Into<Payload>, tag: u64) -> Result<(), SendError> {
+    pub fn send_tagged(
+        &mut self,
+        id: ConnId,
+        payload: impl Into<Payload>,
+        tag: u64,
+    ) -> Result<(), SendError> {
         self.send_payload(id, payload.into(), Some(tag))
     }
 
     #[inline]
-    fn send_payload(&mut self, id: ConnId, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
+    fn send_payload(
+        &mut self,
+        id: ConnId,
+        payload: Payload,
+        tag: Option<u64>,
+    ) -> Result<(), SendError> {
         if self.is_child() {
             return Err(SendError::Forked(payload));
         }
         self.core.send(id.0, payload, tag)
     }
 
-    /// Copies a small message into the output buffer of a connection. Many small writes leave as one.
+    /// Copies a small message into the output buffer of a connection. Many small writes leave as
+    /// one.
     ///
     /// # Errors
     /// As [`Engine::send`]. All of `bytes` is taken, or nothing.
@@ -67,7 +80,8 @@ pub(super) struct SendSide {
     in_flight: Away,
 }
 
-/// The size of what is in flight: 44 bits for bytes, 20 for payloads (`Config::send_entries_max` is below that).
+/// The size of what is in flight: 44 bits for bytes, 20 for payloads (`Config::send_entries_max` is
+/// below that).
 #[derive(Clone, Copy, Debug, Default)]
 struct Away(u64);
 
@@ -128,9 +142,15 @@ impl SendSide {
     }
 
     /// Takes the first send of a connect, if it is one that can go along.
-    pub(super) fn take_early(&mut self, payloads_max: usize, least_zero_copy: usize) -> Option<SendBatch> {
+    pub(super) fn take_early(
+        &mut self,
+        payloads_max: usize,
+        least_zero_copy: usize,
+    ) -> Option<SendBatch> {
         let small = 1..least_zero_copy;
-        let fits = |queue: &&SendBatch| small.contains(&queue.front_len()) && queue.entries() <= payloads_max;
+        let fits = |queue: &&SendBatch| {
+            small.contains(&queue.front_len()) && queue.entries() <= payloads_max
+        };
         self.queue.as_ref().filter(fits)?;
         self.take()
     }
@@ -175,15 +195,20 @@ impl Conn {
     }
 
     fn may_queue(&self) -> bool {
-        matches!(self.phase, Phase::Open | Phase::Connecting) && !self.has(flag::WRITE_SHUT | flag::WRITE_DEAD)
+        matches!(self.phase, Phase::Open | Phase::Connecting)
+            && !self.has(flag::WRITE_SHUT | flag::WRITE_DEAD)
     }
 }
 
 impl Core {
-    /// Lets `add` put something in the queue of a connection, which is put on the list of those that the next turn looks at.
-    /// At the high watermark `Drained` is owed.
+    /// Lets `add` put something in the queue of a connection, which is put on the list of those
+    /// that the next turn looks at. At the high watermark `Drained` is owed.
     #[inline(always)]
-    fn enqueue(&mut self, key: Key, add: impl FnOnce(&mut SendBatch, &mut SendMemory)) -> Result<(), Refusal> {
+    fn enqueue(
+        &mut self,
+        key: Key,
+        add: impl FnOnce(&mut SendBatch, &mut SendMemory),
+    ) -> Result<(), Refusal> {
         let (high, entries_max) = (self.config.send_high_watermark, self.config.send_entries_max);
         let Some(conn) = self.endpoints.conn_mut(key) else { return Err(Refusal::Stale) };
         if !conn.may_queue() {
@@ -191,7 +216,9 @@ impl Core {
         }
         let in_flight = conn.send.in_flight;
         let queue = conn.send.queue(&mut self.send_memory);
-        if queue.bytes() + in_flight.bytes() >= high || queue.entries() + in_flight.entries() >= entries_max {
+        if queue.bytes() + in_flight.bytes() >= high
+            || queue.entries() + in_flight.entries() >= entries_max
+        {
             conn.set(flag::FULL);
             self.stats.sends_refused += 1;
             return Err(Refusal::Full);
@@ -205,7 +232,12 @@ impl Core {
     }
 
     #[inline]
-    pub(super) fn send(&mut self, key: Key, payload: Payload, tag: Option<u64>) -> Result<(), SendError> {
+    pub(super) fn send(
+        &mut self,
+        key: Key,
+        payload: Payload,
+        tag: Option<u64>,
+    ) -> Result<(), SendError> {
         let mut payload = Some(payload);
         let result = self.enqueue(key, |queue, _| {
             if let Some(payload) = payload.take() {
@@ -243,7 +275,10 @@ impl Core {
     ) -> Result<(), Full> {
         let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
         if conn.in_flight(OpKind::Send) {
-            if mutant::is(Mutant::EarlyFin) && conn.has(flag::WRITE_SHUT) && !conn.has(flag::FIN_SENT) {
+            if mutant::is(Mutant::EarlyFin)
+                && conn.has(flag::WRITE_SHUT)
+                && !conn.has(flag::FIN_SENT)
+            {
                 self.send_fin(backend, key);
             }
             return Ok(());
@@ -259,7 +294,8 @@ impl Core {
             front_len = conn.send.waiting().map(|queue| queue.front_len());
         }
         if conn.has(flag::WRITE_DEAD) {
-            // Only data that came before the failure is still waited for; if that is not wanted, this is the end.
+            // Only data that came before the failure is still waited for; if that is not wanted,
+            // this is the end.
             if conn.is_open() && conn.has(flag::PAUSED) && !conn.is_receiving_into() {
                 self.end_phase(key);
             }
@@ -319,8 +355,16 @@ impl Core {
 
     /// A send ended: the batch is back, and so many bytes of it were taken.
     #[inline(always)]
-    pub(super) fn sent(&mut self, key: Key, batch: SendBatch, result: OpResult, out: &mut Completions) {
-        let Some(conn) = self.endpoints.conn_mut(key) else { return self.send_memory.retire_queue(batch) };
+    pub(super) fn sent(
+        &mut self,
+        key: Key,
+        batch: SendBatch,
+        result: OpResult,
+        out: &mut Completions,
+    ) {
+        let Some(conn) = self.endpoints.conn_mut(key) else {
+            return self.send_memory.retire_queue(batch);
+        };
         conn.ended(OpKind::Send);
         conn.send.in_flight = Away::default();
         conn.note_activity(self.now);
@@ -350,7 +394,9 @@ impl Core {
         (taken, failure): (usize, Option<Errno>),
         out: &mut Completions,
     ) {
-        let Some(conn) = self.endpoints.conn_mut(key) else { return self.send_memory.retire_queue(batch) };
+        let Some(conn) = self.endpoints.conn_mut(key) else {
+            return self.send_memory.retire_queue(batch);
+        };
         self.stats.partial_sends += u64::from(taken > 0 && batch.given() > taken);
         conn.send.put_back(batch, &mut self.send_memory);
         if let Some(queue) = &mut conn.send.queue {
@@ -395,12 +441,14 @@ impl Core {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         match errno.0 {
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.staging.mark(conn, key),
-            // Zero-copy was refused: this kind of socket cannot, or its memory may not be locked. Copy instead.
+            // Zero-copy was refused: this kind of socket cannot, or its memory may not be locked.
+            // Copy instead.
             libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM if !conn.has(flag::NO_ZERO_COPY) => {
                 conn.set(flag::NO_ZERO_COPY | flag::PEER_KNOWN);
                 self.staging.mark(conn, key);
             }
-            // Data that came before the failure is still there: read it, up to the error or the end.
+            // Data that came before the failure is still there: read it, up to the error or the
+            // end.
             _ if conn.is_open() && conn.wants_recv() => {
                 conn.set(flag::WRITE_DEAD);
                 conn.set_reason(broken_kind(errno), Some(errno));
@@ -414,7 +462,8 @@ impl Core {
     pub(super) fn broke(&mut self, key: Key, errno: Errno) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         // After a local close, a reset that finds nothing left to send changes nothing.
-        let harmless = conn.phase == Phase::Closing && conn.send.is_empty() && conn.has(flag::FIN_SENT);
+        let harmless =
+            conn.phase == Phase::Closing && conn.send.is_empty() && conn.has(flag::FIN_SENT);
         match harmless {
             true => self.end_phase(key),
             false => self.terminate(key, broken_kind(errno), Some(errno)),

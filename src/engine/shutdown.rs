@@ -1,5 +1,5 @@
-//! The FIN. Owns: when it is sent. Invariant: it leaves behind all that was queued, once, and nothing is queued after it was
-//! asked for.
+//! The FIN. Owns: when it is sent. Invariant: it leaves behind all that was queued, once, and
+//! nothing is queued after it was asked for.
 
 use super::conn::{Phase, flag};
 use super::{Core, Engine};
@@ -8,7 +8,8 @@ use crate::error::Error;
 use crate::id::{ConnId, Key};
 
 impl Engine {
-    /// Sends the FIN when all that is queued has left. Reading goes on; the connection ends when the peer's FIN comes too.
+    /// Sends the FIN when all that is queued has left. Reading goes on; the connection ends when
+    /// the peer's FIN comes too.
     ///
     /// # Errors
     /// [`Error::Stale`].

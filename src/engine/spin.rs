@@ -1,5 +1,6 @@
-//! Looking before sleeping (`Config::spin`). Owns: the decision whether to look, from what earlier looks found. Invariant: while looking does
-//! not pay, it is tried less and less often. Reads no clock: time comes from the backend.
+//! Looking before sleeping (`Config::spin`). Owns: the decision whether to look, from what earlier
+//! looks found. Invariant: while looking does not pay, it is tried less and less often. Reads no
+//! clock: time comes from the backend.
 
 use super::Core;
 use crate::backend::Backend;
@@ -60,8 +61,13 @@ impl Spin {
 }
 
 impl Core {
-    /// Looks for something to do, without sleeping, for as long as that is allowed and seems to pay. True if there is something.
-    pub(super) fn look_before_sleep<B: Backend>(&mut self, backend: &mut B, until: Option<u64>) -> Result<bool, Error> {
+    /// Looks for something to do, without sleeping, for as long as that is allowed and seems to
+    /// pay. True if there is something.
+    pub(super) fn look_before_sleep<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        until: Option<u64>,
+    ) -> Result<bool, Error> {
         let Some(window) = self.spin.window().filter(|_| B::CAN_SPIN) else { return Ok(false) };
         let start = backend.now();
         let end = until.unwrap_or(u64::MAX).min(start.saturating_add(window));

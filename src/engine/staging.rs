@@ -1,5 +1,6 @@
-//! What waits to be started. Owns: the lists of connections and listeners that want something of the backend, and the
-//! signal to a foreign loop that there are some. Invariant: an endpoint is on its list exactly while it is marked dirty.
+//! What waits to be started. Owns: the lists of connections and listeners that want something of
+//! the backend, and the signal to a foreign loop that there are some. Invariant: an endpoint is on
+//! its list exactly while it is marked dirty.
 
 use super::accept::Listener;
 use super::conn::{Conn, flag};

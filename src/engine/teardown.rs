@@ -1,5 +1,5 @@
-//! Dropping an engine. Owns: the order of its end. Invariant: no payload is dropped before the backend is shut down, and a
-//! payload whose drop panics keeps nothing of this from happening.
+//! Dropping an engine. Owns: the order of its end. Invariant: no payload is dropped before the
+//! backend is shut down, and a payload whose drop panics keeps nothing of this from happening.
 
 use super::{Core, Engine, LEAKED};
 use crate::backend::{Backend, with_backend};
@@ -11,8 +11,8 @@ use std::time::Duration;
 impl Drop for Engine {
     fn drop(&mut self) {
         if self.is_child() {
-            // All of it is the parent's: rings that are not even mapped here, descriptors, and payloads whose owners never
-            // gave this process anything.
+            // All of it is the parent's: rings that are not even mapped here, descriptors, and
+            // payloads whose owners never gave this process anything.
             self.core.leak();
             self.backend.leak();
             std::mem::forget(self.watch.take());
@@ -31,7 +31,9 @@ impl Drop for Engine {
         self.core.retire_all();
         let mut panic = None;
         while self.core.send_memory.has_retired() {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.core.send_memory.drop_retired())) {
+            if let Err(payload) =
+                catch_unwind(AssertUnwindSafe(|| self.core.send_memory.drop_retired()))
+            {
                 panic.get_or_insert(payload);
             }
         }

@@ -1,4 +1,5 @@
-//! Timers, the caller's and the engine's. Owns: the wheel, and how many timers of it are the caller's.
+//! Timers, the caller's and the engine's. Owns: the wheel, and how many timers of it are the
+//! caller's.
 
 use super::{Core, Engine};
 use crate::completion::{Completions, Event};
@@ -9,8 +10,8 @@ use crate::timer::{Owner, Wheel};
 use std::time::{Duration, Instant};
 
 impl Engine {
-    /// Sets a timer: [`Event::Timer`] with `tag` after `delay`, never before it. The wheel's resolution is 65.5 µs. O(1), no
-    /// system call.
+    /// Sets a timer: [`Event::Timer`] with `tag` after `delay`, never before it. The wheel's
+    /// resolution is 65.5 µs. O(1), no system call.
     ///
     /// # Errors
     /// [`Error::Limit`] at `Config::timers_max`.
@@ -31,8 +32,8 @@ impl Engine {
         self.core.add_timer(deadline, tag)
     }
 
-    /// Cancels a timer. False if it has fired, or was cancelled before: an event of it that was not yet handed out still
-    /// comes.
+    /// Cancels a timer. False if it has fired, or was cancelled before: an event of it that was not
+    /// yet handed out still comes.
     pub fn timer_cancel(&mut self, id: TimerId) -> bool {
         if self.is_child() {
             return false;
@@ -126,7 +127,9 @@ impl Core {
     }
 
     pub(super) fn fire_timers(&mut self, out: &mut Completions) {
-        self.timers.wheel.advance(self.now + if mutant::is(Mutant::EarlyTimer) { 1_000_000 } else { 0 });
+        self.timers
+            .wheel
+            .advance(self.now + if mutant::is(Mutant::EarlyTimer) { 1_000_000 } else { 0 });
         while !out.is_full() {
             let Some((key, owner)) = self.timers.wheel.pop_due() else { return };
             match owner {

@@ -1,5 +1,6 @@
-//! The one turn: start what is wanted, wait, take what has completed, fire what is due. Generic over the backend, so that
-//! everything in it is compiled for each one by itself. What the caller is told, and in which order, is in `deliver.rs`.
+//! The one turn: start what is wanted, wait, take what has completed, fire what is due. Generic
+//! over the backend, so that everything in it is compiled for each one by itself. What the caller
+//! is told, and in which order, is in `deliver.rs`.
 
 use super::conn::{Phase, flag};
 use super::deliver::Delivery;
@@ -27,11 +28,18 @@ impl Core {
                     self.fail(what, out);
                     self.send_memory.drop_retired();
                     let told = out.len() - before;
-                    return if told > 0 || out.is_full() { Ok(told) } else { Err(Error::EngineFailed(what)) };
+                    return if told > 0 || out.is_full() {
+                        Ok(told)
+                    } else {
+                        Err(Error::EngineFailed(what))
+                    };
                 }
                 result => result?,
             }
-            if out.len() > before || out.is_full() || deadline.is_some_and(|deadline| deadline <= self.now) {
+            if out.len() > before
+                || out.is_full()
+                || deadline.is_some_and(|deadline| deadline <= self.now)
+            {
                 return Ok(out.len() - before);
             }
         }
@@ -48,10 +56,12 @@ impl Core {
         self.delivery.begin_turn();
         self.deliver_waiting(Delivery::first_share(out), out);
         self.flush(backend, out);
-        // Before anything is received: a lease that left makes its buffer fit to be filled from the start.
+        // Before anything is received: a lease that left makes its buffer fit to be filled from the
+        // start.
         self.send_memory.drop_retired();
         let nothing_yet = out.len() == before && self.delivery.is_empty();
-        // A connection that was let go on may have nothing to receive: the next parked one then gets its chance at once.
+        // A connection that was let go on may have nothing to receive: the next parked one then
+        // gets its chance at once.
         let parked_may_try = !self.parking.is_empty() && backend.free_buffers() > 0;
         let idle = nothing_yet && self.staging.is_empty() && !parked_may_try && !backend.has_next();
         let until = earlier(deadline, self.timers.next_deadline_ns());
@@ -67,7 +77,10 @@ impl Core {
             self.emit_other(0, Event::Woken, out);
         }
         let enough = self.delivery.turn_ends_at(self.stats.bytes_received, B::RECEIVES_WHEN_ASKED);
-        while self.delivery.takes_more(out) && self.stats.bytes_received < enough && self.take_next(backend, out) {}
+        while self.delivery.takes_more(out)
+            && self.stats.bytes_received < enough
+            && self.take_next(backend, out)
+        {}
         self.fire_timers(out);
         self.deliver_waiting(usize::MAX, out);
         self.send_memory.drop_retired();
@@ -86,7 +99,8 @@ impl Core {
                 return;
             }
         }
-        // Servicing one step of a connection can make the next one possible: go on, but not for ever.
+        // Servicing one step of a connection can make the next one possible: go on, but not for
+        // ever.
         for _ in 0..self.staging.conns_len() * 4 {
             let Some(key) = self.staging.pop_conn() else { return };
             let Some(conn) = self.endpoints.conn_mut(key) else { continue };
@@ -101,7 +115,12 @@ impl Core {
     }
 
     /// Starts what a connection wants.
-    fn service<B: Backend>(&mut self, backend: &mut B, key: Key, out: &mut Completions) -> Result<(), Full> {
+    fn service<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        key: Key,
+        out: &mut Completions,
+    ) -> Result<(), Full> {
         let Some(conn) = self.endpoints.conn(key) else { return Ok(()) };
         match conn.phase {
             Phase::Connecting => self.service_connect(backend, key),
@@ -110,10 +129,13 @@ impl Core {
                 if conn.wants_service_of_sends() {
                     self.service_send(backend, key, out)?;
                 }
-                let Some(conn) = self.endpoints.conn(key).filter(|conn| !conn.is_steady()) else { return Ok(()) };
+                let Some(conn) = self.endpoints.conn(key).filter(|conn| !conn.is_steady()) else {
+                    return Ok(());
+                };
                 let (fin_sent, paused) = (conn.has(flag::FIN_SENT), conn.has(flag::PAUSED));
                 // With no wait for the peer's FIN there is nothing more to receive either.
-                let ends_at_once = fin_sent && conn.phase == Phase::Closing && self.config.fin_wait.is_zero();
+                let ends_at_once =
+                    fin_sent && conn.phase == Phase::Closing && self.config.fin_wait.is_zero();
                 if !ends_at_once {
                     if fin_sent && !fin_before {
                         self.fin_sent(key);
@@ -147,7 +169,12 @@ impl Core {
 
     /// What completes less often.
     #[inline(never)]
-    fn completed<B: Backend>(&mut self, backend: &mut B, completed: Completed<B::Socket>, out: &mut Completions) {
+    fn completed<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        completed: Completed<B::Socket>,
+        out: &mut Completions,
+    ) {
         let Completed { key, more, outcome } = completed;
         match outcome {
             Outcome::Received(lease) => self.received(key, more, lease, out),

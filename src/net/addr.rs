@@ -41,7 +41,9 @@ impl Addr {
         match self {
             Addr::Inet(addr) => match addr.ip() {
                 IpAddr::V4(ip) => ip.is_loopback(),
-                IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
+                IpAddr::V6(ip) => {
+                    ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback())
+                }
             },
             _ => true,
         }
@@ -52,7 +54,9 @@ impl Addr {
         match self {
             Addr::Inet(addr) => Ok(SockAddr::from(*addr)),
             Addr::Unix(path) if path.as_os_str().is_empty() => Err(refuse("the path is empty")),
-            Addr::Unix(path) => SockAddr::unix(path).map_err(|_| refuse("the path is longer than 107 bytes")),
+            Addr::Unix(path) => {
+                SockAddr::unix(path).map_err(|_| refuse("the path is longer than 107 bytes"))
+            }
             Addr::UnixAbstract(name) => {
                 let path = [b"\0", name.as_slice()].concat();
                 let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
@@ -112,7 +116,11 @@ pub struct ParseAddrError(String);
 
 impl fmt::Display for ParseAddrError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no address: expected IP:PORT, [IPV6]:PORT, unix:PATH or unix:@NAME", self.0)
+        write!(
+            f,
+            "{:?} is no address: expected IP:PORT, [IPV6]:PORT, unix:PATH or unix:@NAME",
+            self.0
+        )
     }
 }
 

@@ -1,5 +1,6 @@
-//! Sockets. Owns: how listening and connecting sockets are made and set up. Every descriptor is close-on-exec and owned from
-//! its first moment. Blocking for io_uring, non-blocking for epoll: the caller says which.
+//! Sockets. Owns: how listening and connecting sockets are made and set up. Every descriptor is
+//! close-on-exec and owned from its first moment. Blocking for io_uring, non-blocking for epoll:
+//! the caller says which.
 
 use super::Addr;
 use crate::error::{Errno, Error};
@@ -40,7 +41,8 @@ pub(crate) fn set_up(
     let set_up = || {
         apply(&socket, !addr.is_unix(), options)?;
         let Some(local) = local else { return Ok(()) };
-        // A port that connect chooses is shared among destinations by itself; one that the caller chose is not.
+        // A port that connect chooses is shared among destinations by itself; one that the caller
+        // chose is not.
         match local.port() {
             0 if !addr.is_unix() => crate::sys::choose_port_late(fd.as_fd()),
             _ => socket.set_reuse_address(true)?,
@@ -51,7 +53,11 @@ pub(crate) fn set_up(
 }
 
 /// A socket that listens on `addr`. Accepted sockets inherit the TCP options from it.
-pub(crate) fn listening(addr: &Addr, options: &ListenOptions, nonblocking: bool) -> Result<OwnedFd, Error> {
+pub(crate) fn listening(
+    addr: &Addr,
+    options: &ListenOptions,
+    nonblocking: bool,
+) -> Result<OwnedFd, Error> {
     let name = addr.to_sockaddr()?;
     let socket = stream(addr.domain(), nonblocking).map_err(|error| Error::os("socket", &error))?;
     let set_up = || {
@@ -101,7 +107,8 @@ fn apply(socket: &Socket, tcp: bool, options: &SocketOptions) -> io::Result<()> 
         }
         if let Some((idle, interval)) = options.keepalive {
             let second = Duration::from_secs(1);
-            let keepalive = TcpKeepalive::new().with_time(idle.max(second)).with_interval(interval.max(second));
+            let keepalive =
+                TcpKeepalive::new().with_time(idle.max(second)).with_interval(interval.max(second));
             socket.set_tcp_keepalive(&keepalive)?;
         }
     }

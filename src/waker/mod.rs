@@ -1,6 +1,6 @@
-//! Wake-ups from other threads. Owns: the [`Waker`], the eventfd behind it, and the mark that tells a
-//! forked child from the process that made the engine. The only part of an engine that other threads
-//! can touch.
+//! Wake-ups from other threads. Owns: the [`Waker`], the eventfd behind it, and the mark that tells
+//! a forked child from the process that made the engine. The only part of an engine that other
+//! threads can touch.
 
 mod signal;
 
@@ -16,19 +16,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Wakes an engine from any thread: its poll returns with [`Event::Woken`](crate::Event::Woken). Calls between two polls are
-/// one event, and at most one system call.
+/// Wakes an engine from any thread: its poll returns with [`Event::Woken`](crate::Event::Woken).
+/// Calls between two polls are one event, and at most one system call.
 ///
-/// A call is an atomic swap and perhaps a write(2), so it is safe in a signal handler too. Waking an engine that is gone does
-/// nothing, and so does a call in a forked child: only the process that made an engine wakes it.
+/// A call is an atomic swap and perhaps a write(2), so it is safe in a signal handler too. Waking
+/// an engine that is gone does nothing, and so does a call in a forked child: only the process that
+/// made an engine wakes it.
 #[derive(Clone, Debug)]
 pub struct Waker(pub(crate) Arc<Inbox>);
 
 impl Waker {
     /// Wakes the engine.
     pub fn wake(&self) {
-        // The descriptor is shared with the parent, the word is not: a child would wake a process that
-        // was not called.
+        // The descriptor is shared with the parent, the word is not: a child would wake a process
+        // that was not called.
         if !self.0.is_child() && self.0.signal.call() {
             match &self.0.line {
                 Line::Eventfd(fd) => sys::eventfd_signal(fd),
@@ -62,7 +63,11 @@ impl Inbox {
     }
 
     pub(crate) fn simulated() -> Arc<Inbox> {
-        Arc::new(Inbox { signal: Signal::new(), line: Line::Flag(AtomicBool::new(false)), mark: None })
+        Arc::new(Inbox {
+            signal: Signal::new(),
+            line: Line::Flag(AtomicBool::new(false)),
+            mark: None,
+        })
     }
 
     /// True in a process that was forked from the one that made the engine. No system call.

@@ -1,6 +1,6 @@
-//! The word between a sleeping engine and those who wake it. Owns: one atomic. Invariant: a wake-up is never lost, and the
-//! descriptor is written at most once per sleep. Compiled twice: here over std's atomics, in `tests/loom_waker.rs`
-//! over loom's.
+//! The word between a sleeping engine and those who wake it. Owns: one atomic. Invariant: a wake-up
+//! is never lost, and the descriptor is written at most once per sleep. Compiled twice: here over
+//! std's atomics, in `tests/loom_waker.rs` over loom's.
 
 use super::atomic::{AtomicU8, Ordering};
 
@@ -40,8 +40,9 @@ impl Signal {
         self.0.load(Ordering::Acquire) == CALLED
     }
 
-    /// After the engine slept, or instead. True if somebody called since the last time. With `stay_asleep` later calls write the
-    /// descriptor although the engine is running: for engines that sit in a foreign loop.
+    /// After the engine slept, or instead. True if somebody called since the last time. With
+    /// `stay_asleep` later calls write the descriptor although the engine is running: for engines
+    /// that sit in a foreign loop.
     #[must_use]
     pub(crate) fn take(&self, stay_asleep: bool) -> bool {
         let rest = if stay_asleep { SLEEPING } else { AWAKE };

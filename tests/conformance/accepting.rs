@@ -16,7 +16,9 @@ pub fn accept_many(variant: &Variant) {
     let clients: Vec<_> = (0..200).map(|_| connect(addr).unwrap()).collect();
     let mut conns = std::collections::HashSet::new();
     rig.run("accepts", |_, completion| {
-        if let Some(Completion { conn, tag, event: Event::Accepted { listener: from } }) = completion {
+        if let Some(Completion { conn, tag, event: Event::Accepted { listener: from } }) =
+            completion
+        {
             assert_eq!((from, tag), (listener, 5));
             assert!(conns.insert(conn), "{conn} accepted twice");
         }
@@ -50,7 +52,8 @@ pub fn close_listener_stops_accepting(variant: &Variant) {
 pub fn listener_errors(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let taken = listen_local().unwrap();
-    let error = rig.engine.listen(taken.local_addr().unwrap(), ListenOptions::default()).unwrap_err();
+    let error =
+        rig.engine.listen(taken.local_addr().unwrap(), ListenOptions::default()).unwrap_err();
     assert_eq!(error.errno(), Some(Errno(libc::EADDRINUSE)), "{error}");
     assert!(error.to_string().contains("EADDRINUSE"), "{error}");
     let reuse = ListenOptions { reuse_port: true, ..ListenOptions::default() };
@@ -58,7 +61,8 @@ pub fn listener_errors(variant: &Variant) {
     rig.engine.listen(addr, reuse).unwrap();
     let mut small = Rig::with(variant.config().listeners_max(1));
     small.listen();
-    let refused = small.engine.listen("127.0.0.1:0".parse::<Addr>().unwrap(), ListenOptions::default());
+    let refused =
+        small.engine.listen("127.0.0.1:0".parse::<Addr>().unwrap(), ListenOptions::default());
     assert!(matches!(refused, Err(Error::Limit { limit: "listeners_max", value: 1 })));
 }
 
@@ -103,7 +107,8 @@ pub fn connections_max_pauses_listeners(variant: &Variant) {
 pub fn adopt_a_socketpair(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (near, mut far) = UnixStream::pair().unwrap();
-    let AdoptedId::Conn(conn) = rig.engine.adopt(near.into(), SocketOptions::default()).unwrap() else {
+    let AdoptedId::Conn(conn) = rig.engine.adopt(near.into(), SocketOptions::default()).unwrap()
+    else {
         panic!("a stream")
     };
     far.write_all(b"hello").unwrap();
@@ -116,17 +121,23 @@ pub fn adopt_a_socketpair(variant: &Variant) {
     // What is no stream socket is refused, and closed.
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(rig.engine.adopt(file.into(), SocketOptions::default()).is_err());
-    let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let unconnected =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     assert!(rig.engine.adopt(OwnedFd::from(unconnected), SocketOptions::default()).is_err());
     let datagram = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    assert!(matches!(rig.engine.adopt(datagram.into(), SocketOptions::default()), Err(Error::Unsupported { .. })));
+    assert!(matches!(
+        rig.engine.adopt(datagram.into(), SocketOptions::default()),
+        Err(Error::Unsupported { .. })
+    ));
 }
 
 pub fn adopt_a_listener(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    let AdoptedId::Listener(id) = rig.engine.adopt(listener.into(), SocketOptions::default()).unwrap() else {
+    let AdoptedId::Listener(id) =
+        rig.engine.adopt(listener.into(), SocketOptions::default()).unwrap()
+    else {
         panic!("a listener")
     };
     assert_eq!(rig.engine.listener_addr(id).unwrap(), Addr::Inet(addr));
@@ -140,7 +151,10 @@ pub fn release_gives_the_descriptor_back(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     rig.engine.send(conn, "from the engine").unwrap();
-    assert!(matches!(rig.engine.release(conn), Err(Error::State(_))), "not while something is queued");
+    assert!(
+        matches!(rig.engine.release(conn), Err(Error::State(_))),
+        "not while something is queued"
+    );
     rig.engine.pause_reads(conn).unwrap();
     let mut released = None;
     rig.run("quiet", |engine, _| {
@@ -185,7 +199,8 @@ pub fn ipv6_listener(variant: &Variant) {
         return;
     }
     let mut rig = Rig::new(variant);
-    let listener = rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), ListenOptions::default()).unwrap();
+    let listener =
+        rig.engine.listen("[::]:0".parse::<Addr>().unwrap(), ListenOptions::default()).unwrap();
     let port = rig.engine.listener_addr(listener).unwrap().as_inet().unwrap().port();
     let clients = [
         connect(([127, 0, 0, 1], port).into()).unwrap(),
@@ -227,7 +242,10 @@ pub fn descriptors_run_out(variant: &Variant) {
     let quiet = rig.watch(Duration::from_millis(500));
     let after = rig.engine.stats();
     assert!(quiet.is_empty(), "{quiet:?}");
-    assert!(after.turns - before.turns < 100 && after.syscalls - before.syscalls < 200, "spins: {before:?} {after:?}");
+    assert!(
+        after.turns - before.turns < 100 && after.syscalls - before.syscalls < 200,
+        "spins: {before:?} {after:?}"
+    );
     // As descriptors become free, everybody who waited is served; nobody was dropped.
     while seen.len() < 12 {
         let conn = open.remove(0);
@@ -236,7 +254,9 @@ pub fn descriptors_run_out(variant: &Variant) {
         rig.run("one more", |_, completion| {
             match completion {
                 Some(Completion { conn, event: Event::Accepted { .. }, .. }) => open.push(conn),
-                Some(Completion { event: Event::Received(data), .. }) => seen.extend_from_slice(&data),
+                Some(Completion { event: Event::Received(data), .. }) => {
+                    seen.extend_from_slice(&data)
+                }
                 Some(Completion { event: Event::ListenerPaused { .. }, .. }) => paused += 1,
                 Some(Completion { event: Event::ListenerResumed { .. }, .. }) => resumed += 1,
                 _ => {}
@@ -250,7 +270,10 @@ pub fn descriptors_run_out(variant: &Variant) {
         rig.engine.abort(conn).unwrap();
     }
     rig.run("the last resume", |_, completion| {
-        resumed += usize::from(matches!(completion, Some(Completion { event: Event::ListenerResumed { .. }, .. })));
+        resumed += usize::from(matches!(
+            completion,
+            Some(Completion { event: Event::ListenerResumed { .. }, .. })
+        ));
         resumed == paused
     });
     crowd.leave();

@@ -26,7 +26,8 @@ pub fn close_flushes_everything(variant: &Variant) {
 }
 
 pub fn close_with_unread_input_loses_nothing(variant: &Variant) {
-    // The peer goes on talking while we answer and close: a plain close(2) would reset, and cut the answer short.
+    // The peer goes on talking while we answer and close: a plain close(2) would reset, and cut the
+    // answer short.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     let answer = pattern(2 << 20);
@@ -95,7 +96,9 @@ pub fn peer_resets_while_we_send(variant: &Variant) {
     // Sending to one that is long gone.
     let (conn, peer) = rig.pair();
     drop(peer);
-    rig.until("the peer's FIN", |_, completion| matches!(completion.event, Event::ReadClosed).then_some(()));
+    rig.until("the peer's FIN", |_, completion| {
+        matches!(completion.event, Event::ReadClosed).then_some(())
+    });
     let deadline = now() + patience();
     while rig.engine.send(conn, "anyone?").is_ok() {
         assert!(now() < deadline);
@@ -183,7 +186,8 @@ pub fn stale_ids_are_errors(variant: &Variant) {
 }
 
 pub fn races_of_close_abort_and_data(variant: &Variant) {
-    // Both ends in one engine, ended at every stage in every way while data flies. The rig checks: one end each, none after it.
+    // Both ends in one engine, ended at every stage in every way while data flies. The rig checks:
+    // one end each, none after it.
     let mut rig = Rig::new(variant);
     let (_, addr) = rig.listen();
     let mut opened = 0;
@@ -198,7 +202,9 @@ pub fn races_of_close_abort_and_data(variant: &Variant) {
                 match completion.event {
                     Event::Received(data) => drop(rig.engine.send(other, data)),
                     Event::Accepted { .. } if round % 4 == 0 => rig.engine.abort(other).unwrap(),
-                    Event::Accepted { .. } if round % 4 == 1 => rig.engine.pause_reads(other).unwrap(),
+                    Event::Accepted { .. } if round % 4 == 1 => {
+                        rig.engine.pause_reads(other).unwrap()
+                    }
                     Event::ReadClosed => rig.engine.close(other).unwrap(),
                     _ => {}
                 }
@@ -209,7 +215,10 @@ pub fn races_of_close_abort_and_data(variant: &Variant) {
             1 => rig.engine.abort(conn),
             2 => rig.engine.close(conn).and_then(|()| rig.engine.abort(conn)),
             3 => rig.engine.shutdown_write(conn).and_then(|()| rig.engine.pause_reads(conn)),
-            4 => rig.engine.recv_into(conn, Default::default(), 100).and_then(|()| rig.engine.close(conn)),
+            4 => rig
+                .engine
+                .recv_into(conn, Default::default(), 100)
+                .and_then(|()| rig.engine.close(conn)),
             _ => Ok(()),
         };
     }
@@ -232,13 +241,16 @@ pub fn drain_closes_everything(variant: &Variant) {
     for conn in &conns {
         rig.engine.send(*conn, pattern(200_000)).unwrap();
     }
-    let readers: Vec<_> = clients.into_iter().map(|client| spawn(move || read_all(client))).collect();
+    let readers: Vec<_> =
+        clients.into_iter().map(|client| spawn(move || read_all(client))).collect();
     rig.engine.drain(Duration::from_secs(30));
     assert!(matches!(rig.engine.connect(addr, ConnectOptions::default()), Err(Error::Draining)));
     assert!(matches!(rig.engine.listen(addr, ListenOptions::default()), Err(Error::Draining)));
     let mut listener_closed = 0;
     rig.run("the drain", |engine, completion| {
-        if let Some(Completion { event: Event::ListenerClosed { listener: id, errno }, .. }) = completion {
+        if let Some(Completion { event: Event::ListenerClosed { listener: id, errno }, .. }) =
+            completion
+        {
             assert_eq!((id, errno), (listener, None));
             listener_closed += 1;
         }
@@ -246,7 +258,9 @@ pub fn drain_closes_everything(variant: &Variant) {
     });
     assert_eq!(listener_closed, 1);
     readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() == pattern(200_000)));
-    assert!(conns.iter().all(|conn| rig.ended[conn].kind == CloseKind::Shutdown && rig.ended[conn].unsent_bytes == 0));
+    assert!(conns.iter().all(
+        |conn| rig.ended[conn].kind == CloseKind::Shutdown && rig.ended[conn].unsent_bytes == 0
+    ));
 }
 
 pub fn drain_gives_up_in_time(variant: &Variant) {
@@ -277,7 +291,9 @@ pub fn closed_reason_tells_who(variant: &Variant) {
     reader.join().unwrap();
     let (theirs, peer) = rig.pair();
     drop(peer);
-    rig.until("the peer's FIN", |_, completion| matches!(completion.event, Event::ReadClosed).then_some(()));
+    rig.until("the peer's FIN", |_, completion| {
+        matches!(completion.event, Event::ReadClosed).then_some(())
+    });
     rig.engine.close(theirs).unwrap();
     let reason = rig.end_of(theirs);
     assert_eq!(reason.kind, CloseKind::PeerClosed);

@@ -16,7 +16,8 @@ fn options(timeout_ms: u64) -> ConnectOptions {
 
 /// Client and server in one engine: a question, an answer, both ends closed in order.
 fn round_trip(rig: &mut Rig, addr: Addr) {
-    let conn = rig.engine.connect(addr, ConnectOptions { tag: 7, ..ConnectOptions::default() }).unwrap();
+    let conn =
+        rig.engine.connect(addr, ConnectOptions { tag: 7, ..ConnectOptions::default() }).unwrap();
     rig.engine.send(conn, "question").unwrap();
     let (mut connected, mut answer, mut server) = (0, Vec::new(), ConnId::NONE);
     rig.run("an answer", |engine, completion| {
@@ -68,7 +69,10 @@ pub fn connect_unix_path(variant: &Variant) {
     if variant.simulated().is_none()
         && let Err(error) = std::os::unix::net::UnixListener::bind(&path)
     {
-        return skip(format_args!("no socket can be made in {}: {error}", std::env::temp_dir().display()));
+        return skip(format_args!(
+            "no socket can be made in {}: {error}",
+            std::env::temp_dir().display()
+        ));
     }
     listen_and_round_trip(variant, Addr::Unix(path.clone()));
     // The file of a listener that is gone is stale: it is replaced. One that is alive is not.
@@ -81,7 +85,10 @@ pub fn connect_unix_path(variant: &Variant) {
 }
 
 pub fn connect_unix_abstract(variant: &Variant) {
-    listen_and_round_trip(variant, Addr::UnixAbstract(format!("proactor-{}", std::process::id()).into_bytes()));
+    listen_and_round_trip(
+        variant,
+        Addr::UnixAbstract(format!("proactor-{}", std::process::id()).into_bytes()),
+    );
 }
 
 pub fn connect_refused(variant: &Variant) {
@@ -97,17 +104,27 @@ pub fn connect_refused(variant: &Variant) {
 
 pub fn connect_unix_missing(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let conn = rig.engine.connect(Addr::Unix("/nonexistent/proactor.sock".into()), ConnectOptions::default()).unwrap();
+    let conn = rig
+        .engine
+        .connect(Addr::Unix("/nonexistent/proactor.sock".into()), ConnectOptions::default())
+        .unwrap();
     let reason = rig.end_of(conn);
     assert_eq!((reason.kind, reason.errno), (CloseKind::Refused, Some(Errno(libc::ENOENT))));
 }
 
 pub fn connect_unreachable(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    // The loopback network's broadcast address: no TCP goes there, and no packet leaves the machine.
-    let conn = rig.engine.connect((Ipv4Addr::new(127, 255, 255, 255), 9), ConnectOptions::default()).unwrap();
+    // The loopback network's broadcast address: no TCP goes there, and no packet leaves the
+    // machine.
+    let conn = rig
+        .engine
+        .connect((Ipv4Addr::new(127, 255, 255, 255), 9), ConnectOptions::default())
+        .unwrap();
     let reason = rig.end_of(conn);
-    assert_eq!((reason.kind, reason.errno), (CloseKind::Unreachable, Some(Errno(libc::ENETUNREACH))));
+    assert_eq!(
+        (reason.kind, reason.errno),
+        (CloseKind::Unreachable, Some(Errno(libc::ENETUNREACH)))
+    );
 }
 
 pub fn connect_hangs_until_its_timeout(variant: &Variant) {
@@ -139,13 +156,16 @@ pub fn connect_timeout_leaves_others_alone(variant: &Variant) {
 pub fn sends_wait_behind_the_connect(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let listener = listen_local().unwrap();
-    let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    let conn =
+        rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.send(conn, "one ").unwrap();
     rig.engine.write(conn, b"two ").unwrap();
     rig.engine.send(conn, vec![b'3']).unwrap();
     rig.engine.shutdown_write(conn).unwrap();
     let (mut peer, _) = {
-        rig.until("connect", |_, completion| matches!(completion.event, Event::Connected).then_some(()));
+        rig.until("connect", |_, completion| {
+            matches!(completion.event, Event::Connected).then_some(())
+        });
         listener.accept().unwrap()
     };
     rig.poll(Duration::ZERO);
@@ -171,12 +191,14 @@ pub fn requests_leave_with_the_connect(variant: &Variant) {
     let small = lens.iter().filter(|len| **len < 64 << 10).count() as u64;
     assert_eq!(rig.engine.stats().early_sends, if leave_early { small } else { 0 });
     drop(rig);
-    let rig = requests_before_the_connect(config.early_sends(false).adaptive_receives(false), &lens);
+    let rig =
+        requests_before_the_connect(config.early_sends(false).adaptive_receives(false), &lens);
     let stats = rig.engine.stats();
     assert_eq!((stats.early_sends, stats.late_receives, stats.single_receives), (0, 0, 0));
 }
 
-/// One payload queued before the connect was started, small ones and some that no socket takes at once, to peers that speak first.
+/// One payload queued before the connect was started, small ones and some that no socket takes at
+/// once, to peers that speak first.
 fn requests_before_the_connect(config: Config, all: &[usize]) -> Rig {
     let mut rig = Rig::with(config);
     let listener = listen_local().unwrap();
@@ -192,7 +214,10 @@ fn requests_before_the_connect(config: Config, all: &[usize]) -> Rig {
         readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
     });
     for (index, len) in all.iter().enumerate() {
-        let conn = rig.engine.connect(addr, ConnectOptions { tag: index as u64, ..ConnectOptions::default() }).unwrap();
+        let conn = rig
+            .engine
+            .connect(addr, ConnectOptions { tag: index as u64, ..ConnectOptions::default() })
+            .unwrap();
         rig.engine.send_tagged(conn, pattern(*len), 1000 + index as u64).unwrap();
         rig.engine.shutdown_write(conn).unwrap();
     }
@@ -205,7 +230,9 @@ fn requests_before_the_connect(config: Config, all: &[usize]) -> Rig {
             Event::Connected => told[index] += "connected ",
             Event::Sent { tag } => told[index] += &format!("sent {} ", tag - completion.tag),
             Event::Received(data) => greeting[index].extend_from_slice(&data),
-            Event::Closed(reason) => told[index] += &format!("closed {:?} {}", reason.kind, reason.unsent_bytes),
+            Event::Closed(reason) => {
+                told[index] += &format!("closed {:?} {}", reason.kind, reason.unsent_bytes)
+            }
             _ => {}
         }
         false
@@ -216,15 +243,21 @@ fn requests_before_the_connect(config: Config, all: &[usize]) -> Rig {
     received.sort_by_key(Vec::len);
     let mut all = all.to_vec();
     all.sort_unstable();
-    assert!(received.iter().map(Vec::len).eq(all.iter().copied()), "another number of bytes arrived");
-    all.iter().zip(&received).for_each(|(len, bytes)| assert!(*bytes == pattern(*len), "other bytes arrived"));
+    assert!(
+        received.iter().map(Vec::len).eq(all.iter().copied()),
+        "another number of bytes arrived"
+    );
+    all.iter()
+        .zip(&received)
+        .for_each(|(len, bytes)| assert!(*bytes == pattern(*len), "other bytes arrived"));
     rig
 }
 
 pub fn close_while_connecting_flushes(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let listener = listen_local().unwrap();
-    let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    let conn =
+        rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.send(conn, "farewell").unwrap();
     rig.engine.close(conn).unwrap();
     assert!(matches!(rig.engine.send(conn, "late"), Err(SendError::Closed(_))));
@@ -243,10 +276,12 @@ pub fn close_while_connecting_flushes(variant: &Variant) {
 pub fn abort_while_connecting(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, _fillers) = full_listener(1);
-    let staged = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    let staged =
+        rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.abort(staged).unwrap();
     assert_eq!(rig.end_of(staged).kind, CloseKind::Aborted);
-    let started = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    let started =
+        rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.send(started, "lost").unwrap();
     rig.poll(Duration::from_millis(10));
     rig.engine.abort(started).unwrap();
@@ -257,26 +292,41 @@ pub fn abort_while_connecting(variant: &Variant) {
 pub fn local_address(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let local = "127.0.0.5:0".parse().unwrap();
-    let (conn, peer) = rig.pair_with(ConnectOptions { local: Some(local), ..ConnectOptions::default() });
+    let (conn, peer) =
+        rig.pair_with(ConnectOptions { local: Some(local), ..ConnectOptions::default() });
     assert_eq!(peer.peer_addr().unwrap().ip().to_string(), "127.0.0.5");
     assert_eq!(rig.engine.local_addr(conn).unwrap(), Addr::Inet(peer.peer_addr().unwrap()));
     // An address of somebody else.
     let local = Some("192.0.2.1:0".parse().unwrap());
-    let conn =
-        rig.engine.connect((Ipv4Addr::LOCALHOST, 9), ConnectOptions { local, ..ConnectOptions::default() }).unwrap();
+    let conn = rig
+        .engine
+        .connect((Ipv4Addr::LOCALHOST, 9), ConnectOptions { local, ..ConnectOptions::default() })
+        .unwrap();
     let reason = rig.end_of(conn);
-    assert_eq!((reason.kind, reason.errno), (CloseKind::ConnectFailed, Some(Errno(libc::EADDRNOTAVAIL))));
+    assert_eq!(
+        (reason.kind, reason.errno),
+        (CloseKind::ConnectFailed, Some(Errno(libc::EADDRNOTAVAIL)))
+    );
 }
 
 pub fn impossible_addresses(variant: &Variant) {
     let mut rig = Rig::new(variant);
     for addr in [Addr::Unix("".into()), Addr::Unix("p".repeat(300).into()), Addr::UnixUnnamed] {
-        assert!(matches!(rig.engine.connect(addr.clone(), ConnectOptions::default()), Err(Error::Address { .. })));
-        assert!(matches!(rig.engine.listen(addr, ListenOptions::default()), Err(Error::Address { .. })));
+        assert!(matches!(
+            rig.engine.connect(addr.clone(), ConnectOptions::default()),
+            Err(Error::Address { .. })
+        ));
+        assert!(matches!(
+            rig.engine.listen(addr, ListenOptions::default()),
+            Err(Error::Address { .. })
+        ));
     }
     let local = Some("127.0.0.1:0".parse().unwrap());
     let mixed = ConnectOptions { local, ..ConnectOptions::default() };
-    assert!(matches!(rig.engine.connect("[::1]:9".parse::<Addr>().unwrap(), mixed), Err(Error::Address { .. })));
+    assert!(matches!(
+        rig.engine.connect("[::1]:9".parse::<Addr>().unwrap(), mixed),
+        Err(Error::Address { .. })
+    ));
     assert_eq!(rig.engine.connections(), 0);
 }
 
@@ -287,7 +337,10 @@ pub fn connect_limit(variant: &Variant) {
     let first = rig.engine.connect(addr, ConnectOptions::default()).unwrap();
     rig.engine.connect(addr, ConnectOptions::default()).unwrap();
     let refused = rig.engine.connect(addr, ConnectOptions::default());
-    assert!(matches!(refused, Err(Error::Limit { limit: "connections_max", value: 2 })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::Limit { limit: "connections_max", value: 2 })),
+        "{refused:?}"
+    );
     rig.engine.abort(first).unwrap();
     rig.end_of(first);
     rig.engine.connect(addr, ConnectOptions::default()).unwrap();
@@ -298,8 +351,9 @@ pub fn unix_backlog_full(variant: &Variant) {
     let name = format!("proactor-backlog-{}", std::process::id());
     let addr = Addr::UnixAbstract(name.clone().into_bytes());
     let listener = listen_abstract(&name);
-    let conns: Vec<ConnId> =
-        (0..4).map(|_| rig.engine.connect(addr.clone(), ConnectOptions::default()).unwrap()).collect();
+    let conns: Vec<ConnId> = (0..4)
+        .map(|_| rig.engine.connect(addr.clone(), ConnectOptions::default()).unwrap())
+        .collect();
     rig.watch(Duration::from_millis(30));
     // Two fit; the others wait for the listener to take those.
     let server = spawn(move || (0..4).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>());

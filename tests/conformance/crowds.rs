@@ -7,7 +7,8 @@ use proactor::*;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// `total` connections within one engine, at most `at_once` open, each sending one message that must come back.
+/// `total` connections within one engine, at most `at_once` open, each sending one message that
+/// must come back.
 fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
     let (_, addr) = rig.listen();
     let (mut opened, mut random) = (0usize, 88172645463325252u64);
@@ -16,15 +17,23 @@ fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
     rig.run("the churn", |engine, completion| {
         while open.len() < at_once && opened < total {
             // Spread over source addresses, so that no port is short.
-            let local = std::net::SocketAddr::from(([127, 0, (opened / 250 % 250) as u8, (opened % 250 + 1) as u8], 0));
+            let local = std::net::SocketAddr::from((
+                [127, 0, (opened / 250 % 250) as u8, (opened % 250 + 1) as u8],
+                0,
+            ));
             let conn = engine
-                .connect(addr, ConnectOptions { local: Some(local), tag: 1, ..ConnectOptions::default() })
+                .connect(
+                    addr,
+                    ConnectOptions { local: Some(local), tag: 1, ..ConnectOptions::default() },
+                )
                 .unwrap();
             engine.send(conn, vec![opened as u8; message]).unwrap();
             open.insert(conn, 0);
             opened += 1;
         }
-        let Some(completion) = completion else { return served == total && engine.connections() == 0 };
+        let Some(completion) = completion else {
+            return served == total && engine.connections() == 0;
+        };
         let conn = completion.conn;
         match completion.event {
             Event::Received(data) if completion.tag == 1 => {
@@ -53,7 +62,8 @@ fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
 }
 
 pub fn nine_thousand_connections(variant: &Variant) {
-    // Both ends are here: eighteen thousand descriptors' worth of connections, opened and ended at random.
+    // Both ends are here: eighteen thousand descriptors' worth of connections, opened and ended at
+    // random.
     let mut rig = Rig::new(variant);
     churn(&mut rig, 9_000, 600, 200);
     assert_eq!(rig.engine.stats().accepted, 9_000);
@@ -86,6 +96,10 @@ pub fn completions_of_one(variant: &Variant) {
     while full.is_empty() {
         rig.engine.poll(&mut full, Some(Duration::from_secs(1))).unwrap();
     }
-    assert_eq!(rig.engine.poll(&mut full, None).unwrap(), 0, "returns at once although nothing limits the wait");
+    assert_eq!(
+        rig.engine.poll(&mut full, None).unwrap(),
+        0,
+        "returns at once although nothing limits the wait"
+    );
     assert_eq!((full.len(), full.pop().map(|completion| completion.conn)), (1, Some(conn)));
 }

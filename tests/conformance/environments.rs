@@ -1,10 +1,13 @@
-//! Hostile environments, and the suite in each: filters of container runtimes, sysctls, limits, a small memory cgroup, a read-only
-//! file system, no /proc, a lossy network. `conformance environments/` runs them; each is a process that gives something up for
-//! good and then runs the suite on whatever the engine chooses there (`auto`). Checked for each: the backend, the printed reason,
-//! and that the suite passes. One line of a table says so.
+//! Hostile environments, and the suite in each: filters of container runtimes, sysctls, limits, a
+//! small memory cgroup, a read-only file system, no /proc, a lossy network. `conformance
+//! environments/` runs them; each is a process that gives something up for good and then runs the
+//! suite on whatever the engine chooses there (`auto`). Checked for each: the backend, the printed
+//! reason, and that the suite passes. One line of a table says so.
 //!
-//! What needs privileges or a kernel that this machine lacks is skipped, with the reason. Sysctls of the whole machine are changed
-//! only in a virtual one of the project's own (`PROACTOR_TEST_VM=1`, which `tests/kernels/run` sets). `PROACTOR_TEST_SCENARIOS=name,name` runs only some scenarios in each.
+//! What needs privileges or a kernel that this machine lacks is skipped, with the reason. Sysctls
+//! of the whole machine are changed only in a virtual one of the project's own
+//! (`PROACTOR_TEST_VM=1`, which `tests/kernels/run` sets). `PROACTOR_TEST_SCENARIOS=name,name` runs
+//! only some scenarios in each.
 
 use crate::filters::{Filter, numbers};
 use crate::memory::{self, MemoryCgroup};
@@ -68,7 +71,9 @@ const ENVIRONMENTS: &[Environment] = &[
     },
     Environment {
         name: "seccomp_without_enter",
-        expected: Expected::Epoll("EPERM: seccomp: io_uring_setup is allowed, io_uring_enter is not"),
+        expected: Expected::Epoll(
+            "EPERM: seccomp: io_uring_setup is allowed, io_uring_enter is not",
+        ),
         enter: || forbid(&["io_uring_enter"], libc::EPERM),
         ..ORDINARY
     },
@@ -78,7 +83,12 @@ const ENVIRONMENTS: &[Environment] = &[
         enter: || forbid(&["io_uring_register"], libc::EPERM),
         ..ORDINARY
     },
-    Environment { name: "seccomp_proactor_profile", variants: &[&AUTO, &EPOLL], enter: profile::enter, ..ORDINARY },
+    Environment {
+        name: "seccomp_proactor_profile",
+        variants: &[&AUTO, &EPOLL],
+        enter: profile::enter,
+        ..ORDINARY
+    },
     Environment {
         name: "sysctl_2",
         expected: Expected::Epoll("EPERM: io_uring_disabled=2"),
@@ -110,12 +120,16 @@ const ENVIRONMENTS: &[Environment] = &[
     },
     Environment {
         name: "nofile_32",
-        enter: || sandbox::limit(libc::RLIMIT_NOFILE, 32).map_err(|error| format!("RLIMIT_NOFILE: {error}")),
+        enter: || {
+            sandbox::limit(libc::RLIMIT_NOFILE, 32)
+                .map_err(|error| format!("RLIMIT_NOFILE: {error}"))
+        },
         ..ORDINARY
     },
     Environment {
         name: "memory_cgroup_64_mib",
-        // Not those that make payloads or engines of more than 64 MiB in sum, as a matter of their own.
+        // Not those that make payloads or engines of more than 64 MiB in sum, as a matter of their
+        // own.
         modules: &["memory", "connecting", "accepting", "crowds", "timing"],
         enter: memory::enter,
         ..ORDINARY
@@ -141,7 +155,8 @@ const ENVIRONMENTS: &[Environment] = &[
 
 pub const IO_URING: [&str; 3] = ["io_uring_setup", "io_uring_enter", "io_uring_register"];
 
-/// What else Docker's and Podman's default profiles refuse to an unprivileged container, as far as a program like this might ask.
+/// What else Docker's and Podman's default profiles refuse to an unprivileged container, as far as
+/// a program like this might ask.
 pub const CONTAINED: [&str; 11] = [
     "add_key",
     "bpf",
@@ -157,36 +172,47 @@ pub const CONTAINED: [&str; 11] = [
 ];
 
 fn forbid(calls: &[&str], errno: i32) -> Result<(), String> {
-    // clone3 is refused with ENOSYS, since a filter cannot look at its flags; C libraries use clone then.
-    let filter =
-        Filter::open().refusing(&numbers(&["clone3"]), libc::ENOSYS).refusing(&numbers(&CONTAINED), libc::EPERM);
+    // clone3 is refused with ENOSYS, since a filter cannot look at its flags; C libraries use clone
+    // then.
+    let filter = Filter::open()
+        .refusing(&numbers(&["clone3"]), libc::ENOSYS)
+        .refusing(&numbers(&CONTAINED), libc::EPERM);
     filter.refusing(&numbers(calls), errno).install()
 }
 
 fn sysctl(value: &str, group: Option<u32>) -> Result<(), String> {
     if !is_virtual_machine() {
-        return Err("a sysctl of the whole machine: only in a virtual one (tests/kernels/run)".to_owned());
+        return Err(
+            "a sysctl of the whole machine: only in a virtual one (tests/kernels/run)".to_owned()
+        );
     }
-    sandbox::put(Path::new(SYSCTL), value).map_err(|error| format!("{SYSCTL}: {error} (6.6 has it)"))?;
+    sandbox::put(Path::new(SYSCTL), value)
+        .map_err(|error| format!("{SYSCTL}: {error} (6.6 has it)"))?;
     let group = group.map_or(String::from("-1"), |group| group.to_string());
     sandbox::put(Path::new("/proc/sys/kernel/io_uring_group"), &group)
         .map_err(|error| format!("io_uring_group: {error}"))
 }
 
 fn locked_memory(bytes: u64) -> Result<(), String> {
-    sandbox::limit(libc::RLIMIT_MEMLOCK, bytes).map_err(|error| format!("RLIMIT_MEMLOCK: {error}"))?;
+    sandbox::limit(libc::RLIMIT_MEMLOCK, bytes)
+        .map_err(|error| format!("RLIMIT_MEMLOCK: {error}"))?;
     sandbox::drop_privileges(None)
 }
 
 fn mask_as_5_6() -> Result<(), String> {
-    let all = Engine::new(Config::default().ignore_environment(true).tier(Tier::Polled).hardened(true));
+    let all =
+        Engine::new(Config::default().ignore_environment(true).tier(Tier::Polled).hardened(true));
     drop(all.map_err(|error| error.to_string())?);
-    // Registrations up to IORING_UNREGISTER_PERSONALITY, and the two that the mask itself takes; enter with GETEVENTS and SQ_WAKEUP.
+    // Registrations up to IORING_UNREGISTER_PERSONALITY, and the two that the mask itself takes;
+    // enter with GETEVENTS and SQ_WAKEUP.
     let (enter, register) = (numbers(&["io_uring_enter"])[0], numbers(&["io_uring_register"])[0]);
     Filter::open()
         .refusing_bits(enter, 3, !3, libc::EINVAL)
         .refusing_from(register, 1, 13, libc::EINVAL)
-        .refusing(&numbers(&["epoll_pwait2", "close_range", "faccessat2", "openat2", "clone3"]), libc::ENOSYS)
+        .refusing(
+            &numbers(&["epoll_pwait2", "close_range", "faccessat2", "openat2", "clone3"]),
+            libc::ENOSYS,
+        )
         .install()
 }
 
@@ -223,7 +249,8 @@ const DESCRIPTORS: &[(&str, u64)] = &[
 
 /// Whether this process may have the descriptors that a scenario needs; if not, it is skipped.
 pub fn has_descriptors(scenario: &str) -> bool {
-    let needed = DESCRIPTORS.iter().find(|(name, _)| *name == scenario).map_or(0, |(_, needed)| *needed);
+    let needed =
+        DESCRIPTORS.iter().find(|(name, _)| *name == scenario).map_or(0, |(_, needed)| *needed);
     let max = sandbox::descriptors_max();
     if max < needed {
         skip(format_args!("needs {needed} descriptors; the limit is {max}"));
@@ -252,9 +279,15 @@ pub fn introduce() {
     match Engine::new(variant.config()) {
         Ok(engine) => {
             let info = engine.info();
-            let reason = info.fallback.as_ref().map_or(String::new(), |fallback| fallback.to_string());
+            let reason =
+                info.fallback.as_ref().map_or(String::new(), |fallback| fallback.to_string());
             let reason = [vec![reason], info.notes.clone()].concat().join("; ");
-            println!("stands on {}/{}: {}", info.backend, info.tier_name(), reason.trim_start_matches("; "));
+            println!(
+                "stands on {}/{}: {}",
+                info.backend,
+                info.tier_name(),
+                reason.trim_start_matches("; ")
+            );
         }
         Err(error) => println!("stands on nothing: {error}"),
     }
@@ -294,13 +327,14 @@ impl Environment {
             command.args(scenarios.split(','));
         }
         let _sysctls = Sysctls(std::fs::read_to_string(SYSCTL).ok());
-        let _cgroup = match self.limits_memory().then(|| MemoryCgroup::for_child(&mut command)).transpose() {
-            Ok(cgroup) => cgroup,
-            Err(why) => {
-                skip(why);
-                return Ok(());
-            }
-        };
+        let _cgroup =
+            match self.limits_memory().then(|| MemoryCgroup::for_child(&mut command)).transpose() {
+                Ok(cgroup) => cgroup,
+                Err(why) => {
+                    skip(why);
+                    return Ok(());
+                }
+            };
         let (status, text) = follow(command).map_err(|error| error.to_string())?;
         if let Some(why) = text.lines().find_map(|line| line.strip_prefix("cannot enter: ")) {
             skip(why);
@@ -309,10 +343,14 @@ impl Environment {
         self.judge(&text).map_err(|why| format!("{why}\n{status}: {text}").into())
     }
 
-    /// Holds what the suite printed in the environment against what is expected, and prints the row of the table.
+    /// Holds what the suite printed in the environment against what is expected, and prints the row
+    /// of the table.
     fn judge(&self, text: &str) -> Result<(), String> {
-        let line =
-            |start: &str| text.lines().find_map(|line| line.strip_prefix(start)).ok_or(format!("no line {start:?}"));
+        let line = |start: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(start))
+                .ok_or(format!("no line {start:?}"))
+        };
         let (backend, reason) = line("stands on ")?.split_once(": ").ok_or("no reason")?;
         let counts = line("conformance: ")?;
         report::note(format!("environment | {} | {backend} | {reason} | {counts}", self.name));
@@ -324,12 +362,15 @@ impl Environment {
             Expected::Uring => !on_epoll || !io_uring_is_here(),
             Expected::UringWith(note) => !on_epoll && reason.contains(note) || !io_uring_is_here(),
             Expected::Epoll(cause) => on_epoll && reason.contains(cause),
-            Expected::EitherWith(cause) => !on_epoll || reason.contains(cause) || !io_uring_is_here(),
+            Expected::EitherWith(cause) => {
+                !on_epoll || reason.contains(cause) || !io_uring_is_here()
+            }
         };
         if !as_expected {
             return Err(format!("not what is expected: {backend}, {reason:?}"));
         }
-        let mut numbers = counts.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u32>().ok());
+        let mut numbers =
+            counts.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u32>().ok());
         match (numbers.next(), numbers.next()) {
             (Some(passed), Some(0)) if passed > 0 => Ok(()),
             _ => Err("the suite did not pass".to_owned()),
@@ -337,7 +378,8 @@ impl Environment {
     }
 }
 
-/// Runs a suite to its end; returns what it printed. In a virtual machine, where it may take long, it is also shown as it comes.
+/// Runs a suite to its end; returns what it printed. In a virtual machine, where it may take long,
+/// it is also shown as it comes.
 fn follow(mut command: Command) -> std::io::Result<(ExitStatus, String)> {
     let (reader, writer) = std::io::pipe()?;
     let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn()?;

@@ -1,7 +1,9 @@
-//! Seccomp filters, as container runtimes install them: for good, for the calling process and its children. And the numbers of system
-//! calls, by name.
+//! Seccomp filters, as container runtimes install them: for good, for the calling process and its
+//! children. And the numbers of system calls, by name.
 
-use libc::{BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+use libc::{
+    BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter,
+};
 
 /// Where `struct seccomp_data` has the number of the call, and the low halves of its arguments.
 const CALL: u32 = 0;
@@ -81,13 +83,18 @@ impl Filter {
 
     pub fn install(mut self) -> Result<(), String> {
         self.program.push(statement(BPF_RET | BPF_K, self.default));
-        let filter = libc::sock_fprog { len: self.program.len() as u16, filter: self.program.as_mut_ptr() };
+        let filter =
+            libc::sock_fprog { len: self.program.len() as u16, filter: self.program.as_mut_ptr() };
         // SAFETY: a well-formed program that lives through the call.
         let result = unsafe {
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
             libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter)
         };
-        if result == 0 { Ok(()) } else { Err(format!("seccomp: {}", std::io::Error::last_os_error())) }
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(format!("seccomp: {}", std::io::Error::last_os_error()))
+        }
     }
 }
 
@@ -146,7 +153,8 @@ const OLD_NUMBERS: Numbers = &[];
 /// # Panics
 /// If no architecture has it, as far as is known here: a slip of the pen.
 pub fn number(name: &str) -> Option<u32> {
-    let known = CALLS.iter().chain(OLD_NUMBERS).find(|(call, _)| call.strip_prefix("SYS_") == Some(name));
+    let known =
+        CALLS.iter().chain(OLD_NUMBERS).find(|(call, _)| call.strip_prefix("SYS_") == Some(name));
     assert!(known.is_some() || OLD_CALLS.contains(&name), "{name} is no system call");
     known.map(|(_, number)| *number as u32)
 }

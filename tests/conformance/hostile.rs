@@ -1,4 +1,5 @@
-//! Environments that take things away: filters, limits, switches. The engine must find another way, or say what is wrong.
+//! Environments that take things away: filters, limits, switches. The engine must find another way,
+//! or say what is wrong.
 
 use crate::Variant;
 use crate::filters::{Filter, numbers};
@@ -41,7 +42,10 @@ fn falls_back(errno: i32, cause: &str) {
     works(&mut rig);
     // Forced, it is an error that says the same.
     let error = Engine::new(free().backend(Backend::Uring)).unwrap_err();
-    assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains(cause), "{error}");
+    assert!(
+        matches!(error, Error::Unsupported { .. }) && error.to_string().contains(cause),
+        "{error}"
+    );
 }
 
 fn seccomp(variant: &Variant, calls: &[&str], errno: i32, cause: &str) {
@@ -51,11 +55,21 @@ fn seccomp(variant: &Variant, calls: &[&str], errno: i32, cause: &str) {
 }
 
 pub fn seccomp_eperm(variant: &Variant) {
-    seccomp(variant, &["io_uring_setup", "io_uring_enter", "io_uring_register"], libc::EPERM, "seccomp");
+    seccomp(
+        variant,
+        &["io_uring_setup", "io_uring_enter", "io_uring_register"],
+        libc::EPERM,
+        "seccomp",
+    );
 }
 
 pub fn seccomp_enosys(variant: &Variant) {
-    seccomp(variant, &["io_uring_setup", "io_uring_enter", "io_uring_register"], libc::ENOSYS, "answers ENOSYS");
+    seccomp(
+        variant,
+        &["io_uring_setup", "io_uring_enter", "io_uring_register"],
+        libc::ENOSYS,
+        "answers ENOSYS",
+    );
 }
 
 pub fn seccomp_enter_only(variant: &Variant) {
@@ -68,7 +82,10 @@ pub fn seccomp_enter_only(variant: &Variant) {
 pub fn forced_backend_says_why(_: &Variant) {
     forbid(&["io_uring_setup"], libc::EPERM);
     let error = Engine::new(free().tier(Tier::Deferred)).unwrap_err();
-    assert!(error.to_string().contains("tier `deferred`") && error.to_string().contains("EPERM"), "{error}");
+    assert!(
+        error.to_string().contains("tier `deferred`") && error.to_string().contains("EPERM"),
+        "{error}"
+    );
     let epoll = Engine::new(free().backend(Backend::Epoll)).unwrap();
     assert_eq!(epoll.info().fallback, None, "asked for, not fallen back to");
 }
@@ -82,7 +99,10 @@ pub fn environment_decides(_: &Variant) {
     assert_eq!(Engine::new(Config::default()).unwrap().info().backend, Backend::Epoll);
     set("PROACTOR_BACKEND", "kqueue");
     let error = Engine::new(Config::default()).unwrap_err().to_string();
-    assert!(error.contains("PROACTOR_BACKEND") && error.contains("uring") && error.contains("epoll"), "{error}");
+    assert!(
+        error.contains("PROACTOR_BACKEND") && error.contains("uring") && error.contains("epoll"),
+        "{error}"
+    );
     set("PROACTOR_BACKEND", "");
     set("PROACTOR_DISABLE", "buf_ring,tachyons");
     let error = Engine::new(Config::default()).unwrap_err().to_string();
@@ -91,9 +111,11 @@ pub fn environment_decides(_: &Variant) {
     if plain.info().tier != Some(Tier::Deferred) {
         return skip("no tier to walk down from");
     }
-    for (list, tier) in
-        [("defer_taskrun", Some(Tier::Multishot)), ("multishot_recv", Some(Tier::Oneshot)), ("fast_poll", None)]
-    {
+    for (list, tier) in [
+        ("defer_taskrun", Some(Tier::Multishot)),
+        ("multishot_recv", Some(Tier::Oneshot)),
+        ("fast_poll", None),
+    ] {
         set("PROACTOR_DISABLE", list);
         let mut rig = Rig::with(Config::default());
         let info = rig.engine.info().clone();
@@ -117,10 +139,16 @@ pub fn capabilities_are_reported(_: &Variant) {
 }
 
 pub fn refused_tiers_say_why(_: &Variant) {
-    let Ok(_) = Engine::new(free().tier(Tier::Deferred)) else { return skip("no tier `deferred` here") };
-    let error = Engine::new(free().tier(Tier::Deferred).disable(Capability::MultishotRecv)).unwrap_err().to_string();
+    let Ok(_) = Engine::new(free().tier(Tier::Deferred)) else {
+        return skip("no tier `deferred` here");
+    };
+    let error = Engine::new(free().tier(Tier::Deferred).disable(Capability::MultishotRecv))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("multishot_recv: switched off by Config::disable"), "{error}");
-    let error = Engine::new(free().hardened(true).disable(Capability::Restrictions)).unwrap_err().to_string();
+    let error = Engine::new(free().hardened(true).disable(Capability::Restrictions))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("Config::hardened"), "{error}");
 }
 
@@ -142,14 +170,21 @@ pub fn no_descriptors_is_an_error(_: &Variant) {
 
 pub fn hardened_ring(variant: &Variant) {
     let mut rig = match Engine::new(variant.config().hardened(true)) {
-        Ok(_) => Rig::with(variant.config().hardened(true).zero_copy_threshold(Some(4096)).zero_copy_anywhere(true)),
+        Ok(_) => Rig::with(
+            variant
+                .config()
+                .hardened(true)
+                .zero_copy_threshold(Some(4096))
+                .zero_copy_anywhere(true),
+        ),
         Err(Error::Unsupported { why, .. }) => return skip(why),
         Err(error) => panic!("{error}"),
     };
     works(&mut rig);
     // The first payload leaves with the connect, the others as they come.
     let listener = listen_local().unwrap();
-    let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    let conn =
+        rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     let payload = pattern(1 << 20);
     rig.engine.send(conn, payload[..3000].to_vec()).unwrap();
     rig.poll(Duration::from_millis(10));
@@ -165,8 +200,8 @@ pub fn hardened_ring(variant: &Variant) {
 }
 
 pub fn little_memlock_unprivileged(variant: &Variant) {
-    // Without CAP_IPC_LOCK ring memory counts against RLIMIT_MEMLOCK on newer kernels: rings shrink, or epoll takes over. Either
-    // way the report says so, and the engine works.
+    // Without CAP_IPC_LOCK ring memory counts against RLIMIT_MEMLOCK on newer kernels: rings
+    // shrink, or epoll takes over. Either way the report says so, and the engine works.
     if let Some(fallback) = Rig::with(free()).engine.info().fallback.clone() {
         return skip(format_args!("no io_uring here to begin with: {fallback}"));
     }
@@ -195,31 +230,47 @@ pub fn little_memlock_unprivileged(variant: &Variant) {
         match &info.fallback {
             Some(fallback) => {
                 assert_eq!(fallback.errno, Some(Errno(libc::ENOMEM)), "{fallback}");
-                assert!(fallback.cause.contains(&format!("RLIMIT_MEMLOCK is {} bytes", kib << 10)), "{fallback}");
+                assert!(
+                    fallback.cause.contains(&format!("RLIMIT_MEMLOCK is {} bytes", kib << 10)),
+                    "{fallback}"
+                );
             }
-            None if info.ring_entries.0 < 256 => assert!(info.notes.iter().any(|note| note.contains("RLIMIT_MEMLOCK"))),
+            None if info.ring_entries.0 < 256 => {
+                assert!(info.notes.iter().any(|note| note.contains("RLIMIT_MEMLOCK")))
+            }
             None => {}
         }
         works(&mut rig);
         drop(rig);
         match Engine::new(variant.config()) {
             Ok(engine) => {
-                assert!(variant.is_free() || variant.is_epoll() == (engine.info().backend == Backend::Epoll))
+                assert!(
+                    variant.is_free()
+                        || variant.is_epoll() == (engine.info().backend == Backend::Epoll)
+                )
             }
             Err(error) => {
-                assert!(error.to_string().contains("RLIMIT_MEMLOCK") || error.to_string().contains("tier"), "{error}")
+                assert!(
+                    error.to_string().contains("RLIMIT_MEMLOCK")
+                        || error.to_string().contains("tier"),
+                    "{error}"
+                )
             }
         }
     }
 }
 
-/// The names of this process's threads, kernel workers among them; none, and the scenario is skipped, without /proc.
+/// The names of this process's threads, kernel workers among them; none, and the scenario is
+/// skipped, without /proc.
 fn threads() -> Vec<String> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
         skip("no /proc to count threads in");
         return Vec::new();
     };
-    tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok()).collect()
+    tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+        .collect()
 }
 
 pub fn worker_threads_stay_few(variant: &Variant) {
@@ -237,7 +288,8 @@ pub fn worker_threads_stay_few(variant: &Variant) {
 }
 
 pub fn slow_readers_hold_no_workers(variant: &Variant) {
-    // Large payloads to peers that read in small sips, with a small send buffer: hundreds of partial sends each.
+    // Large payloads to peers that read in small sips, with a small send buffer: hundreds of
+    // partial sends each.
     let mut rig = Rig::new(variant);
     let mut options = ConnectOptions::default();
     options.socket.send_buffer_bytes = Some(16 << 10);
@@ -260,7 +312,8 @@ pub fn slow_readers_hold_no_workers(variant: &Variant) {
     rig.run("the slow readers", |engine, _| {
         if looked.elapsed() > Duration::from_millis(5) {
             looked = now();
-            workers = workers.max(threads().iter().filter(|name| name.starts_with("iou-wrk")).count());
+            workers =
+                workers.max(threads().iter().filter(|name| name.starts_with("iou-wrk")).count());
         }
         engine.connections() == 0
     });
@@ -299,7 +352,11 @@ impl Voices {
     fn listen(&mut self, span: Duration) {
         for completion in self.rig.watch(span) {
             let Event::Received(data) = completion.event else { continue };
-            let index = self.peers.iter().position(|(conn, ..)| *conn == completion.conn).expect("accepted");
+            let index = self
+                .peers
+                .iter()
+                .position(|(conn, ..)| *conn == completion.conn)
+                .expect("accepted");
             let voice = self.peers[index].2;
             let foreign = data.iter().filter(|byte| **byte != voice && **byte != b'!').count();
             assert_eq!(foreign, 0, "connection {index}: {foreign} foreign bytes of {}", data.len());

@@ -1,5 +1,6 @@
-//! A network that loses, delays and reorders: two network namespaces of the suite's own, joined by a veth pair with netem at both ends.
-//! The engine is in one, the peers of the scenarios in the other; a thread that makes a peer's socket steps over for that.
+//! A network that loses, delays and reorders: two network namespaces of the suite's own, joined by
+//! a veth pair with netem at both ends. The engine is in one, the peers of the scenarios in the
+//! other; a thread that makes a peer's socket steps over for that.
 //!
 //! Needs CAP_SYS_ADMIN, `ip` and `tc` (iproute2), and a kernel with veth and sch_netem.
 
@@ -20,7 +21,8 @@ const FAR: &str = "PROACTOR_TEST_FAR_NETNS";
 const NEAR_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const FAR_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// At each end: a round trip takes 40 ms, and packets overtake each other.
-const NETEM: [&str; 10] = ["netem", "limit", "10000", "delay", "20ms", "loss", "1%", "reorder", "5%", "50%"];
+const NETEM: [&str; 10] =
+    ["netem", "limit", "10000", "delay", "20ms", "loss", "1%", "reorder", "5%", "50%"];
 
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
@@ -29,7 +31,8 @@ fn unshare() -> Result<File, String> {
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         return Err(format!("unshare(CLONE_NEWNET): {}", std::io::Error::last_os_error()));
     }
-    // It takes 1% of loss for what it is; with others the same bytes take ten times as long. Where it is missing they do.
+    // It takes 1% of loss for what it is; with others the same bytes take ten times as long. Where
+    // it is missing they do.
     let _ = std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "bbr");
     File::open(OWN_NAMESPACE).map_err(|error| format!("{OWN_NAMESPACE}: {error}"))
 }
@@ -52,23 +55,33 @@ fn tool(namespace: &File, program: &str, args: &[&str]) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{program}: {error}"))?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(format!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim())),
+        false => Err(format!(
+            "{program} {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
     }
 }
 
-/// Moves this process into one of two joined namespaces, and leaves a descriptor of the other to the program that it becomes.
+/// Moves this process into one of two joined namespaces, and leaves a descriptor of the other to
+/// the program that it becomes.
 pub fn enter() -> Result<(), String> {
     let far = unshare()?;
     let near = unshare()?;
     let pid = std::process::id().to_string();
-    tool(&far, "ip", &["link", "add", "far", "type", "veth", "peer", "name", "near", "netns", &pid])?;
+    tool(
+        &far,
+        "ip",
+        &["link", "add", "far", "type", "veth", "peer", "name", "near", "netns", &pid],
+    )?;
     for (namespace, device, addr) in [(&near, "near", NEAR_ADDR), (&far, "far", FAR_ADDR)] {
         tool(namespace, "ip", &["link", "set", "lo", "up"])?;
         tool(namespace, "ip", &["addr", "add", &format!("{addr}/24"), "dev", device])?;
         tool(namespace, "ip", &["link", "set", device, "up"])?;
         tool(namespace, "tc", &[&["qdisc", "add", "dev", device, "root"][..], &NETEM].concat())?;
     }
-    // SAFETY: the far namespace's descriptor shall outlive the exec. No other thread reads the environment.
+    // SAFETY: the far namespace's descriptor shall outlive the exec. No other thread reads the
+    // environment.
     unsafe {
         libc::fcntl(far.as_raw_fd(), libc::F_SETFD, 0);
         std::env::set_var(FAR, far.as_raw_fd().to_string());
@@ -94,7 +107,11 @@ pub fn prepare() {
 
 /// Where engines listen, and where peers do.
 pub fn addresses() -> (Ipv4Addr, Ipv4Addr) {
-    if namespaces().is_some() { (NEAR_ADDR, FAR_ADDR) } else { (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST) }
+    if namespaces().is_some() {
+        (NEAR_ADDR, FAR_ADDR)
+    } else {
+        (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+    }
 }
 
 /// Makes a peer's socket where peers live.

@@ -1,10 +1,12 @@
-//! The conformance suite: each scenario is written once and runs on every backend and tier that the machine has, and in simulated
-//! worlds, without faults (`sim`) and with many that a program must not notice (`sim/faulty`; `PROACTOR_SIM_SEED` is their seed).
+//! The conformance suite: each scenario is written once and runs on every backend and tier that the
+//! machine has, and in simulated worlds, without faults (`sim`) and with many that a program must
+//! not notice (`sim/faulty`; `PROACTOR_SIM_SEED` is their seed).
 //!
-//! `cargo test --test conformance` runs all of it; a name or part of one (`uring/polled`, `connect_refused`) runs some. A variant
-//! that the machine lacks is skipped with the reason; `PROACTOR_REQUIRE=uring` makes that a failure. Scenarios run one after the
-//! other, so that descriptors and threads can be counted around each. Some need a process to themselves (limits, filters,
-//! forks): those run this same binary again for the one scenario.
+//! `cargo test --test conformance` runs all of it; a name or part of one (`uring/polled`,
+//! `connect_refused`) runs some. A variant that the machine lacks is skipped with the reason;
+//! `PROACTOR_REQUIRE=uring` makes that a failure. Scenarios run one after the other, so that
+//! descriptors and threads can be counted around each. Some need a process to themselves (limits,
+//! filters, forks): those run this same binary again for the one scenario.
 
 mod accepting;
 mod closing;
@@ -132,10 +134,15 @@ fn main() -> ExitCode {
 fn trials_of(variant: &'static Variant, only_list: bool) -> Vec<Trial> {
     let simulated = variant.simulated().is_some();
     let mut lacking = None;
-    peers::within(variant, || lacking = peers::engine(variant.config()).err().map(|error| error.to_string()));
+    peers::within(variant, || {
+        lacking = peers::engine(variant.config()).err().map(|error| error.to_string())
+    });
     let required = std::env::var("PROACTOR_REQUIRE").unwrap_or_default();
-    let required = required.split(',').any(|name| !name.is_empty() && variant.name.starts_with(name));
-    if let Some(why) = lacking.as_ref().filter(|_| !required && !only_list && std::env::var_os(ISOLATED).is_none()) {
+    let required =
+        required.split(',').any(|name| !name.is_empty() && variant.name.starts_with(name));
+    if let Some(why) =
+        lacking.as_ref().filter(|_| !required && !only_list && std::env::var_os(ISOLATED).is_none())
+    {
         println!("skipping {}: {why}", variant.name);
     }
     let groups = SCENARIOS.iter().filter(|(mark, ..)| match mark {
@@ -172,14 +179,21 @@ fn trials_of(variant: &'static Variant, only_list: bool) -> Vec<Trial> {
 
 fn run_isolated(name: &str) -> Result<(), libtest_mimic::Failed> {
     let mut child = sandbox::this_binary();
-    let output = child.args(["--exact", name]).env(ISOLATED, "1").output().map_err(|error| error.to_string())?;
+    let output = child
+        .args(["--exact", name])
+        .env(ISOLATED, "1")
+        .output()
+        .map_err(|error| error.to_string())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match output.status.success() {
         true => {
             report::adopt(&text(&output.stdout));
             Ok(())
         }
-        false => Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)).into()),
+        false => {
+            Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr))
+                .into())
+        }
     }
 }
 
@@ -201,16 +215,19 @@ fn counted(run: impl FnOnce()) {
     }
 }
 
-/// How many this process has. Without /proc descriptors are tried one by one, and threads are not counted.
+/// How many this process has. Without /proc descriptors are tried one by one, and threads are not
+/// counted.
 fn descriptors_and_threads() -> (usize, usize) {
     let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else {
         // SAFETY: asks for flags of a number, whatever it stands for.
         let is_open = |fd: &i32| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
         return ((0..sandbox::descriptors_max() as i32).filter(is_open).count(), 0);
     };
-    // An idle kernel worker may stay with the thread that once used io_uring, on some kernels for good.
+    // An idle kernel worker may stay with the thread that once used io_uring, on some kernels for
+    // good.
     let is_worker = |task: &std::fs::DirEntry| {
-        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("iou-wrk"))
+        std::fs::read_to_string(task.path().join("comm"))
+            .is_ok_and(|name| name.starts_with("iou-wrk"))
     };
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     (descriptors.count(), tasks.filter(|task| !is_worker(task)).count())

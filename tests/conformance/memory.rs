@@ -14,7 +14,8 @@ const CGROUP: &str = "PROACTOR_TEST_CGROUP";
 const CGROUP_BEFORE: &str = "PROACTOR_TEST_CGROUP_BEFORE";
 const MIB: u64 = 1 << 20;
 
-/// A memory cgroup of a size, of version 2 or 1, whichever is mounted. Removed when it is dropped, by the process that made it.
+/// A memory cgroup of a size, of version 2 or 1, whichever is mounted. Removed when it is dropped,
+/// by the process that made it.
 pub struct MemoryCgroup(PathBuf);
 
 const CGROUPS: [(&str, &str); 2] =
@@ -42,7 +43,8 @@ impl MemoryCgroup {
             let path = Path::new(root).join(format!("proactor-{}", std::process::id()));
             // Version 2 hands a controller to children only when it is told to.
             let _ = put(&Path::new(root).join("cgroup.subtree_control"), "+memory");
-            let made = std::fs::create_dir(&path).and_then(|()| put(&path.join(limit), &bytes.to_string()));
+            let made = std::fs::create_dir(&path)
+                .and_then(|()| put(&path.join(limit), &bytes.to_string()));
             match made {
                 Ok(()) => return Ok(MemoryCgroup(path)),
                 Err(error) => why = format!("{}: {error}", path.join(limit).display()),
@@ -82,8 +84,8 @@ pub fn leave() {
     }
 }
 
-/// Five thousand connections with an echo each way, three times, and then all of them idle at once. In a small memory cgroup this
-/// is what it is for; elsewhere it runs as well.
+/// Five thousand connections with an echo each way, three times, and then all of them idle at once.
+/// In a small memory cgroup this is what it is for; elsewhere it runs as well.
 pub fn five_thousand_clients(variant: &Variant) {
     const CLIENTS: usize = 5_000;
     let mut rig = Rig::new(variant);
@@ -107,7 +109,11 @@ pub fn five_thousand_clients(variant: &Variant) {
     });
     rig.run("the last echoes", |_, _| there.is_finished());
     assert_eq!(rig.engine.connections(), CLIENTS);
-    report::note(format!("measured {}: {} in use with {CLIENTS} connections", variant.name, memory_in_use()));
+    report::note(format!(
+        "measured {}: {} in use with {CLIENTS} connections",
+        variant.name,
+        memory_in_use()
+    ));
     let crowd = there.join().expect("up");
     let leaving = spawn(move || crowd.leave());
     rig.run("the end", |engine, completion| {
@@ -122,9 +128,12 @@ pub fn five_thousand_clients(variant: &Variant) {
 
 /// Of the memory cgroup, or of the process.
 fn memory_in_use() -> String {
-    let read = |path: &Path| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
+    };
     if let Some(cgroup) = std::env::var_os(CGROUP) {
-        let files = ["memory.current", "memory.usage_in_bytes"].map(|file| Path::new(&cgroup).join(file));
+        let files =
+            ["memory.current", "memory.usage_in_bytes"].map(|file| Path::new(&cgroup).join(file));
         if let Some(bytes) = files.iter().find_map(|file| read(file)) {
             return format!("{} MiB of the cgroup", bytes / MIB);
         }

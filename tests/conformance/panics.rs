@@ -1,4 +1,5 @@
-//! Payloads whose owner panics when it is dropped: the panic reaches the caller, and nothing is lost by it.
+//! Payloads whose owner panics when it is dropped: the panic reaches the caller, and nothing is
+//! lost by it.
 
 use crate::Variant;
 use crate::peers::*;
@@ -49,7 +50,11 @@ struct Bombs {
 
 impl Bombs {
     fn make(&self, bytes: impl Into<Vec<u8>>) -> Bytes {
-        Bytes::from_owner(Bomb { bytes: bytes.into(), dropped: Arc::clone(&self.dropped), always: self.always })
+        Bytes::from_owner(Bomb {
+            bytes: bytes.into(),
+            dropped: Arc::clone(&self.dropped),
+            always: self.always,
+        })
     }
 
     fn dropped(&self) -> usize {
@@ -82,8 +87,8 @@ fn explodes(act: impl FnOnce()) -> bool {
     }
 }
 
-/// Polls until `done` says so, through the panics of bombs. Returns all completions, and how many polls
-/// panicked.
+/// Polls until `done` says so, through the panics of bombs. Returns all completions, and how many
+/// polls panicked.
 fn poll_through(
     rig: &mut Rig,
     what: &str,
@@ -92,7 +97,11 @@ fn poll_through(
     let (mut all, mut panics) = (Vec::new(), 0);
     let deadline = now() + patience();
     while !done(rig, &all) {
-        assert!(now() < deadline, "waited too long for {what}: {all:?}, {panics} panics, {:?}", rig.engine.stats());
+        assert!(
+            now() < deadline,
+            "waited too long for {what}: {all:?}, {panics} panics, {:?}",
+            rig.engine.stats()
+        );
         let exploded = explodes(|| {
             rig.engine.poll(&mut rig.out, Some(Duration::from_millis(5))).expect("poll");
         });
@@ -107,11 +116,17 @@ fn poll_through(
 }
 
 fn sent_tags(completions: &[Completion]) -> Vec<u64> {
-    completions.iter().filter_map(|c| if let Event::Sent { tag } = c.event { Some(tag) } else { None }).collect()
+    completions
+        .iter()
+        .filter_map(|c| if let Event::Sent { tag } = c.event { Some(tag) } else { None })
+        .collect()
 }
 
 fn closes(completions: &[Completion]) -> Vec<CloseReason> {
-    completions.iter().filter_map(|c| if let Event::Closed(reason) = c.event { Some(reason) } else { None }).collect()
+    completions
+        .iter()
+        .filter_map(|c| if let Event::Closed(reason) = c.event { Some(reason) } else { None })
+        .collect()
 }
 
 pub fn panic_in_poll(variant: &Variant) {
@@ -187,7 +202,10 @@ pub fn panic_before_the_wait(variant: &Variant) {
     rig.engine.send_tagged(second, "staged", 2).unwrap();
     let (mut all, panics) = poll_through(&mut rig, "the panic", |_, _| bombs.dropped() == 1);
     assert_eq!(panics, 1);
-    all.extend(poll_through(&mut rig, "the send", |rig, _| rig.engine.queued_bytes(second).unwrap() == 0).0);
+    all.extend(
+        poll_through(&mut rig, "the send", |rig, _| rig.engine.queued_bytes(second).unwrap() == 0)
+            .0,
+    );
     let mut tags = sent_tags(&all);
     tags.sort_unstable();
     assert_eq!(tags, [1, 2]);
@@ -207,7 +225,10 @@ pub fn panic_in_a_foreign_loop(variant: &Variant) {
     rig.engine.send(second, "staged").unwrap();
     let mut panics = 0;
     while rig.engine.queued_bytes(second).unwrap() > 0 || bombs.dropped() == 0 {
-        assert!(readable(fd, Duration::from_secs(5)), "after {panics} panics the engine has something to do");
+        assert!(
+            readable(fd, Duration::from_secs(5)),
+            "after {panics} panics the engine has something to do"
+        );
         panics += usize::from(explodes(|| {
             rig.engine.poll(&mut rig.out, Some(Duration::ZERO)).expect("poll");
         }));
@@ -220,7 +241,9 @@ pub fn panic_in_a_foreign_loop(variant: &Variant) {
 
 pub fn panic_after_close_and_abort(variant: &Variant) {
     for abort in [false, true] {
-        let mut rig = Rig::with(variant.config().send_watermarks(64 << 20, 0).linger(Duration::from_millis(30)));
+        let mut rig = Rig::with(
+            variant.config().send_watermarks(64 << 20, 0).linger(Duration::from_millis(30)),
+        );
         let bombs = Bombs::default();
         // The peer does not read.
         let (conn, peer) = rig.pair();
@@ -233,8 +256,9 @@ pub fn panic_after_close_and_abort(variant: &Variant) {
             true => rig.engine.abort(conn).unwrap(),
             false => rig.engine.close(conn).unwrap(),
         }
-        let (all, panics) =
-            poll_through(&mut rig, "the end", |rig, _| bombs.dropped() == 3 && !rig.engine.is_live(conn));
+        let (all, panics) = poll_through(&mut rig, "the end", |rig, _| {
+            bombs.dropped() == 3 && !rig.engine.is_live(conn)
+        });
         let [reason] = closes(&all)[..] else { panic!("{all:?}") };
         let kind = if abort { CloseKind::Aborted } else { CloseKind::LingerTimedOut };
         assert_eq!((panics, reason.kind, sent_tags(&all)), (3, kind, vec![]));
@@ -252,7 +276,8 @@ pub fn panic_after_close_and_abort(variant: &Variant) {
 }
 
 pub fn panic_in_drop(variant: &Variant) {
-    // What the kernel still reads stays as it is; on loopback a zero-copy send is read until the peer does.
+    // What the kernel still reads stays as it is; on loopback a zero-copy send is read until the
+    // peer does.
     let config = variant.config().zero_copy_threshold(Some(1024)).zero_copy_anywhere(true);
     let mut rig = Rig::with(config.teardown_max(patience()));
     let bombs = Bombs::default();
@@ -261,8 +286,11 @@ pub fn panic_in_drop(variant: &Variant) {
         // Some of the payload stays in the sender's queue until the peer reads.
         socket2::SockRef::from(listener).set_recv_buffer_size(4096).unwrap();
     }
-    let conn = rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
-    rig.until("the connect", |_, completion| matches!(completion.event, Event::Connected).then_some(()));
+    let conn =
+        rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
+    rig.until("the connect", |_, completion| {
+        matches!(completion.event, Event::Connected).then_some(())
+    });
     let (peer, ()) = listener.accept().unwrap();
     let (other, _peer) = rig.pair();
     let sent = vec![b'P'; 16 << 10];

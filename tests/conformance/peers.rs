@@ -1,5 +1,5 @@
-//! The other side of a scenario, and its clock and threads: of the kernel, or of a simulated world. Scenarios are written once, in terms
-//! of what is here.
+//! The other side of a scenario, and its clock and threads: of the kernel, or of a simulated world.
+//! Scenarios are written once, in terms of what is here.
 
 use crate::Variant;
 use crate::lossy::{abroad, addresses};
@@ -23,7 +23,8 @@ thread_local! {
 /// Runs a scenario where the variant belongs: on this machine, or in a world of its own.
 pub fn within(variant: &Variant, run: impl FnOnce()) {
     let Some(faults) = variant.simulated() else { return run() };
-    let seed = std::env::var("PROACTOR_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let seed =
+        std::env::var("PROACTOR_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let world = World::new(seed);
     world.set_faults(faults);
     world.keep_trace(2_000);
@@ -128,7 +129,9 @@ impl Peer {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Peer::Tcp(stream) => stream.local_addr(),
-            Peer::Sim(peer) => peer.local_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into()),
+            Peer::Sim(peer) => {
+                peer.local_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into())
+            }
             Peer::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -136,7 +139,9 @@ impl Peer {
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Peer::Tcp(stream) => stream.peer_addr(),
-            Peer::Sim(peer) => peer.peer_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into()),
+            Peer::Sim(peer) => {
+                peer.peer_addr()?.as_inet().ok_or_else(|| io::ErrorKind::Unsupported.into())
+            }
             Peer::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -160,7 +165,9 @@ impl Peer {
     /// Makes it reset its connection when it is dropped.
     pub fn reset_on_drop(&self) {
         match self {
-            Peer::Tcp(stream) => socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("linger"),
+            Peer::Tcp(stream) => {
+                socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("linger")
+            }
             Peer::Unix(_) => panic!("a unix socket knows no reset"),
             Peer::Sim(peer) => peer.reset_on_drop(),
         }
@@ -198,7 +205,8 @@ pub enum Listener {
     Sim(sim::PeerListener),
 }
 
-/// Listens where peers live (on loopback, unless the network is made to lose), at a port of the kernel's choice.
+/// Listens where peers live (on loopback, unless the network is made to lose), at a port of the
+/// kernel's choice.
 pub fn listen_local() -> io::Result<Listener> {
     match host() {
         Some(host) => host.listen((Ipv4Addr::LOCALHOST, 0)).map(Listener::Sim),
@@ -220,7 +228,9 @@ impl Listener {
     pub fn accept(&self) -> io::Result<(Peer, ())> {
         match self {
             Listener::Tcp(listener) => listener.accept().map(|(stream, _)| (Peer::tcp(stream), ())),
-            Listener::Unix(listener) => listener.accept().map(|(stream, _)| (Peer::Unix(stream), ())),
+            Listener::Unix(listener) => {
+                listener.accept().map(|(stream, _)| (Peer::Unix(stream), ()))
+            }
             Listener::Sim(listener) => listener.accept().map(|peer| (Peer::Sim(peer), ())),
         }
     }
@@ -245,7 +255,8 @@ pub fn full_listener(backlog: u32) -> (Listener, Vec<Box<dyn std::any::Any>>) {
     let listener: TcpListener = socket.into();
     let addr = listener.local_addr().unwrap().into();
     let fillers = (0..8).map(|_| {
-        let filler = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let filler =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         filler.set_nonblocking(true).unwrap();
         let _ = filler.connect(&addr);
         Box::new(filler) as Box<dyn std::any::Any>
@@ -259,7 +270,9 @@ pub fn full_listener(backlog: u32) -> (Listener, Vec<Box<dyn std::any::Any>>) {
 pub fn listen_abstract(name: &str) -> Listener {
     if let Some(host) = host() {
         let options = ListenOptions { backlog: 1, ..ListenOptions::default() };
-        return Listener::Sim(host.listen_with(Addr::UnixAbstract(name.as_bytes().to_vec()), &options).unwrap());
+        return Listener::Sim(
+            host.listen_with(Addr::UnixAbstract(name.as_bytes().to_vec()), &options).unwrap(),
+        );
     }
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
     socket.bind(&socket2::SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
@@ -267,8 +280,8 @@ pub fn listen_abstract(name: &str) -> Listener {
     Listener::Unix(socket.into())
 }
 
-/// Twelve clients that connect, send a letter each (`A` to `L`), and stay until they leave. On a kernel they are a process of their
-/// own, so that only the engine runs out of descriptors.
+/// Twelve clients that connect, send a letter each (`A` to `L`), and stay until they leave. On a
+/// kernel they are a process of their own, so that only the engine runs out of descriptors.
 pub enum Crowd {
     Process(CrowdProcess),
     Program { stop: std::sync::Arc<std::sync::atomic::AtomicBool>, clients: Task<()> },
@@ -336,7 +349,8 @@ pub fn leave_descriptors(spare: usize) -> Scarcity {
         return Scarcity(Vec::new());
     }
     sandbox::limit(libc::RLIMIT_NOFILE, 100.min(sandbox::descriptors_max())).unwrap();
-    let mut fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    let mut fillers: Vec<_> =
+        std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
     fillers.truncate(fillers.len() - spare);
     Scarcity(fillers)
 }

@@ -1,4 +1,5 @@
-//! Receive buffers: too few of them, kept for long, leaked. Exhaustion is never an event, and nobody starves.
+//! Receive buffers: too few of them, kept for long, leaked. Exhaustion is never an event, and
+//! nobody starves.
 
 use crate::Variant;
 use crate::peers::*;
@@ -27,7 +28,12 @@ fn fifty_connections(config: Config, keep: usize) {
                     let mut back = Vec::new();
                     stream.read_to_end(&mut back).unwrap();
                     write.join().unwrap();
-                    assert!(back == bytes, "connection {index}: {} of {} bytes", back.len(), bytes.len());
+                    assert!(
+                        back == bytes,
+                        "connection {index}: {} of {} bytes",
+                        back.len(),
+                        bytes.len()
+                    );
                 })
             })
             .collect();
@@ -125,7 +131,9 @@ pub fn hot_connections_leave_room(variant: &Variant) {
     for poll in 0..2000 {
         for completion in rig.poll(Duration::from_millis(20)) {
             match completion.event {
-                Event::Received(data) if completion.conn == calm => heard = heard.or(Some((poll, data.len()))),
+                Event::Received(data) if completion.conn == calm => {
+                    heard = heard.or(Some((poll, data.len())))
+                }
                 Event::Received(data) if completion.conn == hot => flooded.extend_from_slice(&data),
                 other => panic!("{other:?}"),
             }
@@ -139,13 +147,16 @@ pub fn hot_connections_leave_room(variant: &Variant) {
 }
 
 pub fn floods_stay_bounded(variant: &Variant) {
-    // Faster than the caller takes it: what is received and not yet handed out stays bounded; the rest stays with the peer.
+    // Faster than the caller takes it: what is received and not yet handed out stays bounded; the
+    // rest stays with the peer.
     let mut rig = Rig::with(variant.config().budget(1).buffers(512, 256));
     rig.out = Completions::with_capacity(8);
     let total = 4 << 20;
     let pairs: Vec<_> = (0..3).map(|_| rig.pair()).collect();
-    let writers: Vec<_> =
-        pairs.into_iter().map(|(_, mut peer)| spawn(move || peer.write_all(&pattern(total)).unwrap())).collect();
+    let writers: Vec<_> = pairs
+        .into_iter()
+        .map(|(_, mut peer)| spawn(move || peer.write_all(&pattern(total)).unwrap()))
+        .collect();
     let (mut seen, mut told) = (std::collections::HashMap::<ConnId, usize>::new(), 0);
     let expected = pattern(total);
     rig.run("the floods", |engine, completion| {

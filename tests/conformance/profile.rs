@@ -1,4 +1,5 @@
-//! The seccomp profile that this project ships for container runtimes (`docs/seccomp-proactor.json`), read as they read it.
+//! The seccomp profile that this project ships for container runtimes
+//! (`docs/seccomp-proactor.json`), read as they read it.
 
 use crate::Variant;
 use crate::environments::{CONTAINED, IO_URING};
@@ -6,13 +7,17 @@ use crate::filters::{Filter, number, numbers};
 
 const PROFILE: &str = include_str!("../../docs/seccomp-proactor.json");
 
-/// What the suite does itself and no server needs: starting processes, pipes to them, timers, filters.
+/// What the suite does itself and no server needs: starting processes, pipes to them, timers,
+/// filters.
 const HARNESS: [&str; 7] = ["dup2", "kill", "pipe2", "setitimer", "seccomp", "wait4", "waitid"];
 
 /// The names of all calls that the profile allows.
 fn allowed() -> Vec<String> {
     let profile: serde_json::Value = serde_json::from_str(PROFILE).expect("a profile is JSON");
-    assert_eq!((&profile["defaultAction"], &profile["defaultErrnoRet"]), (&"SCMP_ACT_ERRNO".into(), &1.into()));
+    assert_eq!(
+        (&profile["defaultAction"], &profile["defaultErrnoRet"]),
+        (&"SCMP_ACT_ERRNO".into(), &1.into())
+    );
     let groups = profile["syscalls"].as_array().expect("a list").iter();
     let names = groups.flat_map(|group| {
         assert_eq!(group["action"], "SCMP_ACT_ALLOW");

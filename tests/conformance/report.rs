@@ -1,5 +1,5 @@
-//! What did not run, and why. A scenario that cannot do its work where it is says so with [`skip`] and returns; the summary counts it as
-//! skipped, not as passed.
+//! What did not run, and why. A scenario that cannot do its work where it is says so with [`skip`]
+//! and returns; the summary counts it as skipped, not as passed.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -10,7 +10,8 @@ struct Notes {
     lines: Vec<String>,
 }
 
-static NOTES: Mutex<Notes> = Mutex::new(Notes { current: String::new(), skipped: Vec::new(), lines: Vec::new() });
+static NOTES: Mutex<Notes> =
+    Mutex::new(Notes { current: String::new(), skipped: Vec::new(), lines: Vec::new() });
 
 /// Names the scenario that runs from now on.
 pub fn enter(scenario: &str) {
@@ -34,10 +35,15 @@ pub fn note(line: String) {
 
 /// Takes over what another process of this binary said about the one scenario it ran.
 pub fn adopt(output: &str) {
-    if let Some((_, why)) = output.lines().find_map(|line| line.strip_prefix("skipped ")?.split_once(": ")) {
+    if let Some((_, why)) =
+        output.lines().find_map(|line| line.strip_prefix("skipped ")?.split_once(": "))
+    {
         skip(why);
     }
-    output.lines().filter(|line| line.starts_with("measured ")).for_each(|line| note(line.to_owned()));
+    output
+        .lines()
+        .filter(|line| line.starts_with("measured "))
+        .for_each(|line| note(line.to_owned()));
 }
 
 /// Prints what was noted, and the last line; for people and for `tests/kernels/run`.

@@ -1,5 +1,5 @@
-//! What scenarios are made of: an engine with its completions, which checks the terminal contract on everything that passes,
-//! and plain blocking peers.
+//! What scenarios are made of: an engine with its completions, which checks the terminal contract
+//! on everything that passes, and plain blocking peers.
 
 use crate::Variant;
 use crate::lossy::addresses;
@@ -11,7 +11,8 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-/// How long anything may take before a scenario fails. Generous: the suite also runs on emulated machines, fifty times slower.
+/// How long anything may take before a scenario fails. Generous: the suite also runs on emulated
+/// machines, fifty times slower.
 pub fn patience() -> Duration {
     let seconds = std::env::var("PROACTOR_TEST_PATIENCE_S").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(600))
@@ -33,12 +34,19 @@ impl Rig {
 
     pub fn with(config: Config) -> Rig {
         let engine = engine(config).expect("an engine");
-        Rig { engine, out: Completions::with_capacity(256), ended: HashMap::new(), backlog: Vec::new() }
+        Rig {
+            engine,
+            out: Completions::with_capacity(256),
+            ended: HashMap::new(),
+            backlog: Vec::new(),
+        }
     }
 
     /// Whether the engine uses a capability.
     pub fn uses(&self, capability: Capability) -> bool {
-        let used = |report: &CapabilityReport| report.capability == capability && report.state == CapabilityState::Used;
+        let used = |report: &CapabilityReport| {
+            report.capability == capability && report.state == CapabilityState::Used
+        };
         self.engine.info().capabilities().iter().any(used)
     }
 
@@ -54,7 +62,11 @@ impl Rig {
             if conn.is_none() {
                 continue;
             }
-            assert!(!self.ended.contains_key(&conn), "{:?} after the end of {conn}", completion.event);
+            assert!(
+                !self.ended.contains_key(&conn),
+                "{:?} after the end of {conn}",
+                completion.event
+            );
             if let Event::Closed(reason) = completion.event {
                 self.ended.insert(conn, reason);
             }
@@ -63,7 +75,11 @@ impl Rig {
     }
 
     /// Polls until `look` finds what it wants.
-    pub fn until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Engine, Completion) -> Option<T>) -> T {
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        mut look: impl FnMut(&mut Engine, Completion) -> Option<T>,
+    ) -> T {
         let mut found = None;
         self.run(what, |engine, completion| {
             found = completion.and_then(|completion| look(engine, completion));
@@ -81,10 +97,19 @@ impl Rig {
     }
 
     /// As `until`, for conditions on state that the look-out keeps itself.
-    pub fn run(&mut self, what: &str, mut done: impl FnMut(&mut Engine, Option<Completion>) -> bool) {
+    pub fn run(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Engine, Option<Completion>) -> bool,
+    ) {
         let deadline = now() + patience();
         while !done(&mut self.engine, None) {
-            assert!(now() < deadline, "waited too long for {what}; ended: {:?}; {:?}", self.ended, self.engine.stats());
+            assert!(
+                now() < deadline,
+                "waited too long for {what}; ended: {:?}; {:?}",
+                self.ended,
+                self.engine.stats()
+            );
             let mut batch = self.poll(Duration::from_millis(20)).into_iter();
             while let Some(completion) = batch.next() {
                 if done(&mut self.engine, Some(completion)) {
@@ -131,10 +156,12 @@ impl Rig {
 
     pub fn pair_with(&mut self, options: ConnectOptions) -> (ConnId, Peer) {
         let listener = listen_local().expect("bind");
-        let conn = self.engine.connect(listener.local_addr().expect("bound"), options).expect("connect");
+        let conn =
+            self.engine.connect(listener.local_addr().expect("bound"), options).expect("connect");
         self.until("connect", |_, completion| {
-            (completion.conn == conn)
-                .then(|| assert!(matches!(completion.event, Event::Connected), "{:?}", completion.event))
+            (completion.conn == conn).then(|| {
+                assert!(matches!(completion.event, Event::Connected), "{:?}", completion.event)
+            })
         });
         let (peer, _) = listener.accept().expect("accept");
         (conn, peer)
@@ -145,12 +172,16 @@ impl Rig {
         let mut bytes = Vec::new();
         self.run("data", |_, completion| {
             match completion {
-                Some(Completion { conn: from, event: Event::Received(data), .. }) if from == conn => {
-                    bytes.extend_from_slice(&data)
-                }
-                Some(Completion { conn: from, event: event @ (Event::Closed(_) | Event::ReadClosed), .. })
+                Some(Completion { conn: from, event: Event::Received(data), .. })
                     if from == conn =>
                 {
+                    bytes.extend_from_slice(&data)
+                }
+                Some(Completion {
+                    conn: from,
+                    event: event @ (Event::Closed(_) | Event::ReadClosed),
+                    ..
+                }) if from == conn => {
                     panic!("{event:?} instead of data")
                 }
                 _ => {}
@@ -215,7 +246,8 @@ pub fn read_all(mut peer: impl Read) -> Vec<u8> {
     bytes
 }
 
-/// Echoes everything on every connection of the engine's listeners, until `stop` says so. For scenarios that only need a server.
+/// Echoes everything on every connection of the engine's listeners, until `stop` says so. For
+/// scenarios that only need a server.
 pub fn serve_echo(engine: &mut Engine, completion: Completion) {
     let conn = completion.conn;
     match completion.event {

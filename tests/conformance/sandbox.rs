@@ -1,5 +1,6 @@
-//! Processes of this binary that are something else than the suite: a crowd of clients, or the suite in another environment. And
-//! what such environments are made of, one system call each; all of it changes the calling process for good.
+//! Processes of this binary that are something else than the suite: a crowd of clients, or the
+//! suite in another environment. And what such environments are made of, one system call each; all
+//! of it changes the calling process for good.
 
 use crate::environments;
 use crate::memory;
@@ -24,7 +25,8 @@ pub fn this_binary() -> Command {
     command
 }
 
-/// Does what the environment variables ask for, if this process is not to run the suite, or not yet.
+/// Does what the environment variables ask for, if this process is not to run the suite, or not
+/// yet.
 pub fn take_part() -> Option<ExitCode> {
     if let Ok(plan) = std::env::var(CROWD) {
         be_a_crowd(&plan).expect("the server serves");
@@ -41,14 +43,18 @@ pub fn take_part() -> Option<ExitCode> {
     Some(ExitCode::FAILURE)
 }
 
-/// Clients in a process of their own, so that descriptors and memory of the engine's process are its own. Each sends its letter (`A`
-/// to `Z`, in turn) `rounds` times, waiting for the echo if there are several, and stays until the crowd leaves.
+/// Clients in a process of their own, so that descriptors and memory of the engine's process are
+/// its own. Each sends its letter (`A` to `Z`, in turn) `rounds` times, waiting for the echo if
+/// there are several, and stays until the crowd leaves.
 pub struct CrowdProcess(Child);
 
 impl CrowdProcess {
     pub fn arrive(addr: SocketAddr, clients: usize, rounds: usize) -> CrowdProcess {
         let mut command = this_binary();
-        command.env(CROWD, format!("{addr} {clients} {rounds}")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .env(CROWD, format!("{addr} {clients} {rounds}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         CrowdProcess(command.spawn().expect("this binary runs"))
     }
 
@@ -73,19 +79,26 @@ fn be_a_crowd(plan: &str) -> io::Result<()> {
     let words: Vec<&str> = plan.split(' ').collect();
     let [addr, clients, rounds] = words[..] else { panic!("{CROWD}: three words") };
     let addr: SocketAddr = addr.parse().expect("an address");
-    let (clients, rounds): (usize, usize) = (clients.parse().expect("a number"), rounds.parse().expect("a number"));
+    let (clients, rounds): (usize, usize) =
+        (clients.parse().expect("a number"), rounds.parse().expect("a number"));
     memory::leave();
     descriptors_max();
     let letter = |index: usize| b'A' + (index % 26) as u8;
-    let mut streams = (0..clients).map(|_| TcpStream::connect(addr)).collect::<io::Result<Vec<_>>>()?;
+    let mut streams =
+        (0..clients).map(|_| TcpStream::connect(addr)).collect::<io::Result<Vec<_>>>()?;
     for _ in 0..rounds {
         for (index, stream) in streams.iter_mut().enumerate() {
             stream.write_all(&vec![letter(index); if rounds > 1 { 1024 } else { 1 }])?;
         }
-        for (index, stream) in streams.iter_mut().enumerate().take(if rounds > 1 { clients } else { 0 }) {
+        for (index, stream) in
+            streams.iter_mut().enumerate().take(if rounds > 1 { clients } else { 0 })
+        {
             let mut echo = [0; 1024];
             stream.read_exact(&mut echo)?;
-            assert!(echo.iter().all(|byte| *byte == letter(index)), "client {index} got another's bytes");
+            assert!(
+                echo.iter().all(|byte| *byte == letter(index)),
+                "client {index} got another's bytes"
+            );
         }
     }
     io::stdout().write_all(b"up\n")?;
@@ -125,7 +138,13 @@ fn own_mounts() -> Result<(), String> {
         check(libc::unshare(libc::CLONE_NEWNS), "unshare(CLONE_NEWNS)")?;
         let (none, root) = (c"none".as_ptr(), c"/".as_ptr());
         check(
-            libc::mount(none, root, std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()),
+            libc::mount(
+                none,
+                root,
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ),
             "mount(MS_PRIVATE)",
         )
     }
@@ -139,7 +158,9 @@ pub fn make_read_only() -> Result<(), String> {
         let name = CString::new(place.replace("\\040", " ")).map_err(|error| error.to_string())?;
         let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
         // SAFETY: the strings live through the call.
-        let result = unsafe { libc::mount(c"none".as_ptr(), name.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+        let result = unsafe {
+            libc::mount(c"none".as_ptr(), name.as_ptr(), std::ptr::null(), flags, std::ptr::null())
+        };
         // What is hidden under another mount cannot be reached, nor written to.
         if result != 0 && place == "/" {
             check(result, "mount(MS_RDONLY)")?;

@@ -28,7 +28,9 @@ fn echo_for(rig: &mut Rig, client: impl FnOnce(Peer) + Send + 'static) {
                 }
             })
             .collect();
-        let Some(completion) = completion else { return client.is_finished() && engine.connections() == 0 };
+        let Some(completion) = completion else {
+            return client.is_finished() && engine.connections() == 0;
+        };
         let conn = completion.conn;
         match completion.event {
             Event::Received(data) => {
@@ -57,7 +59,8 @@ pub fn echo_one_byte_at_a_time(variant: &Variant) {
 }
 
 pub fn echo_64_mib(variant: &Variant) {
-    // One payload of 64 MiB, far beyond the high watermark, to a peer that echoes nothing until it has all.
+    // One payload of 64 MiB, far beyond the high watermark, to a peer that echoes nothing until it
+    // has all.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     let bytes = pattern(64 << 20);
@@ -73,7 +76,10 @@ pub fn echo_64_mib(variant: &Variant) {
     rig.run("the echo", |_, completion| {
         match completion.map(|completion| completion.event) {
             Some(Event::Received(data)) => {
-                assert!(data[..] == bytes[back..back + data.len()], "the echo differs near byte {back}");
+                assert!(
+                    data[..] == bytes[back..back + data.len()],
+                    "the echo differs near byte {back}"
+                );
                 back += data.len();
             }
             Some(Event::Sent { tag }) => sent = tag == 64,
@@ -181,7 +187,10 @@ pub fn gathered_payloads_of_every_kind(variant: &Variant) {
     let expected = b"lease static bytes string shared mut v copied";
     rig.run("the send", |engine, _| engine.queued_bytes(conn).unwrap() == 0);
     let sends = rig.engine.stats().sends - before;
-    assert!(sends == 1 || variant.is_faulty(), "{sends} sends: all that a turn queued leaves in one operation");
+    assert!(
+        sends == 1 || variant.is_faulty(),
+        "{sends} sends: all that a turn queued leaves in one operation"
+    );
     let mut bytes = vec![0; expected.len()];
     peer.read_exact(&mut bytes).unwrap();
     assert_eq!(bytes, expected);
@@ -194,20 +203,25 @@ pub fn peer_half_closes_first(variant: &Variant) {
     peer.write_all(b"last words").unwrap();
     peer.shutdown(Shutdown::Write).unwrap();
     let mut data = Vec::new();
-    rig.run("the peer's FIN", |_, completion| match completion.map(|completion| completion.event) {
-        Some(Event::Received(lease)) => {
-            data.extend_from_slice(&lease);
-            false
+    rig.run("the peer's FIN", |_, completion| {
+        match completion.map(|completion| completion.event) {
+            Some(Event::Received(lease)) => {
+                data.extend_from_slice(&lease);
+                false
+            }
+            Some(Event::ReadClosed) => {
+                data.push(b'.');
+                true
+            }
+            Some(other) => panic!("{other:?}"),
+            None => data.ends_with(b"."),
         }
-        Some(Event::ReadClosed) => {
-            data.push(b'.');
-            true
-        }
-        Some(other) => panic!("{other:?}"),
-        None => data.ends_with(b"."),
     });
     assert_eq!(data, b"last words.");
-    assert!(rig.watch(Duration::from_millis(20)).is_empty(), "one ReadClosed, and the connection stays");
+    assert!(
+        rig.watch(Duration::from_millis(20)).is_empty(),
+        "one ReadClosed, and the connection stays"
+    );
     let answer = pattern(3 << 20);
     rig.engine.send(conn, answer.clone()).unwrap();
     let reader = spawn(move || read_all(peer));
@@ -275,7 +289,9 @@ pub fn pause_holds_the_end_back(variant: &Variant) {
     assert!(matches!(&told[..], [Completion { event: Event::HungUp, .. }]), "{told:?}");
     rig.engine.resume_reads(conn).unwrap();
     assert_eq!(rig.receive(conn, 4), b"kept");
-    rig.until("the end of the stream", |_, completion| matches!(completion.event, Event::ReadClosed).then_some(()));
+    rig.until("the end of the stream", |_, completion| {
+        matches!(completion.event, Event::ReadClosed).then_some(())
+    });
     // A connection that starts paused reads nothing at all.
     let mut options = ConnectOptions::default();
     options.socket.read_mode = ReadMode::Paused;
@@ -286,10 +302,13 @@ pub fn pause_holds_the_end_back(variant: &Variant) {
     assert_eq!(rig.receive(conn, 5), b"later");
 }
 
-/// A paused connection learns that its peer has gone, once, and loses nothing of what it sent before.
+/// A paused connection learns that its peer has gone, once, and loses nothing of what it sent
+/// before.
 pub fn paused_connections_tell_hangups(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    let hung_up = |_: &mut Engine, completion: Completion| matches!(completion.event, Event::HungUp).then_some(());
+    let hung_up = |_: &mut Engine, completion: Completion| {
+        matches!(completion.event, Event::HungUp).then_some(())
+    };
     for (resets, starts_paused) in [(true, false), (true, true), (false, false), (false, true)] {
         let mut options = ConnectOptions::default();
         if starts_paused {
@@ -311,12 +330,15 @@ pub fn paused_connections_tell_hangups(variant: &Variant) {
         if resets {
             assert_eq!(rig.end_of(conn).kind, CloseKind::Reset);
         } else {
-            rig.until("the end of the stream", |_, c| matches!(c.event, Event::ReadClosed).then_some(()));
+            rig.until("the end of the stream", |_, c| {
+                matches!(c.event, Event::ReadClosed).then_some(())
+            });
             rig.engine.close(conn).unwrap();
             assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
         }
     }
-    // Whoever reads hears of the end by reading; a watch that an earlier pause left behind tells nothing.
+    // Whoever reads hears of the end by reading; a watch that an earlier pause left behind tells
+    // nothing.
     let (conn, peer) = rig.pair();
     for _ in 0..3 {
         rig.engine.pause_reads(conn).unwrap();
@@ -344,7 +366,9 @@ fn filled(rig: &mut Rig, conn: ConnId, stream: &mut Vec<u8>) -> BytesMut {
             Some(Completion { conn: from, event: Event::Received(data), .. }) if from == conn => {
                 stream.extend_from_slice(&data)
             }
-            Some(Completion { conn: from, event: Event::Filled(filled), .. }) if from == conn => buffer = Some(filled),
+            Some(Completion { conn: from, event: Event::Filled(filled), .. }) if from == conn => {
+                buffer = Some(filled)
+            }
             _ => {}
         }
         buffer.is_some()
@@ -353,7 +377,8 @@ fn filled(rig: &mut Rig, conn: ConnId, stream: &mut Vec<u8>) -> BytesMut {
 }
 
 pub fn recv_into_takes_over(variant: &Variant) {
-    // Head from the stream, body into a buffer, tail from the stream again: nothing lost at the seams.
+    // Head from the stream, body into a buffer, tail from the stream again: nothing lost at the
+    // seams.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     let bytes = pattern(24 << 20);
@@ -367,7 +392,10 @@ pub fn recv_into_takes_over(variant: &Variant) {
     stream.extend_from_slice(&rig.rest_of_batch(conn));
     let head = stream.len();
     rig.engine.recv_into(conn, BytesMut::from(&b">"[..]), body_len).unwrap();
-    assert!(matches!(rig.engine.recv_into(conn, BytesMut::new(), 1), Err(Error::State(_))), "one at a time");
+    assert!(
+        matches!(rig.engine.recv_into(conn, BytesMut::new(), 1), Err(Error::State(_))),
+        "one at a time"
+    );
     let buffer = filled(&mut rig, conn, &mut stream);
     assert_eq!((buffer[0], buffer.len()), (b'>', body_len + 1));
     assert!(buffer[1..] == bytes[head..head + body_len]);
@@ -475,7 +503,12 @@ pub fn watermarks_bound_memory(variant: &Variant) {
     });
     assert_eq!(drained, 1);
     let (bytes, _peer) = reader.join().unwrap();
-    assert!(bytes.chunks(piece).enumerate().all(|(index, chunk)| chunk.iter().all(|byte| *byte == index as u8)));
+    assert!(
+        bytes
+            .chunks(piece)
+            .enumerate()
+            .all(|(index, chunk)| chunk.iter().all(|byte| *byte == index as u8))
+    );
 }
 
 pub fn entry_limit_is_full(variant: &Variant) {
@@ -494,8 +527,10 @@ pub fn entry_limit_is_full(variant: &Variant) {
 }
 
 pub fn zero_copy_sends(variant: &Variant) {
-    // On loopback a notification comes only when the peer has read: the payloads must live until then.
-    let mut rig = Rig::with(variant.config().zero_copy_threshold(Some(10_000)).zero_copy_anywhere(true));
+    // On loopback a notification comes only when the peer has read: the payloads must live until
+    // then.
+    let mut rig =
+        Rig::with(variant.config().zero_copy_threshold(Some(10_000)).zero_copy_anywhere(true));
     let (conn, peer) = rig.pair();
     let reader = spawn(move || {
         sleep(Duration::from_millis(50));
@@ -508,7 +543,8 @@ pub fn zero_copy_sends(variant: &Variant) {
     }
     rig.engine.close(conn).unwrap();
     assert_eq!(rig.end_of(conn).unsent_bytes, 0);
-    let expected: Vec<u8> = bytes.chunks(50_000).flat_map(|chunk| [chunk, b"small"].concat()).collect();
+    let expected: Vec<u8> =
+        bytes.chunks(50_000).flat_map(|chunk| [chunk, b"small"].concat()).collect();
     assert!(reader.join().unwrap() == expected);
     let zero_copy = rig.engine.stats().zero_copy_sends;
     assert_eq!(zero_copy > 0, rig.uses(Capability::SendZc), "{zero_copy} zero-copy sends");
@@ -596,7 +632,8 @@ pub fn two_messages_in_one_read(variant: &Variant) {
     assert_eq!(bytes, requests.as_bytes());
 }
 
-/// A poll that is to end after one byte tells no more than it must, and nothing is lost between two of them.
+/// A poll that is to end after one byte tells no more than it must, and nothing is lost between two
+/// of them.
 pub fn turns_end_after_their_bytes(variant: &Variant) {
     let mut rig = Rig::with(variant.config().turn_bytes(1).buffers(64, 4096));
     let pairs: Vec<_> = (0..4).map(|_| rig.pair()).collect();
@@ -612,7 +649,8 @@ pub fn turns_end_after_their_bytes(variant: &Variant) {
         let told = rig.poll(Duration::from_millis(100));
         let mut pieces = 0;
         for completion in told {
-            let index = pairs.iter().position(|(conn, _)| *conn == completion.conn).expect("one of ours");
+            let index =
+                pairs.iter().position(|(conn, _)| *conn == completion.conn).expect("one of ours");
             if let Event::Received(data) = completion.event {
                 received[index].extend_from_slice(&data);
                 pieces += 1;

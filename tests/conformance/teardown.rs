@@ -1,5 +1,5 @@
-//! Dropping an engine at any moment. The suite counts descriptors, threads and leaked engines around each scenario; here the
-//! engine is only brought to that moment.
+//! Dropping an engine at any moment. The suite counts descriptors, threads and leaked engines
+//! around each scenario; here the engine is only brought to that moment.
 
 use crate::Variant;
 use crate::peers::*;
@@ -95,13 +95,15 @@ pub fn drop_while_filling(variant: &Variant) {
 }
 
 pub fn drop_zero_copy_in_flight(variant: &Variant) {
-    let mut rig = Rig::with(variant.config().zero_copy_threshold(Some(4096)).zero_copy_anywhere(true));
+    let mut rig =
+        Rig::with(variant.config().zero_copy_threshold(Some(4096)).zero_copy_anywhere(true));
     let (conn, peer) = rig.pair();
     for _ in 0..20 {
         let _ = rig.engine.send(conn, vec![1; 100_000]);
     }
     rig.poll(Duration::from_millis(20));
-    // The peer has to go for the kernel to let go: on loopback the notification waits for its reader.
+    // The peer has to go for the kernel to let go: on loopback the notification waits for its
+    // reader.
     let reader = spawn(move || {
         sleep(Duration::from_millis(50));
         drop(peer);
@@ -168,11 +170,16 @@ pub fn fork_in_the_middle(variant: &Variant) {
     let mut parts = Some((rig, lease));
     in_child(|| {
         let (mut rig, lease) = parts.take().expect("the child's copy");
-        let refused = matches!(rig.engine.poll(&mut rig.out, Some(Duration::ZERO)), Err(Error::Forked));
+        let refused =
+            matches!(rig.engine.poll(&mut rig.out, Some(Duration::ZERO)), Err(Error::Forked));
         let intact = lease[..] == b"a"[..];
         drop(lease);
         drop(rig);
-        if refused && intact { Ok(()) } else { Err(format!("refused: {refused}, lease intact: {intact}")) }
+        if refused && intact {
+            Ok(())
+        } else {
+            Err(format!("refused: {refused}, lease intact: {intact}"))
+        }
     });
     let (mut rig, lease) = parts.expect("only the child took it");
     still_works(&mut rig, conn, &mut peer);
@@ -197,7 +204,10 @@ const CALLS_IN_A_CHILD: &[Call] = &[
     ("connect", |e, _| forked(e.connect(([127, 0, 0, 1], 9), ConnectOptions::default()))),
     ("listen", |e, _| forked(e.listen(([127, 0, 0, 1], 0), ListenOptions::default()))),
     ("adopt", |e, _| {
-        forked(e.adopt(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(), SocketOptions::default()))
+        forked(e.adopt(
+            std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            SocketOptions::default(),
+        ))
     }),
     ("release", |e, known| forked(e.release(known.conn))),
     ("close", |e, known| forked(e.close(known.conn))),
@@ -245,7 +255,9 @@ fn forked<T>(result: Result<T, Error>) -> bool {
 }
 
 fn comes_back(result: Result<(), SendError>) -> bool {
-    result.is_err_and(|error| matches!(error, SendError::Forked(_)) && error.into_payload().as_slice() == b"child")
+    result.is_err_and(|error| {
+        matches!(error, SendError::Forked(_)) && error.into_payload().as_slice() == b"child"
+    })
 }
 
 pub fn fork_refuses_every_call(variant: &Variant) {
@@ -256,11 +268,18 @@ pub fn fork_refuses_every_call(variant: &Variant) {
     rig.poll(Duration::from_millis(5));
     let known = Known { conn, listener, timer };
     for (name, call) in CALLS_IN_A_CHILD {
-        in_child(|| if call(&mut rig.engine, known) { Ok(()) } else { Err(format!("{name}: another answer")) });
+        in_child(|| {
+            if call(&mut rig.engine, known) {
+                Ok(())
+            } else {
+                Err(format!("{name}: another answer"))
+            }
+        });
     }
     // All of them on one engine.
     in_child(|| {
-        let wrong: Vec<_> = CALLS_IN_A_CHILD.iter().filter(|(_, call)| !call(&mut rig.engine, known)).collect();
+        let wrong: Vec<_> =
+            CALLS_IN_A_CHILD.iter().filter(|(_, call)| !call(&mut rig.engine, known)).collect();
         if wrong.is_empty() {
             Ok(())
         } else {
@@ -311,14 +330,16 @@ pub fn fork_drops_nothing(variant: &Variant) {
         assert!(event >= 0, "eventfd");
         let open = descriptors();
         drop(rig);
-        // SAFETY: write(2) reads eight bytes, here zeros, or fails with EFAULT where nothing is mapped. (mincore(2) is no call
-        // of the engine, and filters forbid it.)
+        // SAFETY: write(2) reads eight bytes, here zeros, or fails with EFAULT where nothing is
+        // mapped. (mincore(2) is no call of the engine, and filters forbid it.)
         let mapped = |page: &*mut libc::c_void| unsafe { libc::write(event, *page, 8) } == 8;
         let gone = pages.len() - pages.iter().copied().filter(mapped).count();
         let (closed, dropped) = (open - descriptors(), DROPPED.load(Ordering::Relaxed));
         match (gone, closed, dropped) {
             (0, 0, false) => Ok(()),
-            _ => Err(format!("{gone} pages unmapped, {closed} descriptors closed, payload dropped: {dropped}")),
+            _ => Err(format!(
+                "{gone} pages unmapped, {closed} descriptors closed, payload dropped: {dropped}"
+            )),
         }
     });
     let mut rig = parts.expect("only the child took it");
@@ -366,15 +387,24 @@ pub fn fork_wakes_nobody(variant: &Variant) {
     assert!(!readable(fd, Duration::from_millis(50)), "the child woke its parent");
     waker.wake();
     assert!(readable(fd, patience()));
-    rig.until("the wake-up", |_, completion| matches!(completion.event, Event::Woken).then_some(()));
+    rig.until("the wake-up", |_, completion| {
+        matches!(completion.event, Event::Woken).then_some(())
+    });
     still_works(&mut rig, conn, &mut peer);
 }
 
 pub fn engines_in_a_row(variant: &Variant) {
-    // A thread has sixteen places for registered rings; an engine that is gone must have given its place back.
+    // A thread has sixteen places for registered rings; an engine that is gone must have given its
+    // place back.
     let uses = |engine: &Engine| {
         let used = |report: &&CapabilityReport| report.state == CapabilityState::Used;
-        engine.info().capabilities().iter().filter(used).map(|report| report.capability).collect::<Vec<_>>()
+        engine
+            .info()
+            .capabilities()
+            .iter()
+            .filter(used)
+            .map(|report| report.capability)
+            .collect::<Vec<_>>()
     };
     let first = uses(&engine(variant.config()).unwrap());
     for round in 0..40 {

@@ -31,8 +31,9 @@ fn fired(list: Vec<Completion>) -> Vec<u64> {
 }
 
 pub fn long_waits_leave_nothing_behind(variant: &Variant) {
-    // Waits that would last a day, each ended by data at once; the deadlines come nearer, then move away. Whatever bounded them must
-    // not keep the engine from going: the suite counts what is left.
+    // Waits that would last a day, each ended by data at once; the deadlines come nearer, then move
+    // away. Whatever bounded them must not keep the engine from going: the suite counts what is
+    // left.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     for round in 0..200u64 {
@@ -40,7 +41,10 @@ pub fn long_waits_leave_nothing_behind(variant: &Variant) {
         let hours = if round < 100 { 200 - round } else { round };
         rig.engine.poll(&mut rig.out, Some(Duration::from_secs(hours * 3600))).unwrap();
         let event = rig.out.pop().map(|completion| (completion.conn, completion.event));
-        assert!(matches!(&event, Some((from, Event::Received(data))) if *from == conn && data.len() == 1), "{event:?}");
+        assert!(
+            matches!(&event, Some((from, Event::Received(data))) if *from == conn && data.len() == 1),
+            "{event:?}"
+        );
     }
     // A short wait among long ones is as short as it says.
     let start = now();
@@ -59,7 +63,11 @@ pub fn timers_fire_in_order(variant: &Variant) {
     while tags.len() < 7 {
         let list = fired(rig.poll(Duration::from_secs(10)));
         for tag in &list {
-            assert!(since(start) >= Duration::from_millis(*tag), "{tag} ms came at {:?}", since(start));
+            assert!(
+                since(start) >= Duration::from_millis(*tag),
+                "{tag} ms came at {:?}",
+                since(start)
+            );
         }
         tags.extend(list);
         assert!(since(start) < patience());
@@ -73,7 +81,10 @@ pub fn timers_move_and_cancel(variant: &Variant) {
     let gone = rig.engine.timer_after(Duration::from_millis(5), 1).unwrap();
     let moved = rig.engine.timer_after(Duration::from_millis(5), 2).unwrap();
     let early = rig.engine.timer_after(Duration::from_secs(3600), 3).unwrap();
-    assert!(matches!(rig.engine.timer_after(Duration::ZERO, 4), Err(Error::Limit { limit: "timers_max", value: 3 })));
+    assert!(matches!(
+        rig.engine.timer_after(Duration::ZERO, 4),
+        Err(Error::Limit { limit: "timers_max", value: 3 })
+    ));
     assert!(rig.engine.timer_cancel(gone) && !rig.engine.timer_cancel(gone));
     assert!(rig.engine.timer_reset(moved, Duration::from_millis(800)));
     assert!(rig.engine.timer_reset(early, Duration::from_millis(10)));
@@ -115,7 +126,11 @@ pub fn a_hundred_thousand_timers(variant: &Variant) {
     let mut count = 0;
     rig.run("all timers", |_, completion| {
         if let Some(Completion { tag, event: Event::Timer { id }, .. }) = completion {
-            assert!(ids[tag as usize] == id && tag % 2 == 1 && !std::mem::replace(&mut seen[tag as usize], true));
+            assert!(
+                ids[tag as usize] == id
+                    && tag % 2 == 1
+                    && !std::mem::replace(&mut seen[tag as usize], true)
+            );
             count += 1;
         }
         count == 50_000
@@ -146,7 +161,11 @@ pub fn spinning_finds_what_comes_and_rests_when_nothing_does(variant: &Variant) 
     }
     let stats = rig.engine.stats();
     assert_eq!(stats.spins_found, before.spins_found);
-    assert!(stats.spins - before.spins < 100, "{} looks before 300 sleeps", stats.spins - before.spins);
+    assert!(
+        stats.spins - before.spins < 100,
+        "{} looks before 300 sleeps",
+        stats.spins - before.spins
+    );
     assert_eq!(stats.spins > 0, variant.simulated().is_none());
 }
 
@@ -215,7 +234,8 @@ pub fn endless_durations(variant: &Variant) {
 }
 
 pub fn wake_storm(variant: &Variant) {
-    // Eight threads hand over numbers and wake; each number must be picked up without a time limit on any wait.
+    // Eight threads hand over numbers and wake; each number must be picked up without a time limit
+    // on any wait.
     let mut rig = Rig::new(variant);
     let (count, each) = (Arc::new(AtomicUsize::new(0)), 3_000);
     let threads: Vec<_> = (0..8)
@@ -232,7 +252,8 @@ pub fn wake_storm(variant: &Variant) {
     let mut wakes = 0;
     while count.load(Ordering::SeqCst) < 8 * each {
         rig.engine.poll(&mut rig.out, None).unwrap();
-        wakes += rig.out.drain().filter(|completion| matches!(completion.event, Event::Woken)).count();
+        wakes +=
+            rig.out.drain().filter(|completion| matches!(completion.event, Event::Woken)).count();
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     // On one core the threads may be done before the first poll.
@@ -258,7 +279,9 @@ pub fn readable(fd: i32, timeout: Duration) -> bool {
         let left = deadline.saturating_duration_since(now()).as_millis() as i32;
         // SAFETY: one pollfd, alive through the call.
         match unsafe { libc::poll(&mut poll, 1, left) } {
-            -1 => assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted),
+            -1 => {
+                assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted)
+            }
             0 => return false,
             _ => return true,
         }
@@ -266,7 +289,8 @@ pub fn readable(fd: i32, timeout: Duration) -> bool {
 }
 
 pub fn foreign_loop(variant: &Variant) {
-    // The engine sleeps in somebody else's epoll: its descriptor must say when there is something to do.
+    // The engine sleeps in somebody else's epoll: its descriptor must say when there is something
+    // to do.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     // A wait that ended before its time has nothing to say later.
@@ -327,7 +351,10 @@ pub fn foreign_loop(variant: &Variant) {
         spawn(move || waker.wake()).join().unwrap();
         assert!(readable(fd, patience()));
         let woken = drain(&mut rig);
-        assert!(woken.iter().any(|completion| matches!(completion.event, Event::Woken)), "{woken:?}");
+        assert!(
+            woken.iter().any(|completion| matches!(completion.event, Event::Woken)),
+            "{woken:?}"
+        );
     }
 }
 

@@ -25,26 +25,53 @@ enum Hidden {
 }
 
 /// What the engine chooses by itself.
-pub static AUTO: Variant =
-    Variant { name: "auto", backend: None, tier: None, hidden: Hidden::None, hardened: false, faults: 0.0 };
+pub static AUTO: Variant = Variant {
+    name: "auto",
+    backend: None,
+    tier: None,
+    hidden: Hidden::None,
+    hardened: false,
+    faults: 0.0,
+};
 
 pub static EPOLL: Variant = epoll("epoll", Hidden::None);
 
-/// As on 5.6, on a ring whose restrictions let no later operation or flag pass. (The restrictions themselves are of 5.10: they are the
-/// mask, not what it hides.)
+/// As on 5.6, on a ring whose restrictions let no later operation or flag pass. (The restrictions
+/// themselves are of 5.10: they are the mask, not what it hides.)
 pub static AS_5_6: Variant =
     Variant { hardened: true, ..uring("uring/polled-as-5.6", Tier::Polled, Hidden::After(5, 6)) };
 
 const fn uring(name: &'static str, tier: Tier, hidden: Hidden) -> Variant {
-    Variant { name, backend: Some(Backend::Uring), tier: Some(tier), hidden, hardened: false, faults: 0.0 }
+    Variant {
+        name,
+        backend: Some(Backend::Uring),
+        tier: Some(tier),
+        hidden,
+        hardened: false,
+        faults: 0.0,
+    }
 }
 
 const fn epoll(name: &'static str, hidden: Hidden) -> Variant {
-    Variant { name, backend: Some(Backend::Epoll), tier: None, hidden, hardened: false, faults: 0.0 }
+    Variant {
+        name,
+        backend: Some(Backend::Epoll),
+        tier: None,
+        hidden,
+        hardened: false,
+        faults: 0.0,
+    }
 }
 
 const fn sim(name: &'static str, faults: f64) -> Variant {
-    Variant { name, backend: Some(Backend::Sim), tier: None, hidden: Hidden::None, hardened: false, faults }
+    Variant {
+        name,
+        backend: Some(Backend::Sim),
+        tier: None,
+        hidden: Hidden::None,
+        hardened: false,
+        faults,
+    }
 }
 
 const PLAIN: Hidden = Hidden::These(&[Capability::Incremental, Capability::MultishotAccept]);
@@ -83,7 +110,10 @@ impl Variant {
             Hidden::None => false,
             Hidden::These(list) => list.contains(&capability),
             Hidden::After(major, minor) => {
-                let mut parts = capability.kernel().split('.').map(|part| part.parse::<u32>().expect("a version"));
+                let mut parts = capability
+                    .kernel()
+                    .split('.')
+                    .map(|part| part.parse::<u32>().expect("a version"));
                 (parts.next(), parts.next()) > (Some(major), Some(minor))
             }
         }

@@ -85,7 +85,8 @@ impl Program<'_> {
 
     fn connect(&mut self, index: usize) -> Result<(), String> {
         let target = self.rng.below(self.players.len());
-        let addrs: Vec<Addr> = self.players[target].listeners.iter().map(|listening| listening.addr.clone()).collect();
+        let addrs: Vec<Addr> =
+            self.players[target].listeners.iter().map(|listening| listening.addr.clone()).collect();
         let addr = match self.rng.pick(&addrs).cloned() {
             Some(addr) if !self.rng.one_in(12) => addr,
             _ => self.stage.dead_end(&mut self.rng),
@@ -95,7 +96,8 @@ impl Program<'_> {
             return Ok(());
         }
         let options = ConnectOptions { socket: self.socket_options(), ..ConnectOptions::default() };
-        let (paused, half_open) = (options.socket.read_mode == ReadMode::Paused, options.socket.half_open);
+        let (paused, half_open) =
+            (options.socket.read_mode == ReadMode::Paused, options.socket.half_open);
         let idle = options.socket.idle_timeout.is_some();
         let player = &mut self.players[index];
         let engine = player.engine.as_mut().expect("checked by the caller");
@@ -103,7 +105,8 @@ impl Program<'_> {
             Ok(id) => {
                 let conn = self.model.add(player.number, id, false)?;
                 let end = &mut self.model.conns[conn];
-                (end.unix, end.paused, end.closes_with_peer, end.has_idle_timeout) = (unix, paused, !half_open, idle);
+                (end.unix, end.paused, end.closes_with_peer, end.has_idle_timeout) =
+                    (unix, paused, !half_open, idle);
                 player.live.push(conn);
                 // The head at least, often.
                 if self.rng.one_in(2) {
@@ -120,7 +123,9 @@ impl Program<'_> {
         let count = self.players[index].listeners.len();
         let choice = self.rng.below(count);
         let player = &mut self.players[index];
-        if let (Some(listening), Some(engine)) = (player.listeners.get_mut(choice), player.engine.as_mut()) {
+        if let (Some(listening), Some(engine)) =
+            (player.listeners.get_mut(choice), player.engine.as_mut())
+        {
             // Closed before, it may be gone already.
             let before = std::mem::replace(&mut listening.closing, true);
             match engine.close_listener(listening.id) {
@@ -144,8 +149,11 @@ impl Program<'_> {
     }
 
     fn move_timer(&mut self, index: usize) -> Result<(), String> {
-        let (delay, cancel) = (Duration::from_micros(self.rng.below(300_000) as u64), self.rng.one_in(2));
-        let Some(id) = self.rng.pick(&self.players[index].timer_list).copied() else { return Ok(()) };
+        let (delay, cancel) =
+            (Duration::from_micros(self.rng.below(300_000) as u64), self.rng.one_in(2));
+        let Some(id) = self.rng.pick(&self.players[index].timer_list).copied() else {
+            return Ok(());
+        };
         let player = &mut self.players[index];
         let engine = player.engine.as_mut().expect("checked by the caller");
         let now = engine.now();
@@ -154,7 +162,8 @@ impl Program<'_> {
                 player.timers.remove(&id).ok_or("a timer was cancelled that had fired")?;
             }
             false if engine.timer_reset(id, delay) => {
-                player.timers.get_mut(&id).ok_or("a timer was moved that had fired")?.0 = now + delay;
+                player.timers.get_mut(&id).ok_or("a timer was moved that had fired")?.0 =
+                    now + delay;
             }
             _ => {}
         }
@@ -211,7 +220,8 @@ impl Program<'_> {
             Ok(()) => {
                 self.model.sent(conn, len);
                 // One payload may go beyond the watermark.
-                let (queued, high) = (engine.queued_bytes(id).unwrap_or(0), self.players[index].high);
+                let (queued, high) =
+                    (engine.queued_bytes(id).unwrap_or(0), self.players[index].high);
                 if queued > high + len {
                     return Err(format!("{id}: {queued} bytes queued above a watermark of {high}"));
                 }

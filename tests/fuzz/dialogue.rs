@@ -1,5 +1,5 @@
-//! Conversations with one possible outcome each, however bytes are cut and whoever waits for whom: every backend must come to the same one.
-//! Owns: what is said, and what each end was told.
+//! Conversations with one possible outcome each, however bytes are cut and whoever waits for whom:
+//! every backend must come to the same one. Owns: what is said, and what each end was told.
 
 use super::Rng;
 use super::stage::Stage;
@@ -72,7 +72,8 @@ fn byte(dialogue: usize, at: usize) -> u8 {
 fn draw(rng: &mut Rng) -> Dialogue {
     use Ending::*;
     let endings = [ClientCloses, ServerCloses, HalfClose, ClientAborts, ServerAborts, Refused];
-    let size = |rng: &mut Rng| HEAD + if rng.one_in(4) { rng.below(300_000) } else { rng.below(2_000) };
+    let size =
+        |rng: &mut Rng| HEAD + if rng.one_in(4) { rng.below(300_000) } else { rng.below(2_000) };
     let ending = endings[rng.below(endings.len())];
     Dialogue {
         unix: rng.one_in(3),
@@ -109,11 +110,16 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
             .fin_wait(Duration::from_secs(20))
             .linger(Duration::from_secs(20));
         let engine = stage.engine(index, config).map_err(|error| error.to_string())?;
-        Ok(Speaker { engine, out: Completions::with_capacity(1 + rng.below(64)), ends: HashMap::new() })
+        Ok(Speaker {
+            engine,
+            out: Completions::with_capacity(1 + rng.below(64)),
+            ends: HashMap::new(),
+        })
     };
     let (mut client, mut server) = (speaker(0)?, speaker(0)?);
     let listen = |server: &mut Speaker, unix| {
-        let id = server.engine.listen(stage.address(0, unix, seed as usize), ListenOptions::default());
+        let id =
+            server.engine.listen(stage.address(0, unix, seed as usize), ListenOptions::default());
         id.and_then(|id| server.engine.listener_addr(id)).map_err(|error| error.to_string())
     };
     let (inet, unix) = (listen(&mut server, false)?, listen(&mut server, true)?);
@@ -130,7 +136,10 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
         // Small buffers in the kernel make for partial sends.
         options.socket.send_buffer_bytes = rng.one_in(2).then_some(4_096);
         let conn = client.engine.connect(addr, options).map_err(|error| error.to_string())?;
-        client.ends.insert(conn, End { dialogue: index, server: false, sent: 0, got: 0, filling: false, fin: false });
+        client.ends.insert(
+            conn,
+            End { dialogue: index, server: false, sent: 0, got: 0, filling: false, fin: false },
+        );
         told[index].client.order_kept = true;
         told[index].server.order_kept = true;
     }
@@ -139,7 +148,8 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
         let mut quiet = true;
         for (is_server, speaker) in [(false, &mut client), (true, &mut server)] {
             say(speaker, &dialogues, round)?;
-            let wait = if stage.is_simulated() { Duration::ZERO } else { Duration::from_micros(300) };
+            let wait =
+                if stage.is_simulated() { Duration::ZERO } else { Duration::from_micros(300) };
             speaker.engine.poll(&mut speaker.out, Some(wait)).map_err(|error| error.to_string())?;
             let list: Vec<Completion> = speaker.out.drain().collect();
             quiet &= list.is_empty();
@@ -149,7 +159,8 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
         }
         stage.step(usize::from(quiet));
         let over = told.iter().zip(&dialogues).all(|(told, dialogue)| {
-            told.client.reason.is_some() && (told.server.reason.is_some() || dialogue.ending == Ending::Refused)
+            told.client.reason.is_some()
+                && (told.server.reason.is_some() || dialogue.ending == Ending::Refused)
         });
         if over {
             return Ok(told);
@@ -176,9 +187,10 @@ fn heed(
 ) -> Result<(), String> {
     let conn = completion.conn;
     if let Event::Accepted { .. } = completion.event {
-        speaker
-            .ends
-            .insert(conn, End { dialogue: usize::MAX, server: true, sent: 0, got: 0, filling: false, fin: false });
+        speaker.ends.insert(
+            conn,
+            End { dialogue: usize::MAX, server: true, sent: 0, got: 0, filling: false, fin: false },
+        );
         return Ok(());
     }
     let end = speaker.ends.get_mut(&conn).ok_or_else(|| format!("{conn} is nobody's"))?;
@@ -188,7 +200,8 @@ fn heed(
         _ => &[],
     };
     if end.dialogue == usize::MAX && !bytes.is_empty() {
-        // Heads are cut in pieces too seldom to be worth more than this: they are sent in one, and read in one or byte by byte.
+        // Heads are cut in pieces too seldom to be worth more than this: they are sent in one, and
+        // read in one or byte by byte.
         let head: Vec<u8> = bytes.iter().copied().take(1).collect();
         end.dialogue = head[0] as usize;
     }
@@ -199,7 +212,8 @@ fn heed(
         };
     }
     let dialogue = &dialogues[end.dialogue];
-    let side = if is_server { &mut told[end.dialogue].server } else { &mut told[end.dialogue].client };
+    let side =
+        if is_server { &mut told[end.dialogue].server } else { &mut told[end.dialogue].client };
     for (at, got) in bytes.iter().enumerate() {
         side.order_kept &= *got == byte(end.dialogue, end.got + at);
     }
@@ -227,13 +241,15 @@ fn heed(
 
 /// Says what is next, as far as the send queue takes it.
 fn say(speaker: &mut Speaker, dialogues: &[Dialogue], round: u64) -> Result<(), String> {
-    let mut ends: Vec<(ConnId, usize)> = speaker.ends.iter().map(|(conn, end)| (*conn, end.dialogue)).collect();
+    let mut ends: Vec<(ConnId, usize)> =
+        speaker.ends.iter().map(|(conn, end)| (*conn, end.dialogue)).collect();
     ends.sort_unstable_by_key(|(_, dialogue)| *dialogue);
     for (conn, index) in ends {
         let Some(dialogue) = dialogues.get(index) else { continue };
         let end = speaker.ends.get_mut(&conn).expect("just listed");
         let engine = &mut speaker.engine;
-        let last_byte = usize::from(matches!(dialogue.ending, Ending::ServerCloses | Ending::ServerAborts));
+        let last_byte =
+            usize::from(matches!(dialogue.ending, Ending::ServerCloses | Ending::ServerAborts));
         let (heard, to_say) = match end.server {
             true => (dialogue.question, dialogue.answer),
             false => (dialogue.answer, dialogue.question),
@@ -250,9 +266,11 @@ fn say(speaker: &mut Speaker, dialogues: &[Dialogue], round: u64) -> Result<(), 
             end.filling = engine.recv_into(conn, BytesMut::new(), heard - end.got).is_ok();
         }
         let extra = if !end.server && end.got >= heard { last_byte } else { 0 };
-        let piece = if end.server { 16_384 } else { dialogue.question.div_ceil(dialogue.pieces).max(HEAD) };
+        let piece =
+            if end.server { 16_384 } else { dialogue.question.div_ceil(dialogue.pieces).max(HEAD) };
         while end.sent < to_say + extra {
-            let to = (end.sent + piece).min(if end.sent < to_say { to_say } else { to_say + extra });
+            let to =
+                (end.sent + piece).min(if end.sent < to_say { to_say } else { to_say + extra });
             let payload: Vec<u8> = (end.sent..to).map(|at| byte(index, at)).collect();
             match engine.send(conn, payload) {
                 Ok(()) => end.sent = to,

@@ -1,4 +1,5 @@
-//! What a random program hears. Owns: polls, and how it takes each event: the model first, then what the program makes of it.
+//! What a random program hears. Owns: polls, and how it takes each event: the model first, then
+//! what the program makes of it.
 
 use super::program::{Listening, Program};
 use proactor::sim::Fault;
@@ -29,7 +30,8 @@ impl Program<'_> {
         player.was_complete = std::mem::replace(&mut player.is_complete, had_room);
         let mut list = std::mem::take(&mut self.list);
         list.extend(player.out.drain());
-        let woken = list.iter().filter(|completion| matches!(completion.event, Event::Woken)).count();
+        let woken =
+            list.iter().filter(|completion| matches!(completion.event, Event::Woken)).count();
         // Calls between two polls are one event, which may have to wait for room.
         player.wakes_owed += usize::from(std::mem::take(&mut player.called));
         if woken > player.wakes_owed {
@@ -71,7 +73,8 @@ impl Program<'_> {
             Event::Timer { id } => return self.timer_fired(index, id, tag),
             Event::Woken | Event::ListenerResumed { .. } => return Ok(()),
             Event::ListenerPaused { errno, .. } => {
-                let expected = self.plan.faults.probability(Fault::Descriptors) > 0.0 && self.stage.is_simulated();
+                let expected = self.plan.faults.probability(Fault::Descriptors) > 0.0
+                    && self.stage.is_simulated();
                 return match errno {
                     Some(errno) if !expected => Err(format!("a listener paused: {errno:?}")),
                     _ => Ok(()),
@@ -79,9 +82,15 @@ impl Program<'_> {
             }
             Event::ListenerClosed { listener, errno } => {
                 let listeners = &mut self.players[index].listeners;
-                let place = listeners.iter().position(|listening| listening.id == listener && listening.closing);
+                let place = listeners
+                    .iter()
+                    .position(|listening| listening.id == listener && listening.closing);
                 listeners.remove(place.ok_or("a listener closed that nobody closed")?);
-                return if errno.is_none() { Ok(()) } else { Err(format!("a listener failed: {errno:?}")) };
+                return if errno.is_none() {
+                    Ok(())
+                } else {
+                    Err(format!("a listener failed: {errno:?}"))
+                };
             }
             _ => {}
         }
@@ -124,7 +133,8 @@ impl Program<'_> {
         let listening = player.listeners.iter().find(|listening| listening.id == listener);
         let Listening { addr, socket, .. } = listening.ok_or("accepted by no listener")?;
         end.unix = addr.as_inet().is_none();
-        (end.closes_with_peer, end.has_idle_timeout) = (!socket.half_open, socket.idle_timeout.is_some());
+        (end.closes_with_peer, end.has_idle_timeout) =
+            (!socket.half_open, socket.idle_timeout.is_some());
         end.paused = socket.read_mode == ReadMode::Paused;
         end.drain_called = player.draining;
         if mirror {
@@ -185,7 +195,8 @@ impl Program<'_> {
         match self.model.conns[conn].mirror {
             true => {
                 self.send_on(index, conn)?;
-                if self.players[index].waiting.contains_key(&conn) || self.model.conns[conn].paused {
+                if self.players[index].waiting.contains_key(&conn) || self.model.conns[conn].paused
+                {
                     return Ok(());
                 }
                 self.call(index, conn, |engine, id| engine.resume_reads(id))
@@ -205,9 +216,10 @@ impl Program<'_> {
         let now = player.engine.as_mut().ok_or("no engine")?.now();
         match player.timers.remove(&id) {
             Some((due, expected)) if due <= now && expected == tag => Ok(()),
-            Some((due, _)) => {
-                Err(format!("a timer fired {:?} early, or with another tag", due.saturating_duration_since(now)))
-            }
+            Some((due, _)) => Err(format!(
+                "a timer fired {:?} early, or with another tag",
+                due.saturating_duration_since(now)
+            )),
             None => Err(format!("{id} fired twice, or after it was cancelled")),
         }
     }

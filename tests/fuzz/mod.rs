@@ -1,8 +1,10 @@
-//! A fuzzer of the engine: random programs under random faults, checked against a model. Owns: what a run is, how it is repeated, and how
-//! a failing one is made smaller. Used by `tests/sim_fuzz.rs` and `examples/sim_fuzz.rs`.
+//! A fuzzer of the engine: random programs under random faults, checked against a model. Owns: what
+//! a run is, how it is repeated, and how a failing one is made smaller. Used by `tests/sim_fuzz.rs`
+//! and `examples/sim_fuzz.rs`.
 //!
-//! A run is drawn from one seed: `program.rs` does random things with several engines, `model.rs` knows what may come of them and
-//! complains about everything else, `stage.rs` is where the engines live: in a simulated world, or on this machine's kernel.
+//! A run is drawn from one seed: `program.rs` does random things with several engines, `model.rs`
+//! knows what may come of them and complains about everything else, `stage.rs` is where the engines
+//! live: in a simulated world, or on this machine's kernel.
 #![allow(dead_code)]
 
 mod acts;
@@ -63,7 +65,8 @@ impl Plan {
     /// The command that repeats it.
     pub fn replay(&self, mutant: Option<&str>) -> String {
         let full = Plan::of(self.seed);
-        let mut command = format!("cargo run --release --example sim_fuzz -- --seed {} --trace", self.seed);
+        let mut command =
+            format!("cargo run --release --example sim_fuzz -- --seed {} --trace", self.seed);
         if self.actions != full.actions {
             command.push_str(&format!(" --actions {}", self.actions));
         }
@@ -81,7 +84,8 @@ impl Plan {
 
     /// Runs it in a simulated world, with the last so many entries of its trace.
     pub fn run(&self, trace: usize) -> Outcome {
-        let (stage, mut completions, mut hash, mut text) = (stage::Stage::simulated(self, trace), 0, 0, String::new());
+        let (stage, mut completions, mut hash, mut text) =
+            (stage::Stage::simulated(self, trace), 0, 0, String::new());
         let result = caught(|| program::run(self, &stage));
         stage.look(|world| {
             (completions, hash) = (world.completions(), world.trace_hash());
@@ -93,10 +97,16 @@ impl Plan {
             Ok(())
         });
         let failure = result.err().or(ended.err());
-        Outcome { failure, completions, trace_hash: hash, trace: if trace > 0 { text } else { String::new() } }
+        Outcome {
+            failure,
+            completions,
+            trace_hash: hash,
+            trace: if trace > 0 { text } else { String::new() },
+        }
     }
 
-    /// Runs the same program on this machine's kernel; only what its network does anyway goes wrong there.
+    /// Runs the same program on this machine's kernel; only what its network does anyway goes wrong
+    /// there.
     ///
     /// # Errors
     /// What was wrong.
@@ -119,7 +129,8 @@ impl Plan {
         loop {
             let before = best.kinds().len();
             for fault in best.kinds() {
-                let kept: Vec<Fault> = best.kinds().into_iter().filter(|kind| *kind != fault).collect();
+                let kept: Vec<Fault> =
+                    best.kinds().into_iter().filter(|kind| *kind != fault).collect();
                 let smaller = best.clone().only(&kept);
                 if fails(&smaller) {
                     best = smaller;
@@ -150,11 +161,13 @@ thread_local! {
 
 /// Makes a panic a failure like any other, with its place.
 fn caught(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|_| Err(format!("panic: {}", PANIC.take().unwrap_or_else(|| "see above".to_owned()))))
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(format!("panic: {}", PANIC.take().unwrap_or_else(|| "see above".to_owned())))
+    })
 }
 
-/// Makes panics part of the outcome. They are printed, with a backtrace if the environment asks for one, only if wanted.
+/// Makes panics part of the outcome. They are printed, with a backtrace if the environment asks for
+/// one, only if wanted.
 pub fn catch_panics(print: bool) {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

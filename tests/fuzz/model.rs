@@ -1,13 +1,14 @@
-//! What may happen. Owns: what each connection was given to send, and what it was told so far. Every byte arrives once and in order, or the
-//! connection ends with a reason; each connection ends once. Everything else is an error, in words.
+//! What may happen. Owns: what each connection was given to send, and what it was told so far.
+//! Every byte arrives once and in order, or the connection ends with a reason; each connection ends
+//! once. Everything else is an error, in words.
 
 use super::Rng;
 use proactor::{CloseKind, CloseReason, ConnId};
 use std::collections::VecDeque;
 use std::sync::OnceLock;
 
-/// The bytes that one end of a connection sends: its number, then a pattern that depends on number and place. A mirror sends what it
-/// received.
+/// The bytes that one end of a connection sends: its number, then a pattern that depends on number
+/// and place. A mirror sends what it received.
 #[derive(Debug)]
 pub struct Stream {
     owner: usize,
@@ -35,7 +36,8 @@ pub struct Conn {
     pub hung_up: bool,
     /// Told something while paused: only the end may follow.
     last_words: bool,
-    /// Buffers to fill that have not come back: the next one can be given before the last one is told.
+    /// Buffers to fill that have not come back: the next one can be given before the last one is
+    /// told.
     pub filling: VecDeque<usize>,
     /// The fill came back short: only the end may follow.
     ended_fill: bool,
@@ -136,7 +138,12 @@ impl Model {
     }
 
     /// What a stream has at a place, at most `len` bytes of it.
-    fn content(&self, stream: usize, at: u64, len: usize) -> ([u8; HEAD as usize], &'static [u8], usize) {
+    fn content(
+        &self,
+        stream: usize,
+        at: u64,
+        len: usize,
+    ) -> ([u8; HEAD as usize], &'static [u8], usize) {
         let stream = self.streams[stream].mirrors.unwrap_or(stream);
         let head = (stream as u32).to_le_bytes();
         let body = pattern(stream, at);
@@ -206,7 +213,10 @@ impl Model {
     pub fn filled(&mut self, conn: usize, bytes: &[u8]) -> Result<(), String> {
         let end = &mut self.conns[conn];
         let id = end.id;
-        let wanted = end.filling.pop_front().ok_or_else(|| format!("{id} filled a buffer that nobody gave it"))?;
+        let wanted = end
+            .filling
+            .pop_front()
+            .ok_or_else(|| format!("{id} filled a buffer that nobody gave it"))?;
         if bytes.len() > wanted {
             return Err(format!("{id} filled {} bytes into room for {wanted}", bytes.len()));
         }
@@ -245,7 +255,10 @@ impl Model {
         }
         let at = start + rest.len() as u64;
         if at > self.streams[source].written {
-            return Err(format!("{id} received {at} bytes of {} sent", self.streams[source].written));
+            return Err(format!(
+                "{id} received {at} bytes of {} sent",
+                self.streams[source].written
+            ));
         }
         self.streams[source].received = at;
         Ok(())
@@ -257,11 +270,14 @@ impl Model {
         let head: [u8; 4] = self.conns[conn].head[..].try_into().expect("four bytes");
         let stream = u32::from_le_bytes(head) as usize;
         let owner = self.streams.get(stream).map(|stream| stream.owner);
-        let owner = owner.ok_or_else(|| format!("{id} received the head of no stream: {head:?}"))?;
+        let owner =
+            owner.ok_or_else(|| format!("{id} received the head of no stream: {head:?}"))?;
         // One's own bytes come back from a mirror.
         let (peer, source) = match owner == conn {
             true => {
-                let peer = self.conns[conn].peer.ok_or_else(|| format!("{id} received its own bytes from nobody"))?;
+                let peer = self.conns[conn]
+                    .peer
+                    .ok_or_else(|| format!("{id} received its own bytes from nobody"))?;
                 (peer, self.conns[peer].stream)
             }
             false => (owner, stream),
@@ -298,16 +314,23 @@ impl Model {
         let (Some(source), Some(peer)) = (end.source, end.peer) else { return Ok(()) };
         let (stream, sender) = (&self.streams[source], &self.conns[peer]);
         // A unix socket knows no reset.
-        let gave_up = sender.abort_called || sender.close_called || sender.drain_called || sender.has_idle_timeout;
+        let gave_up = sender.abort_called
+            || sender.close_called
+            || sender.drain_called
+            || sender.has_idle_timeout;
         let may_be_cut = sender.lost || sender.unix && (gave_up || sender.closes_with_peer);
         if stream.received != stream.written && !may_be_cut {
-            let what = format!("{id}: a stream cut to {} of {} bytes looks complete", stream.received, stream.written);
+            let what = format!(
+                "{id}: a stream cut to {} of {} bytes looks complete",
+                stream.received, stream.written
+            );
             return Err(format!("{what}; its sender: {sender:?}"));
         }
         Ok(())
     }
 
-    /// Told at most once, and only of a peer that has done something to end the stream, unless the network resets too.
+    /// Told at most once, and only of a peer that has done something to end the stream, unless the
+    /// network resets too.
     pub fn hung_up(&mut self, conn: usize, resets: bool) -> Result<(), String> {
         let end = &mut self.conns[conn];
         let id = end.id;
@@ -315,8 +338,14 @@ impl Model {
             return Err(format!("{id}: a hang-up before the beginning, or twice"));
         }
         let Some(sender) = end.peer.map(|peer| &self.conns[peer]) else { return Ok(()) };
-        let closes = sender.close_called || sender.abort_called || sender.drain_called || sender.shut_called;
-        if !resets && !closes && !sender.has_idle_timeout && !sender.closes_with_peer && !sender.lost {
+        let closes =
+            sender.close_called || sender.abort_called || sender.drain_called || sender.shut_called;
+        if !resets
+            && !closes
+            && !sender.has_idle_timeout
+            && !sender.closes_with_peer
+            && !sender.lost
+        {
             return Err(format!("{id}: a hang-up of a peer that is there: {sender:?}"));
         }
         Ok(())
@@ -352,12 +381,19 @@ impl Model {
                 && !end.closes_with_peer
         };
         // A mirror that may not send waits for room in vain.
-        if !open(end) || !open(sender) || end.mirror && end.shut_called || end.paused || !end.filling.is_empty() {
+        if !open(end)
+            || !open(sender)
+            || end.mirror && end.shut_called
+            || end.paused
+            || !end.filling.is_empty()
+        {
             return Ok(());
         }
         if stream.received < stream.written {
-            let what =
-                format!("{}: received {} of {} bytes, and no more come", end.id, stream.received, stream.written);
+            let what = format!(
+                "{}: received {} of {} bytes, and no more come",
+                end.id, stream.received, stream.written
+            );
             return Err(format!("{what}; {end:?}"));
         }
         match sender.shut_called && !end.fin {
@@ -378,27 +414,40 @@ impl Model {
         }
         let opening = !end.connected;
         let possible = match reason.kind {
-            CloseKind::Refused | CloseKind::Unreachable | CloseKind::ConnectTimedOut | CloseKind::ConnectFailed => {
-                opening
+            CloseKind::Refused
+            | CloseKind::Unreachable
+            | CloseKind::ConnectTimedOut
+            | CloseKind::ConnectFailed => opening,
+            CloseKind::PeerClosed => {
+                end.fin || end.paused || end.shut_called || end.close_called || end.drain_called
             }
-            CloseKind::PeerClosed => end.fin || end.paused || end.shut_called || end.close_called || end.drain_called,
             CloseKind::Reset => !opening,
             CloseKind::Local => end.close_called,
             CloseKind::Aborted => end.abort_called,
             CloseKind::IdleTimedOut => end.has_idle_timeout && !opening,
-            CloseKind::LingerTimedOut => end.close_called || end.drain_called || end.closes_with_peer,
+            CloseKind::LingerTimedOut => {
+                end.close_called || end.drain_called || end.closes_with_peer
+            }
             CloseKind::Shutdown => end.drain_called,
             _ => false,
         };
         if !possible {
             return Err(format!("{id} cannot have ended like this: {reason}; {end:?}"));
         }
-        if end.last_words && matches!(reason.kind, CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown) {
-            return Err(format!("{id}: received while paused, and ended only when it was told to ({reason})"));
+        if end.last_words
+            && matches!(reason.kind, CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown)
+        {
+            return Err(format!(
+                "{id}: received while paused, and ended only when it was told to ({reason})"
+            ));
         }
-        let in_order = matches!(reason.kind, CloseKind::Local | CloseKind::Shutdown | CloseKind::PeerClosed);
+        let in_order =
+            matches!(reason.kind, CloseKind::Local | CloseKind::Shutdown | CloseKind::PeerClosed);
         if in_order && reason.unsent_bytes == 0 && !end.tags.is_empty() {
-            return Err(format!("{id}: all was sent, but {} sends were never told done", end.tags.len()));
+            return Err(format!(
+                "{id}: all was sent, but {} sends were never told done",
+                end.tags.len()
+            ));
         }
         end.closed = Some(reason);
         Ok(())
@@ -409,7 +458,10 @@ impl Model {
         self.conns
             .iter()
             .filter(|conn| conn.engine == engine)
-            .map(|conn| self.streams[conn.stream].written - conn.closed.map_or(0, |reason| reason.unsent_bytes))
+            .map(|conn| {
+                self.streams[conn.stream].written
+                    - conn.closed.map_or(0, |reason| reason.unsent_bytes)
+            })
             .sum()
     }
 }

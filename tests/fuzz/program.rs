@@ -1,5 +1,5 @@
-//! Random programs. Owns: the engines of a run and what is done with them: a phase of random actions, a quiet one, an end in good order, and
-//! a look at what is left.
+//! Random programs. Owns: the engines of a run and what is done with them: a phase of random
+//! actions, a quiet one, an end in good order, and a look at what is left.
 
 use super::model::Model;
 use super::stage::Stage;
@@ -8,10 +8,12 @@ use proactor::*;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How often everything is polled at the end before it counts as stuck: in all, and without any completion.
+/// How often everything is polled at the end before it counts as stuck: in all, and without any
+/// completion.
 const ROUNDS_MAX: u32 = 1_000_000;
 const QUIET_ROUNDS_MAX: u32 = 20_000;
-/// When nothing was told for so long, nothing that is under way can be missing: longer than any delay or outage.
+/// When nothing was told for so long, nothing that is under way can be missing: longer than any
+/// delay or outage.
 const QUIET_SIMULATED: Duration = Duration::from_secs(2);
 const QUIET_KERNEL: Duration = Duration::from_millis(100);
 
@@ -184,14 +186,17 @@ impl<'a> Program<'a> {
         let Some(engine) = player.engine.as_mut() else { return Ok(()) };
         match engine.listen(addr, options) {
             Ok(id) => {
-                let addr =
-                    engine.listener_addr(id).map_err(|error| format!("a listener without an address: {error}"))?;
+                let addr = engine
+                    .listener_addr(id)
+                    .map_err(|error| format!("a listener without an address: {error}"))?;
                 player.listeners.push(Listening { id, addr, socket, closing: false });
                 Ok(())
             }
-            Err(Error::Os { errno: Errno(libc::EMFILE), .. } | Error::Simulation(Halt::Crashed) | Error::Draining) => {
-                Ok(())
-            }
+            Err(
+                Error::Os { errno: Errno(libc::EMFILE), .. }
+                | Error::Simulation(Halt::Crashed)
+                | Error::Draining,
+            ) => Ok(()),
             Err(error) => Err(format!("cannot listen: {error}")),
         }
     }
@@ -212,7 +217,8 @@ impl<'a> Program<'a> {
         // Those that have nothing to do tell the world of new timers.
         let everybody = self.rounds.is_multiple_of(8) || !self.stage.is_simulated();
         for index in 0..self.players.len() {
-            let idle = !everybody && self.players[index].engine.as_ref().is_some_and(|engine| !engine.wants_poll());
+            let idle = !everybody
+                && self.players[index].engine.as_ref().is_some_and(|engine| !engine.wants_poll());
             if !idle {
                 self.poll(index)?;
             }
@@ -220,7 +226,8 @@ impl<'a> Program<'a> {
         Ok(())
     }
 
-    /// Lets everything come to rest, reads on, and looks whether nothing that should have moved stands still.
+    /// Lets everything come to rest, reads on, and looks whether nothing that should have moved
+    /// stands still.
     fn settle(&mut self) -> Result<(), String> {
         for index in 0..self.players.len() {
             for conn in self.players[index].live.clone() {
@@ -228,7 +235,8 @@ impl<'a> Program<'a> {
             }
         }
         let quiet_for = if self.stage.is_simulated() { QUIET_SIMULATED } else { QUIET_KERNEL };
-        let (mut settled, mut rounds, mut since, mut seen) = (false, 0, self.stage.now(), self.told);
+        let (mut settled, mut rounds, mut since, mut seen) =
+            (false, 0, self.stage.now(), self.told);
         let mut more = true;
         for _ in 0..3_000 {
             self.poll_all()?;
@@ -253,7 +261,10 @@ impl<'a> Program<'a> {
                 let empty = engine.queued_bytes(end.id).is_ok_and(|bytes| bytes == 0);
                 let closing = end.close_called || end.shut_called || end.closes_with_peer;
                 if end.refused && end.connected && empty && !closing {
-                    return Err(format!("{}: all was sent, and `Drained` never came; {end:?}", end.id));
+                    return Err(format!(
+                        "{}: all was sent, and `Drained` never came; {end:?}",
+                        end.id
+                    ));
                 }
             }
         }
@@ -284,7 +295,10 @@ impl<'a> Program<'a> {
                     left += 1;
                     continue;
                 };
-                left += engine.connections() + player.listeners.len() + player.timers.len() + player.live.len();
+                left += engine.connections()
+                    + player.listeners.len()
+                    + player.timers.len()
+                    + player.live.len();
                 // Accepted, or started anew, meanwhile.
                 if round % 16 == 15 && !player.draining {
                     self.begin_end(index)?;
@@ -294,8 +308,12 @@ impl<'a> Program<'a> {
                 return Ok(());
             }
         }
-        let stuck: Vec<_> =
-            self.players.iter().flat_map(|player| player.live.iter()).map(|conn| &self.model.conns[*conn]).collect();
+        let stuck: Vec<_> = self
+            .players
+            .iter()
+            .flat_map(|player| player.live.iter())
+            .map(|conn| &self.model.conns[*conn])
+            .collect();
         let timers: usize = self.players.iter().map(|player| player.timers.len()).sum();
         Err(format!("stuck: {} connections ({:?}), {timers} timers", stuck.len(), stuck.first()))
     }
@@ -321,13 +339,19 @@ impl<'a> Program<'a> {
             } else {
                 end.close_called = true
             }
-            self.call(index, conn, |engine, id| if abort { engine.abort(id) } else { engine.close(id) })?;
+            self.call(
+                index,
+                conn,
+                |engine, id| if abort { engine.abort(id) } else { engine.close(id) },
+            )?;
         }
         let player = &mut self.players[index];
         let engine = player.engine.as_mut().expect("checked above");
         for listening in player.listeners.iter_mut().filter(|listening| !listening.closing) {
             listening.closing = true;
-            engine.close_listener(listening.id).map_err(|error| format!("a live listener: {error}"))?;
+            engine
+                .close_listener(listening.id)
+                .map_err(|error| format!("a live listener: {error}"))?;
         }
         Ok(())
     }

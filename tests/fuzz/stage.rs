@@ -1,4 +1,5 @@
-//! Where the engines of a run live. Owns: the simulated world, or nothing; addresses to listen on; the passing of time.
+//! Where the engines of a run live. Owns: the simulated world, or nothing; addresses to listen on;
+//! the passing of time.
 
 use super::{Plan, Rng};
 use proactor::sim::{Host, Link, World};
@@ -28,9 +29,14 @@ impl Stage {
             buffer_bytes: 512 << rng.below(10),
         };
         world.set_default_link(link);
-        let hosts: Vec<Host> = (0..1 + rng.below(3)).map(|index| world.host(&format!("host{index}"))).collect();
+        let hosts: Vec<Host> =
+            (0..1 + rng.below(3)).map(|index| world.host(&format!("host{index}"))).collect();
         for host in &hosts {
-            world.set_link(host, host, Link { latency: Duration::from_micros(1 + rng.below(50) as u64), ..link });
+            world.set_link(
+                host,
+                host,
+                Link { latency: Duration::from_micros(1 + rng.below(50) as u64), ..link },
+            );
         }
         world.black_hole(IpAddr::from(BLACK_HOLE));
         world.set_faults(plan.faults.clone());
@@ -50,7 +56,9 @@ impl Stage {
     pub fn engine(&self, index: usize, config: Config) -> Result<Engine, Error> {
         match self {
             Stage::Sim { hosts, .. } => hosts[index % hosts.len()].engine(config),
-            Stage::Kernel(backend) => Engine::new(config.ignore_environment(true).backend(*backend)),
+            Stage::Kernel(backend) => {
+                Engine::new(config.ignore_environment(true).backend(*backend))
+            }
         }
     }
 
@@ -86,11 +94,14 @@ impl Stage {
         }
     }
 
-    /// Lets time pass: some events in a simulated world, a moment on a kernel. False if nothing is coming any more.
+    /// Lets time pass: some events in a simulated world, a moment on a kernel. False if nothing is
+    /// coming any more.
     pub fn step(&self, events: usize) -> bool {
         match self {
             // Programs are quick to take what is there.
-            Stage::Sim { world, .. } => (0..events).take_while(|_| !world.has_ready()).fold(true, |_, _| world.step()),
+            Stage::Sim { world, .. } => {
+                (0..events).take_while(|_| !world.has_ready()).fold(true, |_, _| world.step())
+            }
             Stage::Kernel(_) => {
                 if events > 6 {
                     std::thread::sleep(Duration::from_micros(50));

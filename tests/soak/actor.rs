@@ -81,7 +81,9 @@ impl Actor {
     pub fn objection(&self, end: CloseKind) -> Option<String> {
         let decent = matches!(end, CloseKind::Local | CloseKind::PeerClosed);
         let fine = match self.kind {
-            Kind::Talker | Kind::Trickler | Kind::HalfCloser | Kind::Sleeper => decent && self.is_finished(),
+            Kind::Talker | Kind::Trickler | Kind::HalfCloser | Kind::Sleeper => {
+                decent && self.is_finished()
+            }
             Kind::Silent => decent,
             Kind::Flooder | Kind::Resetter => end == CloseKind::Aborted,
             Kind::Runner => decent || end == CloseKind::Aborted,

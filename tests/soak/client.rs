@@ -1,4 +1,5 @@
-//! The clients of a soak, all on one engine. Owns: their lives, one after the other, and what they saw.
+//! The clients of a soak, all on one engine. Owns: their lives, one after the other, and what they
+//! saw.
 
 use crate::actor::{Actor, Kind};
 use crate::server::Sample;
@@ -51,8 +52,8 @@ impl Crowd {
         }
     }
 
-    /// One round: so many clients for so long, each followed by another when it ends; then all end. Returns what `sample` saw when it
-    /// was busiest.
+    /// One round: so many clients for so long, each followed by another when it ends; then all end.
+    /// Returns what `sample` saw when it was busiest.
     pub fn run(
         &mut self,
         round: Duration,
@@ -75,7 +76,8 @@ impl Crowd {
         let patience = Instant::now() + Duration::from_secs(120);
         while self.engine.connections() > 0 {
             if Instant::now() > patience {
-                let left: Vec<Kind> = self.actors.iter().flatten().map(|(_, actor)| actor.kind).collect();
+                let left: Vec<Kind> =
+                    self.actors.iter().flatten().map(|(_, actor)| actor.kind).collect();
                 return Err(format!("clients that never end: {left:?}"));
             }
             self.poll(patience)?;
@@ -92,7 +94,9 @@ impl Crowd {
     /// Each kind has been there.
     pub fn check_variety(&self) -> Result<(), String> {
         let missing = Kind::DRAW.iter().find(|kind| !self.ended.contains_key(kind));
-        missing.map_or(Ok(()), |kind| Err(format!("no {kind:?} ended; the soak was too short: {:?}", self.ended)))
+        missing.map_or(Ok(()), |kind| {
+            Err(format!("no {kind:?} ended; the soak was too short: {:?}", self.ended))
+        })
     }
 
     fn draw(&mut self, below: usize) -> usize {
@@ -119,12 +123,19 @@ impl Crowd {
         };
         self.lives = self.lives.wrapping_add(1);
         let offset = self.draw(PERIOD);
-        let actor = Actor { kind, goal, sent: 0, received: 0, offset, window, message, life: self.lives };
+        let actor =
+            Actor { kind, goal, sent: 0, received: 0, offset, window, message, life: self.lives };
         // Spread over source addresses: a soak opens more connections than one has ports for.
-        let local = Ipv4Addr::new(127, self.draw(250) as u8, self.draw(250) as u8, 1 + self.draw(250) as u8);
+        let local = Ipv4Addr::new(
+            127,
+            self.draw(250) as u8,
+            self.draw(250) as u8,
+            1 + self.draw(250) as u8,
+        );
         let local = Some(SocketAddr::new(IpAddr::V4(local), 0));
         let options = ConnectOptions { local, tag: index as u64, ..ConnectOptions::default() };
-        let conn = self.engine.connect(self.addr, options).expect("an address and room for one more");
+        let conn =
+            self.engine.connect(self.addr, options).expect("an address and room for one more");
         self.actors[index] = Some((conn, actor));
         if kind == Kind::Runner {
             let way = self.draw(3);
@@ -136,8 +147,11 @@ impl Crowd {
     }
 
     fn poll(&mut self, until: Instant) -> Result<(), String> {
-        let timeout = until.saturating_duration_since(Instant::now()).min(Duration::from_millis(100));
-        self.engine.poll(&mut self.completions, Some(timeout)).map_err(|error| error.to_string())?;
+        let timeout =
+            until.saturating_duration_since(Instant::now()).min(Duration::from_millis(100));
+        self.engine
+            .poll(&mut self.completions, Some(timeout))
+            .map_err(|error| error.to_string())?;
         while let Some(completion) = self.completions.pop() {
             self.handle(completion);
         }
@@ -178,7 +192,9 @@ impl Crowd {
             _ => None,
         };
         if let Some(ms) = nap {
-            self.engine.timer_after(Duration::from_millis(ms as u64), tag).expect("room for a timer each");
+            self.engine
+                .timer_after(Duration::from_millis(ms as u64), tag)
+                .expect("room for a timer each");
         }
         self.speak(index);
     }
@@ -214,7 +230,10 @@ impl Crowd {
         for chunk in data.chunks(MESSAGE_MAX) {
             let start = (actor.offset + actor.received) % PERIOD;
             if *chunk != self.pattern[start..start + chunk.len()] {
-                let what = format!("{:?}: other bytes than were sent, near {}", actor.kind, actor.received);
+                let what = format!(
+                    "{:?}: other bytes than were sent, near {}",
+                    actor.kind, actor.received
+                );
                 self.objection.get_or_insert(what);
             }
             actor.received += chunk.len();
@@ -230,7 +249,11 @@ impl Crowd {
     /// Somebody's timer fired; it may be somebody of an earlier life.
     fn awake(&mut self, tag: u64) {
         let (life, index) = ((tag >> 32) as u32, tag as u32 as usize);
-        let Some((conn, actor)) = self.actors[index].as_ref().filter(|(_, actor)| actor.life == life) else { return };
+        let Some((conn, actor)) =
+            self.actors[index].as_ref().filter(|(_, actor)| actor.life == life)
+        else {
+            return;
+        };
         let _ = match actor.kind {
             Kind::Sleeper => self.engine.resume_reads(*conn),
             Kind::Silent => self.engine.close(*conn),
@@ -241,7 +264,11 @@ impl Crowd {
     fn send_the_lingering_home(&mut self) {
         for (conn, actor) in self.actors.iter().flatten() {
             if actor.kind.lingers() {
-                let _ = if actor.kind == Kind::Silent { self.engine.close(*conn) } else { self.engine.abort(*conn) };
+                let _ = if actor.kind == Kind::Silent {
+                    self.engine.close(*conn)
+                } else {
+                    self.engine.abort(*conn)
+                };
             }
         }
     }

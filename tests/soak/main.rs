@@ -1,13 +1,15 @@
-//! A soak: random load and a hostile client against an echo server in a process of its own, in rounds; after each round every client has
-//! left, and the server must be as it was: no connection, the same descriptors and threads, all buffers back, no memory more.
+//! A soak: random load and a hostile client against an echo server in a process of its own, in
+//! rounds; after each round every client has left, and the server must be as it was: no connection,
+//! the same descriptors and threads, all buffers back, no memory more.
 //!
 //! ```text
 //! cargo test --release --test soak                              # some seconds
 //! PROACTOR_SOAK_MINUTES=30 PROACTOR_SOAK_CONNECTIONS=2000 cargo test --release --test soak -- --nocapture
 //! ```
 //!
-//! `PROACTOR_SOAK_MINUTES` is for each of the two backends (`soak/uring`, `soak/epoll`); the clients run on the other one, so that both
-//! are soaked on both sides. `PROACTOR_SOAK_SEED` chooses the load.
+//! `PROACTOR_SOAK_MINUTES` is for each of the two backends (`soak/uring`, `soak/epoll`); the
+//! clients run on the other one, so that both are soaked on both sides. `PROACTOR_SOAK_SEED`
+//! chooses the load.
 
 mod actor;
 mod client;
@@ -32,7 +34,8 @@ fn main() {
         if let Some(why) = lacking.as_ref().filter(|_| !arguments.list) {
             println!("skipping soak/{backend}: {why}");
         }
-        Trial::test(format!("soak/{backend}"), move || soak(backend)).with_ignored_flag(lacking.is_some())
+        Trial::test(format!("soak/{backend}"), move || soak(backend))
+            .with_ignored_flag(lacking.is_some())
     });
     libtest_mimic::run(&arguments, trials.into()).exit();
 }
@@ -63,7 +66,12 @@ impl Plan {
         let seed = number("PROACTOR_SOAK_SEED", 1.0) as u64;
         // Enough rounds to tell a trend, none so short that nothing happens in it.
         let rounds = (minutes * 2.0).clamp(8.0, 60.0) as u32;
-        Plan { rounds, round: Duration::from_secs_f64(minutes * 60.0 / f64::from(rounds)), connections, seed }
+        Plan {
+            rounds,
+            round: Duration::from_secs_f64(minutes * 60.0 / f64::from(rounds)),
+            connections,
+            seed,
+        }
     }
 }
 
@@ -78,7 +86,11 @@ fn soak(backend: Backend) -> Result<(), Failed> {
     for round in 1..=plan.rounds {
         let busy = crowd.run(plan.round, plan.connections, || server.sample())?;
         if busy.descriptors > busy.connections + fresh.descriptors + 16 {
-            return Err(format!("{} descriptors for {} connections", busy.descriptors, busy.connections).into());
+            return Err(format!(
+                "{} descriptors for {} connections",
+                busy.descriptors, busy.connections
+            )
+            .into());
         }
         let rest = server.rest(&fresh)?;
         eprintln!(
@@ -99,17 +111,23 @@ fn soak(backend: Backend) -> Result<(), Failed> {
     flat(&samples)
 }
 
-/// Memory in the last quarter of the rounds is what it was in the second: strictly what is in use, and within what one larger crowd
-/// explains what the C library keeps.
+/// Memory in the last quarter of the rounds is what it was in the second: strictly what is in use,
+/// and within what one larger crowd explains what the C library keeps.
 fn flat(samples: &[Sample]) -> Result<(), Failed> {
     let quarter = samples.len() / 4;
-    let most = |part: &[Sample], kib: fn(&Sample) -> usize| part.iter().map(kib).max().expect("rounds in each quarter");
+    let most = |part: &[Sample], kib: fn(&Sample) -> usize| {
+        part.iter().map(kib).max().expect("rounds in each quarter")
+    };
     let check = |what, kib: fn(&Sample) -> usize, part, more| {
-        let (before, after) =
-            (most(&samples[quarter..2 * quarter], kib), most(&samples[samples.len() - quarter..], kib));
+        let (before, after) = (
+            most(&samples[quarter..2 * quarter], kib),
+            most(&samples[samples.len() - quarter..], kib),
+        );
         match after <= before + before / part + more {
             true => Ok(()),
-            false => Err(format!("the server grew: {before} KiB {what} in the second quarter, {after} in the last")),
+            false => Err(format!(
+                "the server grew: {before} KiB {what} in the second quarter, {after} in the last"
+            )),
         }
     };
     check("in use", |sample| sample.trimmed_kib, 20, 1 << 10)?;

@@ -1,4 +1,5 @@
-//! The server under soak: a process that echoes, and answers a line on its standard input with a sample of itself.
+//! The server under soak: a process that echoes, and answers a line on its standard input with a
+//! sample of itself.
 
 use crate::echo::Echo;
 use proactor::{Addr, Backend, Completions, Engine, ListenOptions};
@@ -21,7 +22,8 @@ pub struct Sample {
     pub descriptors: usize,
     pub threads: usize,
     pub free_buffers: usize,
-    /// As it is: with what the C library keeps of freed memory for later, which follows the largest crowd so far.
+    /// As it is: with what the C library keeps of freed memory for later, which follows the largest
+    /// crowd so far.
     pub resident_kib: usize,
     /// After the C library gave back what it can: what is in use.
     pub trimmed_kib: usize,
@@ -31,7 +33,8 @@ pub fn serve(backend: Backend) {
     let mut engine = Engine::new(crate::config(backend)).expect("this backend");
     let mut options = ListenOptions::default();
     options.socket.idle_timeout = Some(IDLE);
-    let listener = engine.listen("127.0.0.1:0".parse::<Addr>().expect("an address"), options).expect("listen");
+    let listener =
+        engine.listen("127.0.0.1:0".parse::<Addr>().expect("an address"), options).expect("listen");
     println!("{}", engine.listener_addr(listener).expect("bound"));
     let (asked, questions) = channel();
     let waker = engine.waker();
@@ -70,12 +73,16 @@ fn answer(engine: &Engine) {
     };
     let (connections, buffers) = (engine.connections(), engine.free_buffers());
     let (descriptors, threads) = (count("/proc/self/fd"), count("/proc/self/task"));
-    println!("{connections} {descriptors} {threads} {buffers} {resident_kib} {}", self::resident_kib());
+    println!(
+        "{connections} {descriptors} {threads} {buffers} {resident_kib} {}",
+        self::resident_kib()
+    );
 }
 
 fn resident_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let text = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("of a live process");
+    let text =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("of a live process");
     text.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
@@ -106,8 +113,11 @@ impl Server {
         let mut line = String::new();
         self.child.stdin.as_mut().expect("piped").write_all(b"sample\n").expect("the server lives");
         self.answers.read_line(&mut line).expect("the server lives");
-        let numbers: Vec<usize> = line.split_whitespace().map(|word| word.parse().expect("a number")).collect();
-        let [connections, descriptors, threads, free_buffers, resident_kib, trimmed_kib] = numbers[..] else {
+        let numbers: Vec<usize> =
+            line.split_whitespace().map(|word| word.parse().expect("a number")).collect();
+        let [connections, descriptors, threads, free_buffers, resident_kib, trimmed_kib] =
+            numbers[..]
+        else {
             panic!("the server died: {line:?}")
         };
         Sample { connections, descriptors, threads, free_buffers, resident_kib, trimmed_kib }
@@ -126,7 +136,9 @@ impl Server {
                 return Ok(sample);
             }
             if Instant::now() > deadline {
-                return Err(format!("something is left when all clients are gone: {sample:?}, at first {fresh:?}"));
+                return Err(format!(
+                    "something is left when all clients are gone: {sample:?}, at first {fresh:?}"
+                ));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

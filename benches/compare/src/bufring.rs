@@ -23,7 +23,8 @@ pub struct Buffers {
     count: u16,
     size: usize,
     tail: u16,
-    /// Which buffer lies at which place of the ring, and where each lies: bundles go on with the next place.
+    /// Which buffer lies at which place of the ring, and where each lies: bundles go on with the
+    /// next place.
     order: Vec<u16>,
     place: Vec<u16>,
     filled: Vec<usize>,
@@ -54,7 +55,14 @@ impl Buffers {
     pub fn register(&mut self, uring: &IoUring, incremental: bool) -> io::Result<()> {
         let flags = if incremental { INCREMENTAL } else { 0 };
         // SAFETY: the ring of buffers is kept until the process ends.
-        unsafe { uring.submitter().register_buf_ring_with_flags(self.ring as u64, self.count, GROUP, flags)? };
+        unsafe {
+            uring.submitter().register_buf_ring_with_flags(
+                self.ring as u64,
+                self.count,
+                GROUP,
+                flags,
+            )?
+        };
         (0..self.count).for_each(|buffer| self.provide(buffer));
         self.publish();
         Ok(())
@@ -74,7 +82,8 @@ impl Buffers {
 
     pub fn publish(&self) {
         // SAFETY: the tail lies in the first entry, aligned for u16.
-        unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.ring).cast_mut()) }.store(self.tail, Ordering::Release);
+        unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.ring).cast_mut()) }
+            .store(self.tail, Ordering::Release);
     }
 
     /// The bytes that a completion brought, in one piece per buffer.

@@ -16,8 +16,10 @@ const OTHERS: RGBColor = RGBColor(170, 178, 189);
 
 /// Writes the tables below one another, as ratios to their baselines: shorter is better.
 pub fn write(path: &Path, title: &str, tables: &[&Table]) -> Result<(), Box<dyn Error>> {
-    let heights: Vec<i32> = tables.iter().map(|table| TOP + drawn(table).count() as i32 * ROW + 14).collect();
-    let area = SVGBackend::new(path, (WIDTH, (heights.iter().sum::<i32>() + 40) as u32)).into_drawing_area();
+    let heights: Vec<i32> =
+        tables.iter().map(|table| TOP + drawn(table).count() as i32 * ROW + 14).collect();
+    let area = SVGBackend::new(path, (WIDTH, (heights.iter().sum::<i32>() + 40) as u32))
+        .into_drawing_area();
     area.fill(&WHITE)?;
     area.draw_text(title, &("sans-serif", 18).into_text_style(&area), (12, 12))?;
     let mut top = 40;
@@ -39,11 +41,16 @@ fn panel(
 ) -> Result<(), Box<dyn Error>> {
     let heading = format!("{}: {}, ratio to {}", table.title, table.unit, table.base);
     area.draw_text(&heading, &("sans-serif", 14).into_text_style(area), (12, top + 8))?;
-    let most = drawn(table).filter_map(|row| row.ratio).map(|ratio| ratio.median).fold(1.0, f64::max) * 1.08;
+    let most =
+        drawn(table).filter_map(|row| row.ratio).map(|ratio| ratio.median).fold(1.0, f64::max)
+            * 1.08;
     let scale = f64::from(WIDTH as i32 - LEFT - RIGHT) / most;
     let place = |ratio: f64| LEFT + (ratio.min(most) * scale) as i32;
     let end = top + TOP + drawn(table).count() as i32 * ROW;
-    area.draw(&PathElement::new([(place(1.0), top + TOP - 6), (place(1.0), end)], BASE.stroke_width(1)))?;
+    area.draw(&PathElement::new(
+        [(place(1.0), top + TOP - 6), (place(1.0), end)],
+        BASE.stroke_width(1),
+    ))?;
     for (index, row) in drawn(table).enumerate() {
         let (ratio, y) = (row.ratio.expect("filtered"), top + TOP + index as i32 * ROW);
         let color = match &row.name {
@@ -53,7 +60,10 @@ fn panel(
         };
         let style = ("sans-serif", 13).into_text_style(area);
         area.draw_text(&row.name, &style, (12, y + 1))?;
-        area.draw(&Rectangle::new([(LEFT, y), (place(ratio.median), y + ROW - 7)], color.filled()))?;
+        area.draw(&Rectangle::new(
+            [(LEFT, y), (place(ratio.median), y + ROW - 7)],
+            color.filled(),
+        ))?;
         let middle = y + (ROW - 7) / 2;
         area.draw(&PathElement::new(
             [(place(ratio.least), middle), (place(ratio.most), middle)],

@@ -1,5 +1,5 @@
-//! The load: so many requests in flight on each connection, on an epoll loop of its own. Owns: the connections to one server. Counts answers;
-//! `load` of the examples is there to verify them.
+//! The load: so many requests in flight on each connection, on an epoll loop of its own. Owns: the
+//! connections to one server. Counts answers; `load` of the examples is there to verify them.
 
 use crate::sys::{self, Addr, Epoll};
 use std::io::{self, ErrorKind};
@@ -91,7 +91,8 @@ impl Load {
         let mut answered = 0;
         while Instant::now() < end {
             let ready = self.ready(Some(Duration::from_millis(20)))?;
-            // First all receives, then all sends, as an engine does it: the server gets its requests in one go.
+            // First all receives, then all sends, as an engine does it: the server gets its
+            // requests in one go.
             for &(index, events) in &ready {
                 if events & libc::EPOLLIN != 0 {
                     let complete = self.take(index)?;
@@ -107,7 +108,8 @@ impl Load {
         Ok(answered)
     }
 
-    /// Without waiting: takes the answers that are there, tells how many on which connection, and sends what had no room before.
+    /// Without waiting: takes the answers that are there, tells how many on which connection, and
+    /// sends what had no room before.
     pub fn look(&mut self, mut answered: impl FnMut(usize, usize)) -> io::Result<()> {
         let ready = self.ready(Some(Duration::ZERO))?;
         for &(index, events) in &ready {
@@ -120,7 +122,8 @@ impl Load {
         Ok(())
     }
 
-    /// The connections with something to do, and what; the list goes back to `self.ready` to be used again.
+    /// The connections with something to do, and what; the list goes back to `self.ready` to be
+    /// used again.
     fn ready(&mut self, timeout: Option<Duration>) -> io::Result<Vec<(usize, i32)>> {
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();

@@ -3,11 +3,13 @@
 use crate::process::library;
 use std::process::Command;
 
-const PEERS: [&str; 8] = ["mio", "tokio", "tokio-uring", "monoio", "compio", "glommio", "a10", "ringline"];
+const PEERS: [&str; 8] =
+    ["mio", "tokio", "tokio-uring", "monoio", "compio", "glommio", "a10", "ringline"];
 
 /// Lines of a Markdown list.
 pub fn describe() -> String {
-    let cpu = first_after("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".into());
+    let cpu =
+        first_after("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".into());
     let kernel = read("/proc/sys/kernel/osrelease");
     let congestion = read("/proc/sys/net/ipv4/tcp_congestion_control");
     let cpuinfo = read("/proc/cpuinfo");
@@ -36,15 +38,23 @@ fn first_after(path: &str, key: &str) -> Option<String> {
 
 fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).current_dir(library()).output();
-    output.map_or_else(|_| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output.map_or_else(
+        |_| "unknown".into(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
 }
 
 /// The versions of the peers that this program was built with.
 fn versions() -> Vec<String> {
     let lock = read(&format!("{}/Cargo.lock", env!("CARGO_MANIFEST_DIR")));
     let version = |name: &str| {
-        let entry = lock.split("[[package]]").find(|entry| entry.contains(&format!("name = \"{name}\"\n")))?;
+        let entry = lock
+            .split("[[package]]")
+            .find(|entry| entry.contains(&format!("name = \"{name}\"\n")))?;
         Some(entry.split("version = \"").nth(1)?.split('"').next()?.to_owned())
     };
-    PEERS.iter().map(|name| format!("{name} {}", version(name).unwrap_or_else(|| "?".into()))).collect()
+    PEERS
+        .iter()
+        .map(|name| format!("{name} {}", version(name).unwrap_or_else(|| "?".into())))
+        .collect()
 }

@@ -27,7 +27,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(Parser)]
-#[command(about = "Proactor against hand-written loops and other engines, measured in one run", version)]
+#[command(
+    about = "Proactor against hand-written loops and other engines, measured in one run",
+    version
+)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -38,7 +41,8 @@ struct Args {
 /// What is measured, and how thoroughly.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Choice {
-    /// Fewer rounds and shorter slices: under three minutes. Nothing is written unless --write is given
+    /// Fewer rounds and shorter slices: under three minutes. Nothing is written unless --write is
+    /// given
     #[arg(long)]
     quick: bool,
     /// Rounds of each workload; more make the medians steadier
@@ -63,7 +67,8 @@ pub struct Choice {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure each technique by itself, on the bare ring and in the engine; writes docs/techniques.md
+    /// Measure each technique by itself, on the bare ring and in the engine; writes
+    /// docs/techniques.md
     Techniques(Choice),
     /// Run one of the servers
     Serve {
@@ -124,7 +129,9 @@ fn main() -> ExitCode {
 /// What every measurement needs: the examples, and two cores that do not share the work.
 fn prepare() -> io::Result<()> {
     if std::thread::available_parallelism()?.get() < 2 {
-        return Err(io::Error::other("two cores are needed: one for what is measured, one for the other side"));
+        return Err(io::Error::other(
+            "two cores are needed: one for what is measured, one for the other side",
+        ));
     }
     eprintln!("building the examples");
     process::build_examples()?;

@@ -1,5 +1,6 @@
-//! Measuring. All contenders are up at once, and the load goes round them in short slices, so that whatever the machine does besides hits
-//! all of them alike; what is reported are ratios to the baseline of the same round, and their median.
+//! Measuring. All contenders are up at once, and the load goes round them in short slices, so that
+//! whatever the machine does besides hits all of them alike; what is reported are ratios to the
+//! baseline of the same round, and their median.
 
 use crate::load::Load;
 use crate::open::OpenLoop;
@@ -9,7 +10,8 @@ use hdrhistogram::Histogram;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Connections that the load keeps to all servers of a workload together; beyond it each slice connects anew.
+/// Connections that the load keeps to all servers of a workload together; beyond it each slice
+/// connects anew.
 const KEPT_MAX: usize = 12_000;
 const WARM_UP: Duration = Duration::from_millis(20);
 
@@ -51,12 +53,21 @@ pub struct Echo {
     pub unix: bool,
 }
 
-pub fn echo(echo: &Echo, programs: &[Program], pace: Pace, tell: &mut dyn FnMut(String)) -> Vec<Series> {
+pub fn echo(
+    echo: &Echo,
+    programs: &[Program],
+    pace: Pace,
+    tell: &mut dyn FnMut(String),
+) -> Vec<Series> {
     let mut series = blank(programs);
     let mut servers: Vec<Option<Server>> = Vec::new();
     for (index, program) in programs.iter().enumerate() {
         let addr = match echo.unix {
-            true => format!("unix:{}/compare-{}-{index}", std::env::temp_dir().display(), std::process::id()),
+            true => format!(
+                "unix:{}/compare-{}-{index}",
+                std::env::temp_dir().display(),
+                std::process::id()
+            ),
             false => "127.0.0.1:0".into(),
         };
         let server = program.start(SUBJECT_CORE, &addr);
@@ -86,7 +97,12 @@ pub fn echo(echo: &Echo, programs: &[Program], pace: Pace, tell: &mut dyn FnMut(
     series
 }
 
-fn echo_slice(echo: &Echo, server: &Server, kept: &mut Option<Load>, slice: Duration) -> io::Result<Sample> {
+fn echo_slice(
+    echo: &Echo,
+    server: &Server,
+    kept: &mut Option<Load>,
+    slice: Duration,
+) -> io::Result<Sample> {
     if kept.is_none() {
         *kept = Some(Load::connect(&server.addr, echo.conns, echo.size, echo.depth)?);
     }
@@ -99,11 +115,20 @@ fn echo_slice(echo: &Echo, server: &Server, kept: &mut Option<Load>, slice: Dura
     if answered == 0 {
         return Err(io::Error::other("no request was answered"));
     }
-    Ok(Sample { figure: cpu as f64 / 1e3 / answered as f64, per_second: answered as f64 / elapsed.as_secs_f64() })
+    Ok(Sample {
+        figure: cpu as f64 / 1e3 / answered as f64,
+        per_second: answered as f64 / elapsed.as_secs_f64(),
+    })
 }
 
-/// Clients, each run as a process for one slice against one and the same server. They print their own CPU time per request.
-pub fn client(arguments: &str, programs: &[Program], pace: Pace, tell: &mut dyn FnMut(String)) -> Vec<Series> {
+/// Clients, each run as a process for one slice against one and the same server. They print their
+/// own CPU time per request.
+pub fn client(
+    arguments: &str,
+    programs: &[Program],
+    pace: Pace,
+    tell: &mut dyn FnMut(String),
+) -> Vec<Series> {
     let server = Program::own("server", "serve epoll --read 65536").start(LOAD_CORE, "127.0.0.1:0");
     let arguments = timed(arguments, pace);
     go_round(programs, pace, tell, |index| {
@@ -141,7 +166,8 @@ fn blank(programs: &[Program]) -> Vec<Series> {
     programs.iter().map(|program| Series::of(&program.name)).collect()
 }
 
-/// An open loop against servers, at a part of the rate that the first of them reaches in a closed loop.
+/// An open loop against servers, at a part of the rate that the first of them reaches in a closed
+/// loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
     pub conns: usize,
@@ -149,9 +175,11 @@ pub struct Open {
     pub part_of_peak: f64,
 }
 
-/// A round of [`tails`] goes round the contenders so often; a slice of one is a part of the round's.
+/// A round of [`tails`] goes round the contenders so often; a slice of one is a part of the
+/// round's.
 const LAPS: usize = 40;
-/// In these workloads a server needs some 5 us a request and has half of its time left: an answer that is so late was kept by the machine.
+/// In these workloads a server needs some 5 us a request and has half of its time left: an answer
+/// that is so late was kept by the machine.
 pub const STALL: Duration = Duration::from_micros(500);
 const TAIL_WARM_UP: Duration = Duration::from_millis(2);
 /// How long the peak is looked for, each round: the machine is not equally fast all the time.
@@ -161,7 +189,8 @@ const PEAK: Duration = Duration::from_millis(150);
 pub struct Tails {
     /// For each quantile the latency in microseconds, one sample a round.
     pub quantiles: Vec<Vec<Series>>,
-    /// For each contender the part of its slices that was left out, since the machine stalled in them.
+    /// For each contender the part of its slices that was left out, since the machine stalled in
+    /// them.
     pub stalled: Vec<f64>,
     /// Requests per second.
     pub rate: Spread,
@@ -169,8 +198,9 @@ pub struct Tails {
     pub slice: Duration,
 }
 
-/// Latencies under an open loop. The slices are short, and those with a stall of the machine ([`STALL`]) are left out: such stalls come to each
-/// contender alike, some of them a second, and would decide all that is beyond the 99th percentile. What is left of a round makes one sample.
+/// Latencies under an open loop. The slices are short, and those with a stall of the machine
+/// ([`STALL`]) are left out: such stalls come to each contender alike, some of them a second, and
+/// would decide all that is beyond the 99th percentile. What is left of a round makes one sample.
 pub fn tails(
     open: Open,
     quantiles: &[f64],
@@ -202,18 +232,25 @@ pub fn tails(
                     Some(quiet) => quiet.add(seen).expect("histograms of one kind"),
                     none => *none = Some(seen),
                 },
-                Err(error) => all.iter_mut().for_each(|list| list[index].failure = Some(error.to_string())),
+                Err(error) => {
+                    all.iter_mut().for_each(|list| list[index].failure = Some(error.to_string()))
+                }
             }
         }
         for (list, &quantile) in all.iter_mut().zip(quantiles) {
             for (series, quiet) in list.iter_mut().zip(&quiet) {
-                // A round without a quiet slice has no figure, but keeps its place beside those of the others.
-                let figure = quiet.as_ref().map(|quiet| quiet.value_at_quantile(quantile) as f64 / 1e3);
-                series.samples.push(Sample { figure: figure.unwrap_or(f64::NAN), per_second: rate });
+                // A round without a quiet slice has no figure, but keeps its place beside those of
+                // the others.
+                let figure =
+                    quiet.as_ref().map(|quiet| quiet.value_at_quantile(quantile) as f64 / 1e3);
+                series
+                    .samples
+                    .push(Sample { figure: figure.unwrap_or(f64::NAN), per_second: rate });
             }
         }
     }
-    let stalled = stalled.iter().map(|&count| f64::from(count) / (pace.rounds * LAPS) as f64).collect();
+    let stalled =
+        stalled.iter().map(|&count| f64::from(count) / (pace.rounds * LAPS) as f64).collect();
     let rate = Spread::of(rates).ok_or_else(|| io::Error::other("no round was measured"))?;
     Ok(Tails { quantiles: all, stalled, rate, slice })
 }
@@ -233,7 +270,10 @@ fn tail_slice(
 
 fn timed(arguments: &str, pace: Pace) -> Vec<String> {
     let seconds = pace.slice.as_secs_f64().to_string();
-    crate::process::words(arguments).into_iter().chain(["--seconds".into(), seconds, "--json".into()]).collect()
+    crate::process::words(arguments)
+        .into_iter()
+        .chain(["--seconds".into(), seconds, "--json".into()])
+        .collect()
 }
 
 fn sample(said: &serde_json::Value, key: &str) -> Sample {
@@ -265,7 +305,8 @@ fn go_round(
     all
 }
 
-/// A server's resident memory: at its start, and for each of the connections beyond `few`, up to `many`, that do nothing. In bytes.
+/// A server's resident memory: at its start, and for each of the connections beyond `few`, up to
+/// `many`, that do nothing. In bytes.
 pub fn memory(program: &Program, few: usize, many: usize) -> io::Result<(f64, f64)> {
     let server = program.start(SUBJECT_CORE, "127.0.0.1:0")?;
     // It may be about to get its buffers.
@@ -292,12 +333,22 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            (values[middle - 1] + values[middle]) / 2.0
+        };
         Some(Spread { median, least, most })
     }
 }
 
 /// The ratio of one figure to that of the baseline, round by round.
 pub fn ratio(series: &Series, base: &Series, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
-    Spread::of(series.samples.iter().zip(&base.samples).map(|(sample, base)| figure(sample) / figure(base)))
+    Spread::of(
+        series
+            .samples
+            .iter()
+            .zip(&base.samples)
+            .map(|(sample, base)| figure(sample) / figure(base)),
+    )
 }

@@ -1,5 +1,6 @@
-//! The open loop: requests leave when they are due, whether answers come or not, and their time counts from then, so that a server that stalls cannot
-//! hide what it kept waiting (no coordinated omission). Owns: when what is due. It looks for work without ever sleeping, and sends one
+//! The open loop: requests leave when they are due, whether answers come or not, and their time
+//! counts from then, so that a server that stalls cannot hide what it kept waiting (no coordinated
+//! omission). Owns: when what is due. It looks for work without ever sleeping, and sends one
 //! request between two looks, so that a late one does not hold up the answers.
 
 use crate::load::Load;
@@ -24,11 +25,18 @@ impl OpenLoop {
         Ok(OpenLoop { load, due: vec![VecDeque::new(); conns] })
     }
 
-    /// Sends so long at `rate`, in requests per second over all connections, waits for the last answers, and returns the nanoseconds that each
-    /// request took. What was due in the first part, `warm_up`, does not count.
-    pub fn run(&mut self, rate: f64, warm_up: Duration, duration: Duration) -> io::Result<Histogram<u64>> {
+    /// Sends so long at `rate`, in requests per second over all connections, waits for the last
+    /// answers, and returns the nanoseconds that each request took. What was due in the first part,
+    /// `warm_up`, does not count.
+    pub fn run(
+        &mut self,
+        rate: f64,
+        warm_up: Duration,
+        duration: Duration,
+    ) -> io::Result<Histogram<u64>> {
         let interval = Duration::from_secs_f64(1.0 / rate);
-        let mut latencies = Histogram::new_with_bounds(100, 60_000_000_000, 3).map_err(io::Error::other)?;
+        let mut latencies =
+            Histogram::new_with_bounds(100, 60_000_000_000, 3).map_err(io::Error::other)?;
         let (start, conns) = (Instant::now(), self.due.len());
         let (counts_from, end) = (start + warm_up, start + warm_up + duration);
         let (mut next_due, mut next, mut unanswered) = (start, 0, 0);
@@ -45,7 +53,9 @@ impl OpenLoop {
                 return Ok(latencies);
             }
             if now > end + PATIENCE {
-                return Err(io::Error::other(format!("{unanswered} requests were not answered in {PATIENCE:?}")));
+                return Err(io::Error::other(format!(
+                    "{unanswered} requests were not answered in {PATIENCE:?}"
+                )));
             }
             let due = &mut self.due;
             self.load.look(|index, answers| {

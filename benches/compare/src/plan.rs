@@ -15,7 +15,8 @@ pub const OURS_URING: &str = "proactor, io_uring";
 pub const OURS_EPOLL: &str = "proactor, epoll";
 
 /// A workload of clients, and its arguments.
-pub const CONNECTS: (&str, &str) = ("connect, 64 B, close; 64 at once", "--mode connect --conns 64");
+pub const CONNECTS: (&str, &str) =
+    ("connect, 64 B, close; 64 at once", "--mode connect --conns 64");
 
 fn baselines() -> Vec<Program> {
     vec![
@@ -55,7 +56,9 @@ pub struct Progress {
 impl Progress {
     pub fn new() -> Progress {
         let bar = ProgressBar::new_spinner();
-        bar.set_style(ProgressStyle::with_template("{elapsed_precise} {msg}").expect("a valid template"));
+        bar.set_style(
+            ProgressStyle::with_template("{elapsed_precise} {msg}").expect("a valid template"),
+        );
         Progress { bar, what: String::new() }
     }
 
@@ -101,13 +104,18 @@ pub fn run(choice: &Choice) -> io::Result<()> {
         let path = library().join("docs/charts").join(name);
         match tables.is_empty() {
             true => Ok(()),
-            false => chart::write(&path, title, tables).map_err(|error| io::Error::other(error.to_string())),
+            false => chart::write(&path, title, tables)
+                .map_err(|error| io::Error::other(error.to_string())),
         }
     };
     std::fs::create_dir_all(library().join("docs/charts"))?;
     let shown: Vec<&Table> = servers.iter().filter(|table| !table.title.contains("unix")).collect();
     write("servers.svg", "CPU time of an echo server per request, shorter is better", &shown)?;
-    write("clients.svg", "CPU time of a client per request, shorter is better", &clients.iter().collect::<Vec<_>>())?;
+    write(
+        "clients.svg",
+        "CPU time of a client per request, shorter is better",
+        &clients.iter().collect::<Vec<_>>(),
+    )?;
     let latencies: Vec<&Table> = round_trip.iter().chain(&tail).collect();
     write("latency.svg", "Latency, shorter is better", &latencies)?;
     let all: Vec<(&str, &[Table])> = vec![
@@ -208,9 +216,16 @@ impl Plan<'_> {
                 programs.push(Program::own("bare ring client", "client --ring"));
             }
             if arguments.contains("connect") {
-                let variants = [("send not linked", "--unlinked"), ("receive with the send", "--early-receive")];
-                let variant =
-                    |(name, flag)| Program::own(&format!("bare ring client, {name}"), &format!("client --ring {flag}"));
+                let variants = [
+                    ("send not linked", "--unlinked"),
+                    ("receive with the send", "--early-receive"),
+                ];
+                let variant = |(name, flag)| {
+                    Program::own(
+                        &format!("bare ring client, {name}"),
+                        &format!("client --ring {flag}"),
+                    )
+                };
                 programs.extend(variants.map(variant));
             }
             programs.push(Program::example(OURS_URING, "load", "--backend uring"));
@@ -239,7 +254,8 @@ impl Plan<'_> {
         programs.extend(ours());
         programs.extend(ours_spinning());
         let pace = self.choice.pace((11, 500), (3, 200));
-        let series = measure::latency("--conns 1", "p50_us", &programs, pace, &mut self.progress.teller());
+        let series =
+            measure::latency("--conns 1", "p50_us", &programs, pace, &mut self.progress.teller());
         let note = "The client sleeps between its requests in all rows; with `Config::spin` only the server does not.";
         vec![self.finish(Table::of(name, "p50, us", 0, &series, note))]
     }
@@ -252,7 +268,8 @@ impl Plan<'_> {
         }
         self.progress.begin(name);
         let spinning = format!("{RING}, spinning");
-        let mut programs = vec![Program::own(EPOLL, "serve epoll"), Program::own(RING, "serve ring")];
+        let mut programs =
+            vec![Program::own(EPOLL, "serve epoll"), Program::own(RING, "serve ring")];
         programs.extend(ours());
         let few = format!("{OURS_EPOLL}, 8 completions a poll");
         programs.push(Program::example(&few, "echo_server", "--backend epoll --completions 8"));
@@ -275,8 +292,10 @@ impl Plan<'_> {
                 return Vec::new();
             }
         };
-        let each =
-            programs.iter().zip(&seen.stalled).map(|(program, part)| format!("{} {:.0}%", program.name, part * 100.0));
+        let each = programs
+            .iter()
+            .zip(&seen.stalled)
+            .map(|(program, part)| format!("{} {:.0}%", program.name, part * 100.0));
         let note = format!(
             "64 B on 50 connections, at half of the rate that the epoll loop reaches in the same round ({:.0} requests/s, {:.0} to {:.0}). An open loop:\n\
              requests are sent when they are due, and their time counts from then (for a server of your own: `load --rate`). It goes round the contenders\n\
@@ -294,7 +313,13 @@ impl Plan<'_> {
         tables
             .map(|(((_, unit), series), note)| {
                 let quantile = unit.trim_end_matches(", us");
-                self.finish(Table::of(&format!("{quantile} at half of the peak rate"), unit, 0, series, note))
+                self.finish(Table::of(
+                    &format!("{quantile} at half of the peak rate"),
+                    unit,
+                    0,
+                    series,
+                    note,
+                ))
             })
             .collect()
     }
@@ -323,7 +348,11 @@ impl Plan<'_> {
                     growth.push(series(each));
                 }
                 Err(error) => {
-                    let failed = Series { samples: Vec::new(), failure: Some(error.to_string()), ..series(0.0) };
+                    let failed = Series {
+                        samples: Vec::new(),
+                        failure: Some(error.to_string()),
+                        ..series(0.0)
+                    };
                     start.push(failed.clone());
                     growth.push(failed);
                 }

@@ -1,4 +1,5 @@
-//! Processes of a measurement: where the programs are, and how a server or a client is started on a core of its own.
+//! Processes of a measurement: where the programs are, and how a server or a client is started on a
+//! core of its own.
 
 use crate::sys::{self, Addr};
 use std::io::{self, BufRead, BufReader};
@@ -10,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 pub const SUBJECT_CORE: usize = 0;
 pub const LOAD_CORE: usize = 1;
 
-/// How to start something: `echo_server` and `load` are the library's examples, everything else is this program.
+/// How to start something: `echo_server` and `load` are the library's examples, everything else is
+/// this program.
 #[derive(Clone, Debug)]
 pub struct Program {
     pub name: String,
@@ -47,23 +49,37 @@ impl Program {
     /// Starts a server on a core, and waits until it says where it listens.
     pub fn start(&self, core: usize, addr: &str) -> io::Result<Server> {
         let mut command = self.command(core)?;
-        command.args(["--addr", addr]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .args(["--addr", addr])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line)?;
         let mut server = Server { child, addr: Addr::Unix(String::new()), place: addr.to_owned() };
         let said = line.split_whitespace().nth(2).and_then(|addr| addr.parse().ok());
         server.addr = said.ok_or_else(|| {
-            io::Error::other(format!("{} does not start; to see why: {:?}", self.name, self.command(core).ok()))
+            io::Error::other(format!(
+                "{} does not start; to see why: {:?}",
+                self.name,
+                self.command(core).ok()
+            ))
         })?;
         Ok(server)
     }
 
     /// Runs a client to its end and returns the line of JSON that it prints.
-    pub fn run(&self, core: usize, addr: &Addr, arguments: &[String]) -> io::Result<serde_json::Value> {
+    pub fn run(
+        &self,
+        core: usize,
+        addr: &Addr,
+        arguments: &[String],
+    ) -> io::Result<serde_json::Value> {
         let mut command = self.command(core)?;
         let addr = addr.to_string();
-        let output = command.args(["--addr", &addr]).args(arguments).stdin(Stdio::null()).output()?;
+        let output =
+            command.args(["--addr", &addr]).args(arguments).stdin(Stdio::null()).output()?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(io::Error::other(format!("{}: {}: {said}", self.name, output.status)));
@@ -94,7 +110,8 @@ impl Server {
 }
 
 impl Server {
-    /// Resident memory when it has not grown for a while: connections that the kernel took are accepted a little later.
+    /// Resident memory when it has not grown for a while: connections that the kernel took are
+    /// accepted a little later.
     pub fn settled(&self) -> io::Result<u64> {
         let mut last = 0;
         for _ in 0..50 {

@@ -33,12 +33,20 @@ impl Table {
     }
 
     /// Any figure, its ratios to the contender at `base`.
-    pub fn of(title: &str, unit: &'static str, base: usize, series: &[Series], note: &str) -> Table {
+    pub fn of(
+        title: &str,
+        unit: &'static str,
+        base: usize,
+        series: &[Series],
+        note: &str,
+    ) -> Table {
         let row = |series_of: &Series| Row {
             name: series_of.name.clone(),
-            figure: Spread::of(series_of.samples.iter().map(|sample| sample.figure)).map(|spread| spread.median),
+            figure: Spread::of(series_of.samples.iter().map(|sample| sample.figure))
+                .map(|spread| spread.median),
             ratio: ratio(series_of, &series[base], |sample| sample.figure),
-            per_second: Spread::of(series_of.samples.iter().map(|sample| sample.per_second)).map(|s| s.median),
+            per_second: Spread::of(series_of.samples.iter().map(|sample| sample.per_second))
+                .map(|s| s.median),
             failure: series_of.failure.clone(),
         };
         Table {
@@ -73,7 +81,8 @@ impl Table {
         };
         let Spread { median, least, most } = ratio;
         let name = if name.starts_with("proactor") { format!("**{name}**") } else { name.clone() };
-        let mut line = format!("| {name} | {} | {median:.2} ({least:.2} to {most:.2}) |", digits(*figure));
+        let mut line =
+            format!("| {name} | {} | {median:.2} ({least:.2} to {most:.2}) |", digits(*figure));
         if let Some(per_second) = row.per_second.filter(|_| !self.rate.is_empty()) {
             line += &format!(" {} |", grouped(per_second));
         }
@@ -108,14 +117,20 @@ mod tests {
     use crate::measure::Sample;
 
     fn series(name: &str, cpu: &[f64]) -> Series {
-        let samples = cpu.iter().map(|&cpu_us| Sample { figure: cpu_us, per_second: 1e6 / cpu_us }).collect();
+        let samples =
+            cpu.iter().map(|&cpu_us| Sample { figure: cpu_us, per_second: 1e6 / cpu_us }).collect();
         Series { name: name.into(), samples, failure: None }
     }
 
     #[test]
     fn ratios_are_within_the_round() {
         // The machine was twice as slow in the second round: the ratio does not see it.
-        let table = Table::of_cpu("t", 0, &[series("base", &[2.0, 4.0, 2.0]), series("other", &[1.0, 2.0, 1.0])], "");
+        let table = Table::of_cpu(
+            "t",
+            0,
+            &[series("base", &[2.0, 4.0, 2.0]), series("other", &[1.0, 2.0, 1.0])],
+            "",
+        );
         let ratio = table.rows[1].ratio.unwrap();
         assert_eq!((ratio.median, ratio.least, ratio.most), (0.5, 0.5, 0.5));
         assert!(table.markdown().contains("| other | 1.00 | 0.50 (0.50 to 0.50) | 1,000,000 |"));

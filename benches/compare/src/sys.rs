@@ -1,5 +1,5 @@
-//! The system calls that the hand-written loops and the load make: thin, without policy. Sockets are plain descriptors here, so that
-//! nothing stands between a loop and the kernel.
+//! The system calls that the hand-written loops and the load make: thin, without policy. Sockets
+//! are plain descriptors here, so that nothing stands between a loop and the kernel.
 
 use std::io;
 use std::net::SocketAddr;
@@ -45,7 +45,9 @@ impl Addr {
     pub fn tcp(&self) -> io::Result<SocketAddr> {
         match self {
             Addr::Tcp(addr) => Ok(*addr),
-            Addr::Unix(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "this server listens on TCP only")),
+            Addr::Unix(_) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "this server listens on TCP only"))
+            }
         }
     }
 }
@@ -95,7 +97,9 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 pub fn accept(fd: RawFd) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: no address is asked for.
-    let fd = check(unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) } as isize)?;
+    let fd =
+        check(unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) }
+            as isize)?;
     // SAFETY: accept4 just made it, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
@@ -122,7 +126,8 @@ impl Epoll {
         use std::os::fd::AsRawFd;
         let mut event = libc::epoll_event { events: events as u32, u64: token };
         // SAFETY: the event lives through the call.
-        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd, &mut event) } as isize).map(drop)
+        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd, &mut event) } as isize)
+            .map(drop)
     }
 
     pub fn add(&self, fd: RawFd, events: i32, token: u64) -> io::Result<()> {
@@ -135,7 +140,8 @@ impl Epoll {
         let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
         let (events, room) = (self.events.as_mut_ptr(), self.events.len() as i32);
         // SAFETY: there is room for so many events.
-        match check(unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events, room, timeout) } as isize) {
+        match check(unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events, room, timeout) } as isize)
+        {
             Ok(count) => Ok(&self.events[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(&[]),
             Err(error) => Err(error),

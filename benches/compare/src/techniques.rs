@@ -1,5 +1,6 @@
-//! Each technique by itself: variants of the loops written by hand, which show what the interfaces can do, and of the engine, which show what its
-//! settings do. The reference of both is in the first rows.
+//! Each technique by itself: variants of the loops written by hand, which show what the interfaces
+//! can do, and of the engine, which show what its settings do. The reference of both is in the
+//! first rows.
 
 use crate::Choice;
 use crate::machine;
@@ -55,10 +56,17 @@ const ENGINE_VARIANTS: &[&str] = &[
 ];
 
 /// And on epoll.
-const EPOLL_VARIANTS: &[&str] =
-    &["--turn-bytes 1", "--turn-bytes 65536", "--turn-bytes 1073741824", "--completions 8", "--gather 1", "--spin 50"];
+const EPOLL_VARIANTS: &[&str] = &[
+    "--turn-bytes 1",
+    "--turn-bytes 65536",
+    "--turn-bytes 1073741824",
+    "--completions 8",
+    "--gather 1",
+    "--spin 50",
+];
 
-/// What is varied: the beginning of a row's name, the example that is run, if it is one of them, its arguments, and what is added to those.
+/// What is varied: the beginning of a row's name, the example that is run, if it is one of them,
+/// its arguments, and what is added to those.
 type Family = (&'static str, Option<&'static str>, &'static str, &'static [&'static str]);
 
 const SERVERS: &[Family] = &[
@@ -94,10 +102,13 @@ pub fn run(choice: &Choice) -> io::Result<()> {
 
 /// All variants, or those of which a part was asked for.
 fn variants<'a>(choice: &'a Choice, families: &'a [Family]) -> impl Iterator<Item = Program> + 'a {
-    let wanted = |name: &str| choice.with.is_empty() || choice.with.iter().any(|part| name.contains(part.as_str()));
+    let wanted = |name: &str| {
+        choice.with.is_empty() || choice.with.iter().any(|part| name.contains(part.as_str()))
+    };
     families.iter().flat_map(move |&(family, example, arguments, variants)| {
         let program = move |variant: &&str| {
-            let (name, arguments) = (format!("{family} {variant}"), format!("{arguments} {variant}"));
+            let (name, arguments) =
+                (format!("{family} {variant}"), format!("{arguments} {variant}"));
             let program = match example {
                 Some(example) => Program::example(&name, example, &arguments),
                 None => Program::own(&name, &arguments),
@@ -171,14 +182,19 @@ fn page(columns: &[(&str, Vec<Series>)], clients: Option<&Table>) -> String {
     text += "\n## Servers\n\nCPU time of the server per request, as a ratio to the bare ring as it is (the second row) in the same round: medians over the rounds, in\n\
              brackets the least and the most. The rows show what was added to the command of the first column's beginning: `proactor-compare serve ring`,\n\
              `echo_server --backend uring` (engine) or `--backend epoll` (engine on epoll).\n\n";
-    text += &format!("| |{}\n", columns.iter().map(|(name, _)| format!(" {name} |")).collect::<String>());
+    text += &format!(
+        "| |{}\n",
+        columns.iter().map(|(name, _)| format!(" {name} |")).collect::<String>()
+    );
     text += &format!("|---|{}\n", "---|".repeat(columns.len()));
     let rows = columns.first().map_or(0, |(_, series)| series.len());
     for row in 0..rows {
         text += &format!("| {} |", columns[0].1[row].name);
         for (_, series) in columns {
             let cell = match measure::ratio(&series[row], &series[1], |sample| sample.figure) {
-                Some(ratio) => format!(" {:.2} ({:.2}-{:.2}) |", ratio.median, ratio.least, ratio.most),
+                Some(ratio) => {
+                    format!(" {:.2} ({:.2}-{:.2}) |", ratio.median, ratio.least, ratio.most)
+                }
                 None => format!(" {} |", series[row].failure.as_deref().unwrap_or("not measured")),
             };
             text += &cell;

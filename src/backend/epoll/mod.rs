@@ -12,7 +12,10 @@
 mod op;
 mod work;
 
-use super::{Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started, Tuning};
+use super::{
+    Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started,
+    Tuning,
+};
 use crate::buf::Pool;
 use crate::error::{Errno, Error, Violation};
 use crate::id::Key;
@@ -100,11 +103,18 @@ pub(crate) struct EpollBackend {
 }
 
 impl EpollBackend {
-    pub(crate) fn new(tuning: Tuning, inbox: Arc<Inbox>, precise_wait: bool) -> Result<EpollBackend, Error> {
+    pub(crate) fn new(
+        tuning: Tuning,
+        inbox: Arc<Inbox>,
+        precise_wait: bool,
+    ) -> Result<EpollBackend, Error> {
         let epoll = Epoll::new().map_err(|error| Error::os("epoll_create1", &error))?;
-        epoll.add(inbox.fd(), libc::EPOLLIN, WAKE_TOKEN).map_err(|error| Error::os("epoll_ctl", &error))?;
+        epoll
+            .add(inbox.fd(), libc::EPOLLIN, WAKE_TOKEN)
+            .map_err(|error| Error::os("epoll_ctl", &error))?;
         let (count, size) = tuning.buffers;
-        let pool = Pool::new(count, size, tuning.low_watermark).map_err(|error| Error::os("mmap", &error))?;
+        let pool = Pool::new(count, size, tuning.low_watermark)
+            .map_err(|error| Error::os("mmap", &error))?;
         Ok(EpollBackend {
             epoll,
             epoch: Instant::now(),
@@ -232,7 +242,9 @@ impl Backend for EpollBackend {
             Open::Accepted(fd) | Open::Stream(fd) | Open::Listener(fd) => fd,
         };
         self.stats.syscalls += 1;
-        self.epoll.add(fd.as_fd(), INPUT, key.bits()).map_err(|error| Error::os("epoll_ctl", &error))?;
+        self.epoll
+            .add(fd.as_fd(), INPUT, key.bits())
+            .map_err(|error| Error::os("epoll_ctl", &error))?;
         self.occupy(key, Some(fd));
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use super::{EpollBackend, Slot};
 use crate::backend::{
-    Backend, Completed, Connect, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side, Started, Tuning,
+    Backend, Completed, Connect, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side,
+    Started, Tuning,
 };
 use crate::error::Errno;
 use crate::id::{EngineNumber, Key};

@@ -1,5 +1,6 @@
-//! What will happen in the world, in order of time. Owns: the queue of coming events, and what each does when its time has come. Events
-//! of the same moment happen in the order in which they were made.
+//! What will happen in the world, in order of time. Owns: the queue of coming events, and what each
+//! does when its time has come. Events of the same moment happen in the order in which they were
+//! made.
 
 use super::net::Net;
 use super::op::Notice;

@@ -1,5 +1,5 @@
-//! What can go wrong in a simulated world. Owns: the kinds of faults, and a plan: how likely each is, and how long the ones that
-//! take time last.
+//! What can go wrong in a simulated world. Owns: the kinds of faults, and a plan: how likely each
+//! is, and how long the ones that take time last.
 
 use super::rng::Rng;
 use std::fmt;
@@ -57,10 +57,12 @@ faults! {
     CancelLoses "cancel-loses";
     /// A wait returns early with nothing.
     EarlyWait "early-wait";
-    /// A packet between two hosts finds the network cut between them, for up to [`Faults::partition_max`].
+    /// A packet between two hosts finds the network cut between them, for up to
+    /// [`Faults::partition_max`].
     Partition "partition";
-    /// A host crashes while an engine of it waits, and restarts after up to [`Faults::partition_max`]: its connections and listeners
-    /// are gone, and its engines answer [`Error::Simulation`](crate::Error::Simulation).
+    /// A host crashes while an engine of it waits, and restarts after up to
+    /// [`Faults::partition_max`]: its connections and listeners are gone, and its engines answer
+    /// [`Error::Simulation`](crate::Error::Simulation).
     Crash "crash";
 }
 
@@ -70,11 +72,17 @@ impl Fault {
         Fault::ALL.iter().copied().find(|fault| fault.name() == name)
     }
 
-    /// True if a correct program cannot tell that it happened: no connection fails of it, and no byte is lost.
+    /// True if a correct program cannot tell that it happened: no connection fails of it, and no
+    /// byte is lost.
     pub fn is_harmless(self) -> bool {
         !matches!(
             self,
-            Fault::Reset | Fault::Refuse | Fault::Hang | Fault::AbortAccept | Fault::Descriptors | Fault::Crash
+            Fault::Reset
+                | Fault::Refuse
+                | Fault::Hang
+                | Fault::AbortAccept
+                | Fault::Descriptors
+                | Fault::Crash
         )
     }
 }
@@ -85,7 +93,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A plan of faults: a probability for each kind, and bounds for those that take time. The default is a perfect network.
+/// A plan of faults: a probability for each kind, and bounds for those that take time. The default
+/// is a perfect network.
 ///
 /// ```
 /// use proactor::sim::{Fault, Faults};
@@ -102,7 +111,11 @@ pub struct Faults {
 
 impl Default for Faults {
     fn default() -> Faults {
-        Faults { chances: [0; Fault::ALL.len()], delay_max_ns: 5_000_000, partition_max_ns: 200_000_000 }
+        Faults {
+            chances: [0; Fault::ALL.len()],
+            delay_max_ns: 5_000_000,
+            partition_max_ns: 200_000_000,
+        }
     }
 }
 
@@ -127,7 +140,8 @@ impl Faults {
         self.chances[fault as usize] as f64 / (1u64 << 32) as f64
     }
 
-    /// The longest that [`Fault::Delay`], [`Fault::LateFinal`] and [`Fault::CancelLoses`] delay. Default: 5 ms.
+    /// The longest that [`Fault::Delay`], [`Fault::LateFinal`] and [`Fault::CancelLoses`] delay.
+    /// Default: 5 ms.
     pub fn delay_max(mut self, delay: Duration) -> Faults {
         self.delay_max_ns = super::nanoseconds(delay);
         self
@@ -139,22 +153,31 @@ impl Faults {
         self
     }
 
-    /// All harmless faults (see [`Fault::is_harmless`]), each at this probability; partitions at a hundredth of it.
+    /// All harmless faults (see [`Fault::is_harmless`]), each at this probability; partitions at a
+    /// hundredth of it.
     ///
     /// # Panics
     /// If it is no probability.
     pub fn harmless(probability: f64) -> Faults {
-        Fault::ALL.iter().filter(|fault| fault.is_harmless()).fold(Faults::default(), |faults, fault| {
-            faults.with(*fault, if *fault == Fault::Partition { probability / 100.0 } else { probability })
-        })
+        Fault::ALL.iter().filter(|fault| fault.is_harmless()).fold(
+            Faults::default(),
+            |faults, fault| {
+                faults.with(
+                    *fault,
+                    if *fault == Fault::Partition { probability / 100.0 } else { probability },
+                )
+            },
+        )
     }
 
-    /// A plan drawn from a seed: some faults, some often, some seldom, the others not at all. Never [`Fault::Crash`].
+    /// A plan drawn from a seed: some faults, some often, some seldom, the others not at all. Never
+    /// [`Fault::Crash`].
     pub fn from_seed(seed: u64) -> Faults {
         let mut rng = Rng::new(seed ^ 0x0066_6175_6c74_7321);
         let mut faults = Faults::default().delay_max(Duration::from_micros(1 << rng.below(15)));
         for fault in Fault::ALL.iter().filter(|fault| **fault != Fault::Crash) {
-            let often = if fault.is_harmless() { [0.0, 0.02, 0.1, 0.4] } else { [0.0, 0.0, 0.002, 0.02] };
+            let often =
+                if fault.is_harmless() { [0.0, 0.02, 0.1, 0.4] } else { [0.0, 0.0, 0.002, 0.02] };
             let scale = if *fault == Fault::Partition { 0.02 } else { 1.0 };
             faults = faults.with(*fault, often[rng.below(4) as usize] * scale);
         }

@@ -1,12 +1,15 @@
-//! The simulated backend: the same operations on a network that exists only in memory, in virtual time, with faults drawn from a seed.
+//! The simulated backend: the same operations on a network that exists only in memory, in virtual
+//! time, with faults drawn from a seed.
 //!
-//! Owns: one engine's view of the world, and its receive pool. The world itself is in the files beside this one: `net.rs`, `sock.rs`
-//! and `stream.rs` are the kernels and the wires, `events.rs` is the future, `op/` what engines want and `view.rs` what the world knows
-//! of each, `schedule.rs` who runs when.
+//! Owns: one engine's view of the world, and its receive pool. The world itself is in the files
+//! beside this one: `net.rs`, `sock.rs` and `stream.rs` are the kernels and the wires, `events.rs`
+//! is the future, `op/` what engines want and `view.rs` what the world knows of each, `schedule.rs`
+//! who runs when.
 //!
-//! No descriptor, no system call, no wall clock; no hash seed and no address decides anything. Data stays with its simulated socket
-//! until the engine takes it from [`Backend::next`], as on epoll; that a completion comes late, early, in pieces or out of order
-//! with others is a matter of the fault plan.
+//! No descriptor, no system call, no wall clock; no hash seed and no address decides anything. Data
+//! stays with its simulated socket until the engine takes it from [`Backend::next`], as on epoll;
+//! that a completion comes late, early, in pieces or out of order with others is a matter of the
+//! fault plan.
 
 mod events;
 mod faults;
@@ -23,7 +26,8 @@ mod trace;
 mod view;
 
 use super::{
-    Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side, Started, Tuning,
+    Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side,
+    Started, Tuning,
 };
 use crate::buf::{Lease, Pool, RecvBuf};
 use crate::error::{Errno, Error, Halt};
@@ -46,7 +50,8 @@ use view::Status;
 /// Piecewise filling opens the next buffer when less than this is left.
 const LEAST_ROOM: u32 = 2048;
 
-/// Deadlines after this, 146 years, never come: sums of such a time and a few delays do not overflow.
+/// Deadlines after this, 146 years, never come: sums of such a time and a few delays do not
+/// overflow.
 const NEVER: u64 = 1 << 62;
 
 /// At most some 36 years, so that sums of a few never overflow.
@@ -64,7 +69,8 @@ pub(crate) struct Accepted {
 impl Drop for Accepted {
     fn drop(&mut self) {
         let mut world = self.world.lock();
-        if world.net.sock(self.sock).is_some_and(|sock| matches!(sock.owner, sock::Owner::Fresh(_))) {
+        if world.net.sock(self.sock).is_some_and(|sock| matches!(sock.owner, sock::Owner::Fresh(_)))
+        {
             world.net.close(self.sock, false);
         }
     }
@@ -150,7 +156,8 @@ impl Sim {
         epoch: Instant,
     ) -> Result<Sim, Error> {
         let (count, size) = tuning.buffers;
-        let pool = Pool::new(count, size, tuning.low_watermark).map_err(|error| Error::os("mmap", &error))?;
+        let pool = Pool::new(count, size, tuning.low_watermark)
+            .map_err(|error| Error::os("mmap", &error))?;
         let (engine, status) = {
             let net = &mut world.lock().net;
             if !net.hosts[host as usize].up {
@@ -160,11 +167,24 @@ impl Sim {
             (engine, Arc::clone(&net.engines[engine as usize].status))
         };
         let buffers = Buffers { pool, open: None, filled: 0, into: None, held: Vec::new() };
-        Ok(Sim { world, engine, status, inbox, epoch, buffers, tuning, stats: BackendStats::default(), deadline: None })
+        Ok(Sim {
+            world,
+            engine,
+            status,
+            inbox,
+            epoch,
+            buffers,
+            tuning,
+            stats: BackendStats::default(),
+            deadline: None,
+        })
     }
 
     fn not_here<T>(what: &str) -> Result<T, Error> {
-        Err(Error::Unsupported { what: what.to_owned(), why: "the simulated backend has no descriptors".to_owned() })
+        Err(Error::Unsupported {
+            what: what.to_owned(),
+            why: "the simulated backend has no descriptors".to_owned(),
+        })
     }
 
     /// When the engine wants to be polled although nothing happened.
@@ -203,7 +223,8 @@ impl Sim {
     /// What a receive put somewhere, as the engine gets it.
     fn received(&mut self, key: Key, bytes: usize) -> Outcome<Accepted> {
         if self.buffers.into.is_some() {
-            let recv_buf = self.buffers.held(key).recv_buf.take().expect("a receive into a buffer has one");
+            let recv_buf =
+                self.buffers.held(key).recv_buf.take().expect("a receive into a buffer has one");
             return Outcome::Filled(recv_buf, OpResult::bytes(bytes));
         }
         Outcome::Received(self.pick_up())
@@ -262,13 +283,16 @@ impl Backend for Sim {
                 if self.is_gone() {
                     return Err(Error::Simulation(Halt::Crashed));
                 }
-                let listened = self.world.lock().net.engine_listens(self.engine, key, addr, options);
+                let listened =
+                    self.world.lock().net.engine_listens(self.engine, key, addr, options);
                 listened.map_err(|errno| Error::Os { call: "listen", errno })
             }
-            Open::Accepted(socket) => match self.world.lock().net.attach(self.engine, key, socket.sock) {
-                true => Ok(()),
-                false => Err(Error::Os { call: "accept", errno: Errno(libc::ECONNRESET) }),
-            },
+            Open::Accepted(socket) => {
+                match self.world.lock().net.attach(self.engine, key, socket.sock) {
+                    true => Ok(()),
+                    false => Err(Error::Os { call: "accept", errno: Errno(libc::ECONNRESET) }),
+                }
+            }
             Open::Stream(_) | Open::Listener(_) => Sim::not_here("adopting a descriptor"),
         }
     }
@@ -282,10 +306,16 @@ impl Backend for Sim {
                 self.world.lock().net.shutdown_write(self.engine, key);
                 return Started::Done;
             }
-            Operation::Recv => self.start_in_world(|net, engine| net.start_recv(engine, key, Recv::Stream)),
-            Operation::WatchHangup => self.start_in_world(|net, engine| net.start_watch(engine, key)),
+            Operation::Recv => {
+                self.start_in_world(|net, engine| net.start_recv(engine, key, Recv::Stream))
+            }
+            Operation::WatchHangup => {
+                self.start_in_world(|net, engine| net.start_watch(engine, key))
+            }
             Operation::Accept => self.start_in_world(|net, engine| net.start_accept(engine, key)),
-            Operation::Close(mode) => self.start_in_world(|net, engine| net.start_close(engine, key, mode)),
+            Operation::Close(mode) => {
+                self.start_in_world(|net, engine| net.start_close(engine, key, mode))
+            }
         };
         if started { Started::InFlight } else { Started::NoRoom(operation) }
     }
@@ -317,7 +347,9 @@ impl Backend for Sim {
         self.stats.cqes += 1;
         Some(match told {
             Told::Done(key, kind, result) => Completed::last(key, self.ended(key, kind, result)),
-            Told::Data { key, more, bytes } => Completed { key, more, outcome: self.received(key, bytes) },
+            Told::Data { key, more, bytes } => {
+                Completed { key, more, outcome: self.received(key, bytes) }
+            }
             Told::Accepted { listener, sock, more } => {
                 let socket = Accepted { world: Arc::clone(&self.world), sock };
                 Completed { key: listener, more, outcome: Outcome::Accepted(socket) }
@@ -377,7 +409,8 @@ impl Backend for Sim {
     }
 
     fn is_gone(&self) -> bool {
-        // A program that panics is in no state to end its connections one by one; the kernel closes them.
+        // A program that panics is in no state to end its connections one by one; the kernel closes
+        // them.
         let world = self.world.lock();
         world.over || self.status.is_dead() || std::thread::panicking()
     }

@@ -1,5 +1,6 @@
-//! The simulated network: hosts, the links between them, and everything that is in the world. Owns: all state, the clock, and the
-//! one source of chance. What sockets do is in `sock.rs`, what happens later in `events.rs`, what engines want in `ops.rs`.
+//! The simulated network: hosts, the links between them, and everything that is in the world. Owns:
+//! all state, the clock, and the one source of chance. What sockets do is in `sock.rs`, what
+//! happens later in `events.rs`, what engines want in `ops.rs`.
 
 use super::events::Events;
 use super::faults::{Fault, Faults};
@@ -24,18 +25,24 @@ const PORT_LAST: u16 = 60_999;
 pub struct Link {
     /// How long a packet takes. Default: 100 µs; within one host 10 µs.
     pub latency: Duration,
-    /// Up to how much longer some take; drawn per packet. Packets of one connection stay in order. Default: none.
+    /// Up to how much longer some take; drawn per packet. Packets of one connection stay in order.
+    /// Default: none.
     pub jitter: Duration,
     /// Bytes per second, shared by all connections of the direction. Default: unlimited.
     pub bandwidth: Option<u64>,
-    /// How many bytes of one direction of a connection may be sent and not yet read: what socket buffers hold in real life.
-    /// Default: 256 KiB.
+    /// How many bytes of one direction of a connection may be sent and not yet read: what socket
+    /// buffers hold in real life. Default: 256 KiB.
     pub buffer_bytes: usize,
 }
 
 impl Default for Link {
     fn default() -> Link {
-        Link { latency: Duration::from_micros(100), jitter: Duration::ZERO, bandwidth: None, buffer_bytes: 256 << 10 }
+        Link {
+            latency: Duration::from_micros(100),
+            jitter: Duration::ZERO,
+            bandwidth: None,
+            buffer_bytes: 256 << 10,
+        }
     }
 }
 
@@ -172,7 +179,12 @@ impl Net {
 
     fn set_way(&mut self, from: u32, to: u32, link: &Link) {
         let way = self.way_mut(from, to);
-        *way = Way { busy_until: way.busy_until, cut: way.cut, reset_after: way.reset_after, ..Way::new(link) };
+        *way = Way {
+            busy_until: way.busy_until,
+            cut: way.cut,
+            reset_after: way.reset_after,
+            ..Way::new(link)
+        };
     }
 
     pub(crate) fn way(&self, from: u32, to: u32) -> &Way {
@@ -270,7 +282,9 @@ impl Net {
             true => IpAddr::V6(Ipv6Addr::LOCALHOST),
             false => {
                 let ips = &self.hosts[host as usize].ips;
-                *ips.iter().find(|ip| ip.is_ipv4() == target.is_ipv4()).ok_or(Errno(libc::ENETUNREACH))?
+                *ips.iter()
+                    .find(|ip| ip.is_ipv4() == target.is_ipv4())
+                    .ok_or(Errno(libc::ENETUNREACH))?
             }
         };
         Ok(SocketAddr::new(ip, self.next_port(host)))
@@ -282,8 +296,9 @@ impl Net {
             let state = &mut self.hosts[host as usize];
             let port = state.next_port;
             state.next_port = if port == PORT_LAST { PORT_FIRST } else { port + 1 };
-            let taken =
-                |listen: &Listen| listen.host == host && listen.addr.as_inet().is_some_and(|a| a.port() == port);
+            let taken = |listen: &Listen| {
+                listen.host == host && listen.addr.as_inet().is_some_and(|a| a.port() == port)
+            };
             if !self.listeners.iter().any(|(_, listen)| taken(listen)) {
                 return port;
             }

@@ -1,5 +1,6 @@
-//! Plain blocking sockets in a simulated world. Owns: a stream and a listener for tests that need the other side to do exactly this and
-//! nothing else: send one byte at a time, never read, reset in the middle. They block in virtual time.
+//! Plain blocking sockets in a simulated world. Owns: a stream and a listener for tests that need
+//! the other side to do exactly this and nothing else: send one byte at a time, never read, reset
+//! in the middle. They block in virtual time.
 
 use super::schedule::{Shared, Until};
 use super::sock::{ListenId, Owner, Read, SockId};
@@ -11,8 +12,8 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A stream socket of a simulated world with blocking reads and writes, as `std::net::TcpStream` has them. Clones are handles of the
-/// same socket; dropping the last one closes it.
+/// A stream socket of a simulated world with blocking reads and writes, as `std::net::TcpStream`
+/// has them. Clones are handles of the same socket; dropping the last one closes it.
 #[derive(Clone, Debug)]
 pub struct Peer(Arc<Inner>);
 
@@ -90,7 +91,12 @@ impl PeerListener {
     /// # Errors
     /// ENOTCONN after its host crashed.
     pub fn local_addr(&self) -> io::Result<Addr> {
-        self.world.lock().net.listener(self.listener).map(|listen| listen.addr.clone()).ok_or_else(gone)
+        self.world
+            .lock()
+            .net
+            .listener(self.listener)
+            .map(|listen| listen.addr.clone())
+            .ok_or_else(gone)
     }
 }
 
@@ -134,7 +140,8 @@ impl Peer {
         self.0.world.lock().net.sock(self.0.sock).map(|sock| sock.local.clone()).ok_or_else(gone)
     }
 
-    /// Sends the FIN ([`Shutdown::Write`] or `Both`). What still comes is kept to be read in any case.
+    /// Sends the FIN ([`Shutdown::Write`] or `Both`). What still comes is kept to be read in any
+    /// case.
     ///
     /// # Errors
     /// ENOTCONN after its host crashed.
@@ -155,8 +162,8 @@ impl Peer {
 
 #[cfg(test)]
 impl super::Sim {
-    /// A connection from the engine to a new peer, which is there at once: on a host, or on the engine's own and of the unix
-    /// kind.
+    /// A connection from the engine to a new peer, which is there at once: on a host, or on the
+    /// engine's own and of the unix kind.
     pub(in crate::backend) fn pair(&mut self, key: crate::id::Key, host: Option<u32>) -> Peer {
         let net = &mut self.world.lock().net;
         let near = net.engines[self.engine as usize].host;
@@ -205,7 +212,9 @@ impl io::Read for &Peer {
                 Read::Bytes(len) => return Ok(len),
                 Read::End => return Ok(0),
                 Read::Failed(errno) => return Err(os(errno)),
-                Read::Nothing => self.0.world.wait(Until::Readable(self.0.sock), None).map_err(halted)?,
+                Read::Nothing => {
+                    self.0.world.wait(Until::Readable(self.0.sock), None).map_err(halted)?
+                }
             };
         }
     }

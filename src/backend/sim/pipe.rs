@@ -1,5 +1,5 @@
-//! One direction of a stream: bytes on their way and bytes that arrived. Owns: the bytes, in order, and when the ones on their way
-//! arrive. Knows no socket and no clock.
+//! One direction of a stream: bytes on their way and bytes that arrived. Owns: the bytes, in order,
+//! and when the ones on their way arrive. Knows no socket and no clock.
 
 use std::collections::VecDeque;
 
@@ -51,7 +51,8 @@ impl Pipe {
         self.bytes.extend(bytes);
     }
 
-    /// Sends a piece off. True if nothing was under way before it: the caller must see to its arrival.
+    /// Sends a piece off. True if nothing was under way before it: the caller must see to its
+    /// arrival.
     pub(crate) fn depart(&mut self, arrival: u64, cargo: Cargo) -> bool {
         let first = self.flight.is_empty();
         self.flight.push_back((arrival, cargo));

@@ -35,7 +35,10 @@ mod tests {
     fn a_seed_is_a_sequence() {
         // The published first outputs of splitmix64 for the seed 0.
         let mut rng = Rng::new(0);
-        assert_eq!([rng.next_u64(), rng.next_u64()], [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4]);
+        assert_eq!(
+            [rng.next_u64(), rng.next_u64()],
+            [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4]
+        );
         let mut rng = Rng::new(7);
         assert!((0..1000).all(|_| rng.below(10) < 10) && rng.below(0) == 0);
         assert!(!rng.chance(0) && rng.chance(1 << 32));

@@ -1,8 +1,9 @@
-//! Who runs when. Owns: the world behind its lock, its clock, and the programs in it. Invariant: exactly one thread of a world runs at a
-//! time, and which one is decided by the world alone; so threads, which programs need to be able to block, add no chance of their own.
+//! Who runs when. Owns: the world behind its lock, its clock, and the programs in it. Invariant:
+//! exactly one thread of a world runs at a time, and which one is decided by the world alone; so
+//! threads, which programs need to be able to block, add no chance of their own.
 //!
-//! A thread that waits says what for. When it does, another one that can go on is picked; if there is none, the clock moves on to
-//! the next event, and what that made possible is looked at.
+//! A thread that waits says what for. When it does, another one that can go on is picked; if there
+//! is none, the clock moves on to the next event, and what that made possible is looked at.
 
 use super::NEVER;
 use super::net::Net;
@@ -21,7 +22,8 @@ const POLL_COST_NS: u64 = 1_000;
 const FAREWELLS_MAX: u32 = 10_000;
 
 thread_local! {
-    /// Which program this thread is, and of which world: its number, and the world's address, which only tells worlds apart.
+    /// Which program this thread is, and of which world: its number, and the world's address, which
+    /// only tells worlds apart.
     static ME: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
@@ -78,9 +80,19 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(seed: u64) -> Arc<Shared> {
         let main = Actor { turn: Arc::default(), state: State::Running };
-        let inner =
-            Inner { net: Net::new(seed), actors: vec![main], current: 0, progress: 0, over: false, farewells: 0 };
-        Arc::new(Shared { inner: Mutex::new(inner), now: AtomicU64::new(0), main: thread::current().id() })
+        let inner = Inner {
+            net: Net::new(seed),
+            actors: vec![main],
+            current: 0,
+            progress: 0,
+            over: false,
+            farewells: 0,
+        };
+        Arc::new(Shared {
+            inner: Mutex::new(inner),
+            now: AtomicU64::new(0),
+            main: thread::current().id(),
+        })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -97,11 +109,13 @@ impl Shared {
         self.now.store(inner.net.now, Ordering::Relaxed);
     }
 
-    /// Lets the next event happen, or moves the clock to when an engine wants to be polled. False if nothing is coming.
+    /// Lets the next event happen, or moves the clock to when an engine wants to be polled. False
+    /// if nothing is coming.
     pub(crate) fn step(&self) -> bool {
         let mut inner = self.lock();
         let net = &mut inner.net;
-        let deadline = net.engines.iter().filter_map(|engine| engine.deadline).min().map(|at| at.max(net.now));
+        let deadline =
+            net.engines.iter().filter_map(|engine| engine.deadline).min().map(|at| at.max(net.now));
         let stepped = match deadline {
             Some(deadline) if net.events.next_at().is_none_or(|event| event > deadline) => {
                 net.advance(deadline);
@@ -135,15 +149,19 @@ impl Shared {
         let mut inner = self.lock();
         if inner.over {
             inner.farewells += 1;
-            assert!(inner.farewells < FAREWELLS_MAX, "the simulated world has ended, and this program goes on");
+            assert!(
+                inner.farewells < FAREWELLS_MAX,
+                "the simulated world has ended, and this program goes on"
+            );
             return Err(Halt::Ended);
         }
         if inner.is_ready(what) {
             return Ok(true);
         }
         // A wait of no time still takes a moment, in which others may run.
-        let deadline =
-            deadline.filter(|deadline| *deadline < NEVER).map(|deadline| deadline.max(inner.net.now + POLL_COST_NS));
+        let deadline = deadline
+            .filter(|deadline| *deadline < NEVER)
+            .map(|deadline| deadline.max(inner.net.now + POLL_COST_NS));
         inner.actors[me].state = State::Waiting(what, deadline);
         loop {
             let next = inner.pick();
@@ -164,14 +182,21 @@ impl Shared {
     }
 
     /// Gives the turn to another thread, and waits to get it back.
-    fn hand_over<'a>(&'a self, mut inner: MutexGuard<'a, Inner>, me: usize, next: usize) -> MutexGuard<'a, Inner> {
+    fn hand_over<'a>(
+        &'a self,
+        mut inner: MutexGuard<'a, Inner>,
+        me: usize,
+        next: usize,
+    ) -> MutexGuard<'a, Inner> {
         if next != me {
             inner.progress += 1;
             inner.net.note_run(next);
             inner.current = next;
             inner.actors[next].turn.notify_one();
             let turn = Arc::clone(&inner.actors[me].turn);
-            inner = turn.wait_while(inner, |inner| inner.current != me).unwrap_or_else(PoisonError::into_inner);
+            inner = turn
+                .wait_while(inner, |inner| inner.current != me)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         inner
     }
@@ -180,7 +205,9 @@ impl Shared {
     pub(crate) fn add_actor(&self) -> usize {
         let mut inner = self.lock();
         let now = inner.net.now;
-        inner.actors.push(Actor { turn: Arc::default(), state: State::Waiting(Until::Time, Some(now)) });
+        inner
+            .actors
+            .push(Actor { turn: Arc::default(), state: State::Waiting(Until::Time, Some(now)) });
         inner.actors.len() - 1
     }
 
@@ -189,7 +216,9 @@ impl Shared {
         ME.set((me, std::ptr::from_ref(self).addr()));
         let inner = self.lock();
         let turn = Arc::clone(&inner.actors[me].turn);
-        let mut inner = turn.wait_while(inner, |inner| inner.current != me).unwrap_or_else(PoisonError::into_inner);
+        let mut inner = turn
+            .wait_while(inner, |inner| inner.current != me)
+            .unwrap_or_else(PoisonError::into_inner);
         inner.actors[me].state = State::Running;
         !inner.over
     }
@@ -200,7 +229,8 @@ impl Shared {
         inner.actors[me].state = State::Ended;
         inner.progress += 1;
         // While the world is taken down, the main thread sends one home after the other.
-        let next = if inner.over { 0 } else { inner.pick().unwrap_or_else(|| inner.whom_to_tell()) };
+        let next =
+            if inner.over { 0 } else { inner.pick().unwrap_or_else(|| inner.whom_to_tell()) };
         self.publish(&inner);
         inner.net.note_run(next);
         inner.current = next;
@@ -232,10 +262,14 @@ impl Inner {
                 let state = &self.net.engines[engine as usize];
                 state.waiting() > 0 || state.is_dead() || state.inbox.is_rung()
             }
-            Until::Connected(sock) => self.net.sock(sock).is_none_or(|sock| !sock.connecting || sock.error.is_some()),
+            Until::Connected(sock) => {
+                self.net.sock(sock).is_none_or(|sock| !sock.connecting || sock.error.is_some())
+            }
             Until::Readable(sock) => self.net.sock(sock).is_none_or(|sock| sock.is_readable()),
             Until::Writable(sock) => self.net.is_writable(sock),
-            Until::Queued(listener) => self.net.listener(listener).is_none_or(|listen| !listen.queue.is_empty()),
+            Until::Queued(listener) => {
+                self.net.listener(listener).is_none_or(|listen| !listen.queue.is_empty())
+            }
             Until::Ended(actor) => self.actors[actor].state == State::Ended,
             Until::Progress(seen) => self.progress > seen,
             Until::Time => false,
@@ -251,13 +285,15 @@ impl Inner {
         }
     }
 
-    /// A waiting program that can go on; moves the clock to find one. `None`: there never will be one.
+    /// A waiting program that can go on; moves the clock to find one. `None`: there never will be
+    /// one.
     fn pick(&mut self) -> Option<usize> {
         loop {
             let able = self.actors.iter().filter(|actor| self.can_go_on(actor)).count() as u64;
             if able > 0 {
                 let choice = if able > 1 { self.net.rng.below(able) as usize } else { 0 };
-                let mut able = self.actors.iter().enumerate().filter(|(_, actor)| self.can_go_on(actor));
+                let mut able =
+                    self.actors.iter().enumerate().filter(|(_, actor)| self.can_go_on(actor));
                 return able.nth(choice).map(|(index, _)| index);
             }
             let deadlines = self.actors.iter().filter_map(|actor| match actor.state {
@@ -277,7 +313,8 @@ impl Inner {
         }
     }
 
-    /// Whom to tell that nothing will ever happen: the main program, or if that waits for another one to end, that one.
+    /// Whom to tell that nothing will ever happen: the main program, or if that waits for another
+    /// one to end, that one.
     fn whom_to_tell(&self) -> usize {
         let mut first = 0;
         for _ in 0..self.actors.len() {

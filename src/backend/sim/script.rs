@@ -18,7 +18,8 @@ pub(crate) enum Script {
     Link(HostIndex, HostIndex, Link),
     /// The next so many occasions of a fault at a host.
     Force(HostIndex, Fault, u32),
-    /// The connection from one host to another that sends the byte after so many more is reset there.
+    /// The connection from one host to another that sends the byte after so many more is reset
+    /// there.
     ResetAfter(HostIndex, HostIndex, u64),
     Descriptors(HostIndex, usize),
 }

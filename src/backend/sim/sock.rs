@@ -1,5 +1,6 @@
-//! Sockets and listeners of the simulated world, as a kernel would have them. Owns: what they are, how they come to be, and the way from
-//! SYN to the accept queue. What then goes through them is in `stream.rs`.
+//! Sockets and listeners of the simulated world, as a kernel would have them. Owns: what they are,
+//! how they come to be, and the way from SYN to the accept queue. What then goes through them is in
+//! `stream.rs`.
 
 use super::events::Event;
 use super::faults::Fault;
@@ -62,8 +63,9 @@ pub(crate) struct Sock {
     /// To be told once; afterwards the socket is dead.
     pub(crate) error: Option<Errno>,
     pub(crate) dead: bool,
-    /// A send took the error, and its owner does not know yet. A receive finds the end of the stream then; it is told later, as a
-    /// kernel has it: the end would look like one in good order.
+    /// A send took the error, and its owner does not know yet. A receive finds the end of the
+    /// stream then; it is told later, as a kernel has it: the end would look like one in good
+    /// order.
     pub(crate) failure_untold: bool,
     /// A segment went to nobody; the answer is on its way.
     pub(crate) probing: bool,
@@ -122,7 +124,13 @@ impl Net {
         self.serial
     }
 
-    pub(crate) fn add_sock(&mut self, host: u32, owner: Owner, local: Addr, remote: Addr) -> SockId {
+    pub(crate) fn add_sock(
+        &mut self,
+        host: u32,
+        owner: Owner,
+        local: Addr,
+        remote: Addr,
+    ) -> SockId {
         let serial = self.next_serial();
         let index = self.socks.insert(Sock {
             serial,
@@ -218,7 +226,9 @@ impl Net {
             _ => {}
         }
         let clashes = |other: &Listen| {
-            other.host == host && overlap(&other.addr, &addr) && !(other.reuse_port && options.reuse_port)
+            other.host == host
+                && overlap(&other.addr, &addr)
+                && !(other.reuse_port && options.reuse_port)
         };
         if self.listeners.iter().any(|(_, other)| clashes(other)) {
             return Err(Errno(libc::EADDRINUSE));
@@ -253,7 +263,8 @@ impl Net {
     /// A SYN arrives.
     pub(crate) fn syn(&mut self, client: SockId, attempt: u32) {
         let Some(sock) = self.sock(client) else { return };
-        let (host, target, remote, local) = (sock.host, sock.peer_host, sock.remote.clone(), sock.local.clone());
+        let (host, target, remote, local) =
+            (sock.host, sock.peer_host, sock.remote.clone(), sock.local.clone());
         let inet = remote.as_inet().is_some();
         if self.is_cut(host, target) {
             return self.syn_again(client, attempt);
@@ -261,7 +272,9 @@ impl Net {
         let found = self.listener_for(target, &remote);
         let Some(listener) = found else {
             let errno = match &remote {
-                Addr::Unix(path) if !self.hosts[target as usize].files.contains(path) => libc::ENOENT,
+                Addr::Unix(path) if !self.hosts[target as usize].files.contains(path) => {
+                    libc::ENOENT
+                }
                 _ => libc::ECONNREFUSED,
             };
             return self.answer_connect(client, errno);
@@ -340,7 +353,8 @@ impl Listen {
             (Addr::Inet(own), Addr::Inet(wanted)) => {
                 let (ip, wanted_ip) = (own.ip(), wanted.ip());
                 let same = ip.to_canonical() == wanted_ip.to_canonical();
-                let any = ip.is_unspecified() && (ip.is_ipv4() == wanted_ip.is_ipv4() || ip.is_ipv6() && !self.v6_only);
+                let any = ip.is_unspecified()
+                    && (ip.is_ipv4() == wanted_ip.is_ipv4() || ip.is_ipv6() && !self.v6_only);
                 own.port() == wanted.port() && (same || any || wanted_ip.is_unspecified())
             }
             (own, wanted) => own == wanted,
@@ -351,7 +365,8 @@ impl Listen {
 fn overlap(a: &Addr, b: &Addr) -> bool {
     match (a, b) {
         (Addr::Inet(a), Addr::Inet(b)) => {
-            a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+            a.port() == b.port()
+                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
         }
         (a, b) => a == b,
     }

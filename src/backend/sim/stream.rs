@@ -1,5 +1,6 @@
-//! The streams between sockets. Owns: what read, write, FIN, reset and close do to both ends, and what is on its way between them.
-//! Whoever holds an end, an engine or a peer of a test, is told by [`Net::touched`].
+//! The streams between sockets. Owns: what read, write, FIN, reset and close do to both ends, and
+//! what is on its way between them. Whoever holds an end, an engine or a peer of a test, is told by
+//! [`Net::touched`].
 
 use super::events::Event;
 use super::faults::Fault;
@@ -53,7 +54,8 @@ impl Net {
         let parts: Vec<&[u8]> = parts.collect();
         let given = parts.iter().map(|part| part.len()).sum::<usize>().min(room);
         let scripted = reset_after.filter(|left| *left < given as u64).map(|left| left as usize);
-        let cut = scripted.or_else(|| (reset && given > 0).then(|| self.rng.below(given as u64) as usize));
+        let cut = scripted
+            .or_else(|| (reset && given > 0).then(|| self.rng.below(given as u64) as usize));
         let taken = self.load(peer, parts.into_iter(), cut.unwrap_or(given));
         if taken > 0 {
             self.depart(peer, Cargo::Data(taken));
@@ -73,7 +75,12 @@ impl Net {
     }
 
     /// Puts up to `room` bytes on their way to a socket; how many.
-    fn load<'a>(&mut self, to: SockId, parts: impl Iterator<Item = &'a [u8]>, room: usize) -> usize {
+    fn load<'a>(
+        &mut self,
+        to: SockId,
+        parts: impl Iterator<Item = &'a [u8]>,
+        room: usize,
+    ) -> usize {
         let rx = &mut self.sock_mut(to).expect("looked up by the caller").rx;
         let mut taken = 0;
         for part in parts {
@@ -106,7 +113,9 @@ impl Net {
         if host != from && self.chance(from, Fault::Partition) {
             self.cut_for_a_while(from, host);
         }
-        let at = self.arrival(from, host, bytes).max(self.sock(to).expect("just seen").rx.last_arrival());
+        let at = self
+            .arrival(from, host, bytes)
+            .max(self.sock(to).expect("just seen").rx.last_arrival());
         if self.sock_mut(to).expect("just seen").rx.depart(at, cargo) {
             self.events.push(at, Event::Arrive(to));
         }
@@ -135,7 +144,9 @@ impl Net {
 
     /// What had stalled on its way arrives after all.
     pub(crate) fn unstall(&mut self, a: u32, b: u32) {
-        let between = |sock: &Sock| (sock.host, sock.peer_host) == (a, b) || (sock.host, sock.peer_host) == (b, a);
+        let between = |sock: &Sock| {
+            (sock.host, sock.peer_host) == (a, b) || (sock.host, sock.peer_host) == (b, a)
+        };
         let stalled: Vec<SockId> = self
             .socks
             .iter()
@@ -222,12 +233,17 @@ impl Net {
         self.events.push(at, Event::Probe { sock: id, attempt: 0 });
     }
 
-    /// What comes back of [`Net::probe`]; retransmitted as long as nothing does (tcp_retries2, tcp(7): some 15 minutes).
+    /// What comes back of [`Net::probe`]; retransmitted as long as nothing does (tcp_retries2,
+    /// tcp(7): some 15 minutes).
     pub(crate) fn probe_ends(&mut self, id: SockId, attempt: u32) {
         let Some(sock) = self.sock(id) else { return };
         if !self.is_cut(sock.host, sock.peer_host) {
             // It does not overtake what was sent before it.
-            return if sock.rx.in_flight() { self.depart(id, Cargo::Reset) } else { self.reset_arrives(id) };
+            return if sock.rx.in_flight() {
+                self.depart(id, Cargo::Reset)
+            } else {
+                self.reset_arrives(id)
+            };
         }
         if attempt >= 15 {
             let sock = self.sock_mut(id).expect("just seen");
@@ -238,7 +254,8 @@ impl Net {
         self.events.push(at, Event::Probe { sock: id, attempt: attempt + 1 });
     }
 
-    /// The end of a socket on this side. With `reset`, or with input that nobody read, the peer gets an RST, else a FIN.
+    /// The end of a socket on this side. With `reset`, or with input that nobody read, the peer
+    /// gets an RST, else a FIN.
     pub(crate) fn close(&mut self, id: SockId, reset: bool) {
         if self.sock(id).is_none() {
             return;
@@ -284,8 +301,12 @@ impl Net {
 
     /// The host of these sockets is gone without a word.
     pub(crate) fn vanish(&mut self, host: u32) {
-        let socks: Vec<usize> =
-            self.socks.iter().filter(|(_, sock)| sock.host == host).map(|(index, _)| index).collect();
+        let socks: Vec<usize> = self
+            .socks
+            .iter()
+            .filter(|(_, sock)| sock.host == host)
+            .map(|(index, _)| index)
+            .collect();
         for index in socks {
             let sock = self.socks.remove(index);
             if let Some(peer) = sock.peer
@@ -300,8 +321,12 @@ impl Net {
                 self.touched(peer);
             }
         }
-        let listeners: Vec<usize> =
-            self.listeners.iter().filter(|(_, listen)| listen.host == host).map(|(index, _)| index).collect();
+        let listeners: Vec<usize> = self
+            .listeners
+            .iter()
+            .filter(|(_, listen)| listen.host == host)
+            .map(|(index, _)| index)
+            .collect();
         for index in listeners {
             self.listeners.remove(index);
         }

@@ -1,5 +1,6 @@
-//! What happened in a world. Owns: the last entries and notes, readable, and a hash over all entries there ever were. No address, no wall-clock time and
-//! no hash seed is in it, so one seed has one trace.
+//! What happened in a world. Owns: the last entries and notes, readable, and a hash over all
+//! entries there ever were. No address, no wall-clock time and no hash seed is in it, so one seed
+//! has one trace.
 
 use super::faults::Fault;
 use crate::error::Errno;
@@ -155,7 +156,9 @@ impl fmt::Display for Entry {
             Kind::Close => write!(f, "engine {who} conn {a} closes"),
             Kind::Abort => write!(f, "engine {who} conn {a} resets"),
             Kind::CloseListener => write!(f, "engine {who} listener {a} closes"),
-            Kind::AcceptFailed => write!(f, "engine {who} listener {a} cannot accept: {:?}", errno()),
+            Kind::AcceptFailed => {
+                write!(f, "engine {who} listener {a} cannot accept: {:?}", errno())
+            }
             Kind::Fault => write!(f, "host {who} FAULT {}", Fault::ALL[a as usize]),
             Kind::Cut => write!(f, "host {who} and host {a} CUT from each other"),
             Kind::Heal => write!(f, "host {who} and host {a} HEALED"),
@@ -169,7 +172,14 @@ impl fmt::Display for Entry {
 /// The name of an [`OpKind`](crate::backend::OpKind), which an entry has as a number.
 fn op_name(op: u64) -> &'static str {
     use crate::backend::OpKind;
-    let kinds = [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Hangup, OpKind::Close];
+    let kinds = [
+        OpKind::Connect,
+        OpKind::Accept,
+        OpKind::Recv,
+        OpKind::Send,
+        OpKind::Hangup,
+        OpKind::Close,
+    ];
     match kinds.into_iter().find(|kind| *kind as u64 == op) {
         Some(OpKind::Connect) => "connect",
         Some(OpKind::Accept) => "accept",

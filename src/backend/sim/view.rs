@@ -1,5 +1,5 @@
-//! The world's view of one engine. Owns: which sockets and listeners its keys name, what is ready for it, and the few words that it looks at
-//! without the world's lock.
+//! The world's view of one engine. Owns: which sockets and listeners its keys name, what is ready
+//! for it, and the few words that it looks at without the world's lock.
 
 use super::op::Notice;
 use super::sock::{ListenId, SockId};

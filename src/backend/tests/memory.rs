@@ -142,7 +142,9 @@ impl<R: Rig> Double<'_, R> {
                 }
                 None => "SSS".into(),
             },
-            6 if !self.released.is_empty() => *self.rng.take(&mut self.released).expect("there is one"),
+            6 if !self.released.is_empty() => {
+                *self.rng.take(&mut self.released).expect("there is one")
+            }
             _ => Bytes::from_owner(Owner(vec![b'O'; len])).into(),
         }
     }
@@ -208,7 +210,8 @@ impl<R: Rig> Double<'_, R> {
             4 => drop(self.rng.take(&mut self.buffers).inspect(Held::verify)),
             5 => self.memory.drop_retired(),
             _ => {
-                if let Some(Payload::Lease(lease)) = self.rng.take(&mut self.released).map(|payload| *payload).as_mut()
+                if let Some(Payload::Lease(lease)) =
+                    self.rng.take(&mut self.released).map(|payload| *payload).as_mut()
                 {
                     lease.fill(b'M');
                 }

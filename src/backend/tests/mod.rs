@@ -13,7 +13,8 @@ mod memory;
 mod rigs;
 
 use super::{
-    Backend, CloseMode, Completed, Connect, OpKind, Open, Operation, Outcome, SendBatch, Side, Started, Tuning,
+    Backend, CloseMode, Completed, Connect, OpKind, Open, Operation, Outcome, SendBatch, Side,
+    Started, Tuning,
 };
 use crate::buf::{Lease, Payload, RecvBuf, RecvBufPool, SendMemory};
 use crate::error::Error;
@@ -95,7 +96,8 @@ struct Tally {
     early_sends: u64,
 }
 
-const KINDS: [OpKind; 6] = [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Hangup, OpKind::Close];
+const KINDS: [OpKind; 6] =
+    [OpKind::Connect, OpKind::Accept, OpKind::Recv, OpKind::Send, OpKind::Hangup, OpKind::Close];
 
 struct Conn<P> {
     /// By [`OpKind`].
@@ -227,8 +229,10 @@ impl<'a, R: Rig> Double<'a, R> {
 
     /// A key of the double's that no close is in flight for.
     fn key(&mut self) -> Option<Key> {
-        let usable = |conn: &Conn<R::Peer>| !conn.forgotten && !conn.in_flight[OpKind::Close as usize];
-        let keys: Vec<Key> = self.conns.iter().filter(|(_, conn)| usable(conn)).map(|(key, _)| key).collect();
+        let usable =
+            |conn: &Conn<R::Peer>| !conn.forgotten && !conn.in_flight[OpKind::Close as usize];
+        let keys: Vec<Key> =
+            self.conns.iter().filter(|(_, conn)| usable(conn)).map(|(key, _)| key).collect();
         (!keys.is_empty()).then(|| self.rng.pick(&keys))
     }
 
@@ -343,7 +347,9 @@ impl<'a, R: Rig> Double<'a, R> {
         let Completed { key, more, outcome } = completed;
         let ended = match &outcome {
             Outcome::Received(_) | Outcome::Accepted(_) if more => None,
-            Outcome::Received(_) | Outcome::RecvEnded(_) | Outcome::Filled(..) => Some(OpKind::Recv),
+            Outcome::Received(_) | Outcome::RecvEnded(_) | Outcome::Filled(..) => {
+                Some(OpKind::Recv)
+            }
             Outcome::Accepted(_) | Outcome::AcceptFailed(_) => Some(OpKind::Accept),
             Outcome::Sent(..) => Some(OpKind::Send),
             Outcome::HungUp(_) => Some(OpKind::Hangup),
@@ -393,7 +399,10 @@ impl<'a, R: Rig> Double<'a, R> {
                 let conn = self.conns.remove(key).expect("checked above");
                 self.peers.extend(conn.peer);
             }
-            Outcome::RecvEnded(_) | Outcome::HungUp(_) | Outcome::AcceptFailed(_) | Outcome::Woken => {}
+            Outcome::RecvEnded(_)
+            | Outcome::HungUp(_)
+            | Outcome::AcceptFailed(_)
+            | Outcome::Woken => {}
         }
     }
 
@@ -476,7 +485,8 @@ impl<'a, R: Rig> Double<'a, R> {
     /// Cancels all there is: each operation ends.
     fn drain(&mut self) {
         for _ in 0..2000 {
-            let busy: Vec<Key> = self.conns.iter().filter(|(_, conn)| !conn.is_idle()).map(|(key, _)| key).collect();
+            let busy: Vec<Key> =
+                self.conns.iter().filter(|(_, conn)| !conn.is_idle()).map(|(key, _)| key).collect();
             if busy.is_empty() {
                 self.tally.drained += 1;
                 return;

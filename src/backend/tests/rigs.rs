@@ -143,13 +143,21 @@ struct SimPeer(Peer);
 
 impl Read for SimPeer {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.0.is_ready(false) { self.0.read(buffer) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        if self.0.is_ready(false) {
+            self.0.read(buffer)
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
     }
 }
 
 impl Write for SimPeer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.is_ready(true) { self.0.write(bytes) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        if self.0.is_ready(true) {
+            self.0.write(bytes)
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,9 +1,12 @@
-//! The deadline of a wait, where `io_uring_enter` takes none (before 5.11): one TIMEOUT entry, kept from wait to wait. Owns: when it
-//! fires, and which one it is. Invariant: at most one is armed that was not told to end.
+//! The deadline of a wait, where `io_uring_enter` takes none (before 5.11): one TIMEOUT entry, kept
+//! from wait to wait. Owns: when it fires, and which one it is. Invariant: at most one is armed
+//! that was not told to end.
 //!
-//! It may fire earlier than the present wait is to end, left over from one before; whoever waits looks at the clock. It is not
-//! made to end with the next completion (a count of one): kernels before 5.8 count from the oldest submission that is still in flight,
-//! so that beside an armed receive such an entry would stay until its time, and each wait would add another (read in source).
+//! It may fire earlier than the present wait is to end, left over from one before; whoever waits
+//! looks at the clock. It is not made to end with the next completion (a count of one): kernels
+//! before 5.8 count from the oldest submission that is still in flight, so that beside an armed
+//! receive such an entry would stay until its time, and each wait would add another (read in
+//! source).
 
 use super::token::{Kind, pack};
 use crate::id::{EngineNumber, Key};
@@ -25,7 +28,13 @@ pub(super) struct Alarm {
 
 impl Alarm {
     pub(super) fn new(engine: EngineNumber) -> Alarm {
-        Alarm { engine, timespec: Box::new(types::Timespec::new()), serial: 0, armed: None, in_flight: 0 }
+        Alarm {
+            engine,
+            timespec: Box::new(types::Timespec::new()),
+            serial: 0,
+            armed: None,
+            in_flight: 0,
+        }
     }
 
     /// Whether a wait until then ends in time as it is.

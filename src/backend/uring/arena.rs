@@ -1,6 +1,7 @@
-//! Memory that the kernel reads while it takes submissions, and not after (IORING_FEAT_SUBMIT_STABLE, which this backend
-//! insists on): addresses, message headers, gather lists. Owns: fixed arrays, handed out front to back, free again when the
-//! submission queue is empty. Invariant: nothing in it moves while a submission that names it is not yet taken.
+//! Memory that the kernel reads while it takes submissions, and not after
+//! (IORING_FEAT_SUBMIT_STABLE, which this backend insists on): addresses, message headers, gather
+//! lists. Owns: fixed arrays, handed out front to back, free again when the submission queue is
+//! empty. Invariant: nothing in it moves while a submission that names it is not yet taken.
 
 use std::mem::MaybeUninit;
 
@@ -44,11 +45,17 @@ impl Arena {
     ///
     /// # Panics
     /// If there are more parts than [`Arena::iovec_room`].
-    pub(super) fn message<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> (*const libc::msghdr, usize) {
+    pub(super) fn message<'a>(
+        &mut self,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) -> (*const libc::msghdr, usize) {
         let room = &mut self.iovecs[self.iovecs_used..];
         let (mut count, mut bytes) = (0, 0);
         for part in parts {
-            room[count].write(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+            room[count].write(libc::iovec {
+                iov_base: part.as_ptr().cast_mut().cast(),
+                iov_len: part.len(),
+            });
             count += 1;
             bytes += part.len();
         }
@@ -67,7 +74,10 @@ impl Arena {
     }
 
     /// Keeps an address. (Nothing is lost by never dropping it: it owns no memory.)
-    pub(super) fn addr(&mut self, addr: socket2::SockAddr) -> (*const libc::sockaddr, libc::socklen_t) {
+    pub(super) fn addr(
+        &mut self,
+        addr: socket2::SockAddr,
+    ) -> (*const libc::sockaddr, libc::socklen_t) {
         let place = &mut self.addrs[self.addrs_used];
         self.addrs_used += 1;
         let addr = place.write(addr);

@@ -1,17 +1,20 @@
-//! The receive buffers of a ring. Owns: the pool, the provided-buffer rings over it, and the count of receives that may write
-//! into it. Invariant: while a receive into a pool is in flight, the pool's memory stays; dropped before that, it is leaked.
+//! The receive buffers of a ring. Owns: the pool, the provided-buffer rings over it, and the count
+//! of receives that may write into it. Invariant: while a receive into a pool is in flight, the
+//! pool's memory stays; dropped before that, it is leaked.
 //!
-//! Single-shot receives have a group of their own where the buffers of the main one are incremental. A receive that the
-//! kernel hands to a worker (one on a socket with urgent data, after 128 wake-ups without data) commits its buffer when it
-//! is picked and not by what it received: with an incremental buffer the offsets of later completions are wrong from then
-//! on. Multishot receives never go to a worker.
+//! Single-shot receives have a group of their own where the buffers of the main one are
+//! incremental. A receive that the kernel hands to a worker (one on a socket with urgent data,
+//! after 128 wake-ups without data) commits its buffer when it is picked and not by what it
+//! received: with an incremental buffer the offsets of later completions are wrong from then on.
+//! Multishot receives never go to a worker.
 
 use super::bufring::{BufRing, GROUP, GROUP_FIRST};
 use crate::buf::{Lease, Pool};
 use crate::error::{Errno, Violation};
 use io_uring::{IoUring, cqueue};
 
-/// The group of single-shot receives: enough for a burst of new connections. With none left, a receive is multishot.
+/// The group of single-shot receives: enough for a burst of new connections. With none left, a
+/// receive is multishot.
 const FIRST_COUNT: u16 = 64;
 const FIRST_BYTES: u32 = 4096;
 const FIRST_LOW: u32 = 8;
@@ -44,7 +47,9 @@ impl Group {
     #[inline]
     fn deliver(&mut self, id: u16, len: u32, more: bool) -> Result<Lease, Violation> {
         if more && !self.incremental {
-            return Err(Violation("a part of a buffer was filled, and buffers are filled as a whole"));
+            return Err(Violation(
+                "a part of a buffer was filled, and buffers are filled as a whole",
+            ));
         }
         let lease = self.pool.deliver(id, len, more)?;
         if let Some(ring) = self.ring.as_mut().filter(|_| !more) {
@@ -66,18 +71,27 @@ impl Buffers {
         let errno = |error: std::io::Error| Errno::of(&error);
         let pool = Pool::new(count, size, low).map_err(errno)?;
         let ring = match ring {
-            true => Some(BufRing::register(uring, GROUP, count as u16, incremental).map_err(errno)?),
+            true => {
+                Some(BufRing::register(uring, GROUP, count as u16, incremental).map_err(errno)?)
+            }
             false => None,
         };
         let first = match first && incremental {
             true => Some(Group {
                 pool: Pool::new(u32::from(FIRST_COUNT), FIRST_BYTES, FIRST_LOW).map_err(errno)?,
-                ring: Some(BufRing::register(uring, GROUP_FIRST, FIRST_COUNT, false).map_err(errno)?),
+                ring: Some(
+                    BufRing::register(uring, GROUP_FIRST, FIRST_COUNT, false).map_err(errno)?,
+                ),
                 incremental: false,
             }),
             false => None,
         };
-        Ok(Buffers { main: Group { pool, ring, incremental }, first, in_flight: 0, distrusted: false })
+        Ok(Buffers {
+            main: Group { pool, ring, incremental },
+            first,
+            in_flight: 0,
+            distrusted: false,
+        })
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -110,16 +124,22 @@ impl Buffers {
         self.in_flight += 1;
     }
 
-    /// A receive has ended. (More have ended than were in flight: the caller has found out already.)
+    /// A receive has ended. (More have ended than were in flight: the caller has found out
+    /// already.)
     #[inline]
     pub(super) fn receive_ended(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// The data in the buffer that the kernel picked; `None` if it picked none. Without data (a receive that failed after
-    /// picking), the claim just ends.
+    /// The data in the buffer that the kernel picked; `None` if it picked none. Without data (a
+    /// receive that failed after picking), the claim just ends.
     #[inline]
-    pub(super) fn picked(&mut self, first: bool, result: i32, flags: u32) -> Result<Option<Lease>, Violation> {
+    pub(super) fn picked(
+        &mut self,
+        first: bool,
+        result: i32,
+        flags: u32,
+    ) -> Result<Option<Lease>, Violation> {
         let Some(id) = cqueue::buffer_select(flags) else {
             return match result > 0 && self.main.ring.is_some() {
                 true => Err(Violation("a receive has data, and the completion names no buffer")),
@@ -143,7 +163,8 @@ impl Buffers {
     }
 
     pub(super) fn heap_copies(&self) -> u64 {
-        self.main.pool.heap_copies() + self.first.as_ref().map_or(0, |first| first.pool.heap_copies())
+        self.main.pool.heap_copies()
+            + self.first.as_ref().map_or(0, |first| first.pool.heap_copies())
     }
 
     pub(super) fn distrust(&mut self) {
@@ -176,13 +197,18 @@ impl Drop for Buffers {
 
 #[cfg(test)]
 impl Buffers {
-    /// The pool of receives that are or are not the first of a connection; with it, whether its buffers are incremental.
+    /// The pool of receives that are or are not the first of a connection; with it, whether its
+    /// buffers are incremental.
     pub(super) fn group(&self, first: bool) -> (&Pool, bool) {
         let group = self.first.as_ref().filter(|_| first).unwrap_or(&self.main);
         (&group.pool, group.incremental)
     }
 
     pub(super) fn pools(&self) -> Vec<&Pool> {
-        [Some(&self.main), self.first.as_ref()].into_iter().flatten().map(|group| &group.pool).collect()
+        [Some(&self.main), self.first.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|group| &group.pool)
+            .collect()
     }
 }

@@ -1,5 +1,6 @@
-//! A provided-buffer ring (5.19): the buffers that the kernel may pick for receives. Owns: the ring's memory, and the claims of
-//! the pool's buffers that are in it. Invariant: a buffer is in the ring exactly while the kernel has the claim on it.
+//! A provided-buffer ring (5.19): the buffers that the kernel may pick for receives. Owns: the
+//! ring's memory, and the claims of the pool's buffers that are in it. Invariant: a buffer is in
+//! the ring exactly while the kernel has the claim on it.
 
 use crate::buf::Pool;
 use crate::sys::Mapping;
@@ -27,15 +28,20 @@ pub(super) struct BufRing {
 
 impl BufRing {
     /// Registers an empty ring of `entries` (a power of two).
-    pub(super) fn register(uring: &IoUring, group: u16, entries: u16, incremental: bool) -> io::Result<BufRing> {
+    pub(super) fn register(
+        uring: &IoUring,
+        group: u16,
+        entries: u16,
+        incremental: bool,
+    ) -> io::Result<BufRing> {
         let memory = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
         // The kernel reads the physical pages that are registered here. If a fork shared them
         // copy-on-write, the next `refill` could go to a copy, which the kernel never reads.
         memory.keep_from_children();
         let flags = if incremental { INCREMENTAL } else { 0 };
         let start = memory.start().as_ptr() as u64;
-        // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered or gone (`Uring` drops
-        // this after its ring).
+        // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered
+        // or gone (`Uring` drops this after its ring).
         unsafe { uring.submitter().register_buf_ring_with_flags(start, entries, group, flags)? };
         Ok(BufRing { memory, group, entries, tail: 0, usable: 0 })
     }
@@ -61,8 +67,9 @@ impl BufRing {
             let (start, len) = pool.room(id);
             let base: *mut BufRingEntry = self.memory.start().as_ptr().cast();
             let index = usize::from(self.tail & (self.entries - 1));
-            // SAFETY: within the ring's memory, which is writable and zeroed at first; the kernel reads an entry only once the
-            // tail is past it. There are as many entries as buffers, so this one is not in use.
+            // SAFETY: within the ring's memory, which is writable and zeroed at first; the kernel
+            // reads an entry only once the tail is past it. There are as many entries as buffers,
+            // so this one is not in use.
             let entry = unsafe { &mut *base.add(index) };
             entry.set_addr(start.as_ptr() as u64);
             entry.set_len(len);
@@ -72,8 +79,10 @@ impl BufRing {
         }
         if self.tail != before {
             let base: *const BufRingEntry = self.memory.start().as_ptr().cast();
-            // SAFETY: the tail lies in the first entry's reserved field, aligned for u16; the kernel loads it with acquire.
-            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base).cast_mut()) }.store(self.tail, Ordering::Release);
+            // SAFETY: the tail lies in the first entry's reserved field, aligned for u16; the
+            // kernel loads it with acquire.
+            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base).cast_mut()) }
+                .store(self.tail, Ordering::Release);
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Submission queue entries that name no memory. Owns: [`Plain`], which is made here and nowhere else. Invariant: the kernel
-//! reads and writes nothing for such an entry, so that safe code may stage it.
+//! Submission queue entries that name no memory. Owns: [`Plain`], which is made here and nowhere
+//! else. Invariant: the kernel reads and writes nothing for such an entry, so that safe code may
+//! stage it.
 
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
@@ -48,7 +49,7 @@ impl Plain {
 
 /// The descriptor that a completion of an accept or a socket brings, if it succeeded.
 pub(super) fn descriptor(result: i32) -> Option<OwnedFd> {
-    // SAFETY: only called with the result of an entry that makes a descriptor: the kernel just made it, and nobody else has
-    // it.
+    // SAFETY: only called with the result of an entry that makes a descriptor: the kernel just made
+    // it, and nobody else has it.
     (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) })
 }

@@ -4,7 +4,9 @@
 use super::Uring;
 use super::setup::{self, NoRing};
 use super::token::{Kind, pack, unpack};
-use crate::backend::{Backend, CloseMode, Completed, Connect, OpKind, Open, Operation, Outcome, SendBatch, Started};
+use crate::backend::{
+    Backend, CloseMode, Completed, Connect, OpKind, Open, Operation, Outcome, SendBatch, Started,
+};
 use crate::buf::{Lease, Payload, RecvBufPool, SendMemory, assert_disjoint};
 use crate::caps::Capability;
 use crate::config::{Config, Tier};
@@ -329,7 +331,8 @@ enum Step {
 fn user_data() -> impl Strategy<Value = u64> {
     let generation = prop_oneof![9 => Just(1u64), 1 => 0u64..3];
     let token = (0u64..Kind::Cancel as u64 + 3, generation, 0u64..SLOTS as u64 + 2);
-    let token = token.prop_map(|(kind, generation, slot)| kind << Key::ENGINE_SHIFT | generation << 36 | slot);
+    let token = token
+        .prop_map(|(kind, generation, slot)| kind << Key::ENGINE_SHIFT | generation << 36 | slot);
     let own = prop_oneof![
         Just(pack(Kind::Wake, Key::NONE)),
         Just(pack(Kind::Cancel, Key::NONE)),
@@ -549,7 +552,8 @@ fn a_violation_ends_an_endless_shut_down() {
     // As if its completion had come already: the real one is a second one then.
     uring.wake_armed = false;
     let eventfd = inbox.fd().try_clone_to_owned().expect("a duplicate");
-    std::io::Write::write_all(&mut std::fs::File::from(eventfd), &1u64.to_ne_bytes()).expect("room in the counter");
+    std::io::Write::write_all(&mut std::fs::File::from(eventfd), &1u64.to_ne_bytes())
+        .expect("room in the counter");
     assert!(!uring.shut_down(Duration::MAX) && uring.violation.is_some());
 }
 

@@ -1,23 +1,26 @@
-//! The io_uring backend: operations are submission queue entries, what came of them are completion queue entries, and one
-//! `io_uring_enter` a turn does it all.
+//! The io_uring backend: operations are submission queue entries, what came of them are completion
+//! queue entries, and one `io_uring_enter` a turn does it all.
 //!
-//! Owns: the ring, the sockets, the receive buffers, and the memory of each operation in flight. Invariant: a slot knows
-//! which entry of each direction is in flight and holds what it reads or writes, and its descriptor is closed by an entry
-//! of its own, when no other is. Must not know: connection states, queues, timers.
+//! Owns: the ring, the sockets, the receive buffers, and the memory of each operation in flight.
+//! Invariant: a slot knows which entry of each direction is in flight and holds what it reads or
+//! writes, and its descriptor is closed by an entry of its own, when no other is. Must not know:
+//! connection states, queues, timers.
 //!
 //! # The four ways to wait
 //!
-//! Where the kernel polls by itself (FAST_POLL, 5.7), an operation is one entry. Where buffers can be picked by the kernel
-//! when data is there (a buffer ring, 5.19), a receive is one entry too, and with multishot (6.0) one for many receives.
-//! Otherwise the socket is polled first and the operation follows when it can go on: for receives in tier `oneshot`
-//! without a buffer ring, so that no buffer is bound to an idle connection; for everything in tier `polled`, so that no
+//! Where the kernel polls by itself (FAST_POLL, 5.7), an operation is one entry. Where buffers can
+//! be picked by the kernel when data is there (a buffer ring, 5.19), a receive is one entry too,
+//! and with multishot (6.0) one for many receives. Otherwise the socket is polled first and the
+//! operation follows when it can go on: for receives in tier `oneshot` without a buffer ring, so
+//! that no buffer is bound to an idle connection; for everything in tier `polled`, so that no
 //! kernel worker is.
 //!
 //! # When the kernel cannot be believed
 //!
-//! What a completion says is checked before anything rests on it: that its operation is in flight, that a buffer is the
-//! kernel's, that no more bytes were taken or written than there are. What does not hold fails the backend: it hands out
-//! nothing more, and its memory is leaked when it is dropped.
+//! What a completion says is checked before anything rests on it: that its operation is in flight,
+//! that a buffer is the kernel's, that no more bytes were taken or written than there are. What
+//! does not hold fails the backend: it hands out nothing more, and its memory is leaked when it is
+//! dropped.
 #![allow(unsafe_code)]
 
 mod alarm;
@@ -36,7 +39,9 @@ mod survey;
 mod sys;
 mod token;
 
-use super::{Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started};
+use super::{
+    Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started,
+};
 use crate::error::{Error, Violation};
 use crate::id::{EngineNumber, Key};
 use crate::net::{Addr, socket};
@@ -62,8 +67,8 @@ use token::{Kind, pack};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     pub(super) multishot_recv: bool,
-    /// The first receive of a connection is single-shot all the same, and waits for a first send. Only with multishot
-    /// receives.
+    /// The first receive of a connection is single-shot all the same, and waits for a first send.
+    /// Only with multishot receives.
     pub(super) adaptive_receives: bool,
     pub(super) multishot_accept: bool,
     /// Sockets are made by an entry.
@@ -103,7 +108,13 @@ pub(crate) struct Uring {
 }
 
 impl Uring {
-    fn new(ring: Ring, buffers: Buffers, style: Style, inbox: Arc<Inbox>, tuning: &super::Tuning) -> Uring {
+    fn new(
+        ring: Ring,
+        buffers: Buffers,
+        style: Style,
+        inbox: Arc<Inbox>,
+        tuning: &super::Tuning,
+    ) -> Uring {
         Uring {
             ring,
             buffers,
@@ -172,8 +183,8 @@ impl Uring {
         self.wake_armed = true;
     }
 
-    /// Ends the last operation of a ring that is otherwise at rest: the one that bounds waits. It ends at once when it is
-    /// cancelled.
+    /// Ends the last operation of a ring that is otherwise at rest: the one that bounds waits. It
+    /// ends at once when it is cancelled.
     fn silence_alarm(&mut self) {
         if self.ring.operations() > 0 {
             return;
@@ -192,7 +203,9 @@ impl Uring {
         while self.violation.is_none()
             && let Some(entry) = self.ring.next()
         {
-            if let Some(completed) = self.translate(entry.user_data(), entry.result(), entry.flags()) {
+            if let Some(completed) =
+                self.translate(entry.user_data(), entry.result(), entry.flags())
+            {
                 self.done.push_back(completed);
             }
         }
@@ -200,11 +213,13 @@ impl Uring {
 
     fn make_watch_fd(&mut self) -> io::Result<OwnedFd> {
         if !self.style.deferred {
-            // The ring's own descriptor will do; and before 5.19 registering anything waits for all operations in flight,
-            // which is for ever. What bounded an earlier wait would make it readable for nothing.
+            // The ring's own descriptor will do; and before 5.19 registering anything waits for all
+            // operations in flight, which is for ever. What bounded an earlier wait would make it
+            // readable for nothing.
             self.ring.silence();
             // SAFETY: the ring is open as long as this value lives.
-            return unsafe { BorrowedFd::borrow_raw(self.ring.uring.as_raw_fd()) }.try_clone_to_owned();
+            return unsafe { BorrowedFd::borrow_raw(self.ring.uring.as_raw_fd()) }
+                .try_clone_to_owned();
         }
         // With DEFER_TASKRUN that does not wake a foreign epoll; a registered eventfd does.
         let event = crate::sys::eventfd()?;
@@ -241,7 +256,8 @@ impl Backend for Uring {
     fn open(&mut self, key: Key, what: Open<'_, OwnedFd>) -> Result<(), Error> {
         let listens = matches!(what, Open::Listen(..) | Open::Listener(_));
         let fd = match what {
-            // Non-blocking only where accepts are made when a poll said so: a spurious one must not block a worker.
+            // Non-blocking only where accepts are made when a poll said so: a spurious one must not
+            // block a worker.
             Open::Listen(addr, options) => socket::listening(addr, options, self.style.polled)?,
             Open::Listener(fd) => {
                 if self.style.polled {
@@ -292,7 +308,10 @@ impl Backend for Uring {
             Some(until) => Some(Duration::from_nanos(until.saturating_sub(self.now()))),
             None => None,
         };
-        let ready = timeout == Some(Duration::ZERO) || self.has_next() || !self.steps.is_empty() || !self.wake_armed;
+        let ready = timeout == Some(Duration::ZERO)
+            || self.has_next()
+            || !self.steps.is_empty()
+            || !self.wake_armed;
         self.ring.enter(u32::from(!ready), timeout).map_err(Ring::fatal)
     }
 
@@ -306,7 +325,9 @@ impl Backend for Uring {
                 return Some(done);
             }
             let entry = self.ring.next()?;
-            if let Some(completed) = self.translate(entry.user_data(), entry.result(), entry.flags()) {
+            if let Some(completed) =
+                self.translate(entry.user_data(), entry.result(), entry.flags())
+            {
                 return Some(completed);
             }
         }
@@ -345,8 +366,9 @@ impl Backend for Uring {
     fn watch_reset(&mut self) {
         let Some(watch) = &self.watch else { return };
         if crate::sys::counter_reset(watch) {
-            // The kernel may signal a registered eventfd by way of an RCU callback, and does that once per registration
-            // (seen on 6.12 and 6.18): renew it. What happens in between is seen by `has_next`.
+            // The kernel may signal a registered eventfd by way of an RCU callback, and does that
+            // once per registration (seen on 6.12 and 6.18): renew it. What happens in between is
+            // seen by `has_next`.
             self.stats.syscalls += 3;
             let submitter = self.ring.uring.submitter();
             let _ = submitter.unregister_eventfd();
@@ -378,7 +400,10 @@ impl Backend for Uring {
             // A patience beyond what a clock can tell has no end.
             let until = Instant::now().checked_add(patience);
             let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
-            while self.ring.operations() == before && self.violation.is_none() && left() != Some(Duration::ZERO) {
+            while self.ring.operations() == before
+                && self.violation.is_none()
+                && left() != Some(Duration::ZERO)
+            {
                 // An interrupted wait is no reason to give up.
                 if self.ring.enter(1, left()).is_err() {
                     break;

@@ -1,5 +1,6 @@
-//! Completion queue entries as completed operations. Owns: whose a completion is, and whether it can be. What it means is in
-//! the file of its operation. Invariant: a completion is passed on only if its operation is in flight in its slot.
+//! Completion queue entries as completed operations. Owns: whose a completion is, and whether it
+//! can be. What it means is in the file of its operation. Invariant: a completion is passed on only
+//! if its operation is in flight in its slot.
 
 use super::Uring;
 use super::entry::descriptor;
@@ -15,13 +16,19 @@ const NOT_IN_FLIGHT: Violation = Violation("a completion for an operation that i
 const PICKED: Violation = Violation("an operation picked a receive buffer, and none is asked for");
 const NOTIFIED: Violation = Violation("a notification of an operation that has none");
 pub(super) const GOES_ON: Violation = Violation("an operation that completes once goes on");
-/// IORING_CQE_F_BUFFER, F_MORE and F_NOTIF: what a completion that is the only one of its operation does not have.
+/// IORING_CQE_F_BUFFER, F_MORE and F_NOTIF: what a completion that is the only one of its operation
+/// does not have.
 const SPECIAL: u32 = 1 | 1 << 1 | 1 << 3;
 
 impl Uring {
     /// What a completion means to the engine; `None` if it is an affair of the backend.
     #[inline(always)]
-    pub(super) fn translate(&mut self, user_data: u64, result: i32, flags: u32) -> Option<Completed<OwnedFd>> {
+    pub(super) fn translate(
+        &mut self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+    ) -> Option<Completed<OwnedFd>> {
         let more = cqueue::more(flags);
         let Some(token) = unpack(user_data, self.engine) else {
             self.stats.unknown_completions += 1;
@@ -31,7 +38,9 @@ impl Uring {
         match self.slots.get_mut(key.slot()) {
             Some(slot) if slot.generation == key.generation() => match token.kind {
                 // A receive that goes on, or a send, of those that are in flight: the common cases.
-                Kind::Recv | Kind::RecvFirst if slot.recv == token.kind && !cqueue::notif(flags) => {
+                Kind::Recv | Kind::RecvFirst
+                    if slot.recv == token.kind && !cqueue::notif(flags) =>
+                {
                     if !more {
                         slot.recv = Kind::Idle;
                         self.ring.ended();
@@ -52,8 +61,10 @@ impl Uring {
     #[inline(never)]
     fn others(&mut self, token: Token, result: i32, flags: u32) -> Option<Completed<OwnedFd>> {
         let Token { kind, key } = token;
-        let of_slot = !matches!(kind, Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::SendZeroCopy);
-        let known = if of_slot { self.known(key).is_some() } else { self.zero_copies.contains(key) };
+        let of_slot =
+            !matches!(kind, Kind::Wake | Kind::Timeout | Kind::Cancel | Kind::SendZeroCopy);
+        let known =
+            if of_slot { self.known(key).is_some() } else { self.zero_copies.contains(key) };
         if !known && (of_slot || kind == Kind::SendZeroCopy) {
             return self.unknown(kind, result);
         }
@@ -115,7 +126,8 @@ impl Uring {
             Kind::Idle => false,
             _ => self.known(key).is_some_and(|slot| slot.in_flight(op_of(kind)) == kind),
         };
-        let goes_on = kind == Kind::SendZeroCopy || kind == Kind::Accept && self.style.multishot_accept;
+        let goes_on =
+            kind == Kind::SendZeroCopy || kind == Kind::Accept && self.style.multishot_accept;
         match () {
             () if !in_flight => Err(NOT_IN_FLIGHT),
             () if cqueue::buffer_select(flags).is_some() => Err(PICKED),

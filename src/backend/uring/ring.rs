@@ -1,5 +1,6 @@
-//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the count of what is in flight. Invariant: each entry
-//! pushed is in flight until a completion without F_MORE. Knows nothing of connections.
+//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the count of what is in
+//! flight. Invariant: each entry pushed is in flight until a completion without F_MORE. Knows
+//! nothing of connections.
 
 use super::alarm::Alarm;
 use super::arena::Arena;
@@ -41,8 +42,8 @@ pub(super) struct Ring {
     pub(super) in_flight: usize,
     /// Those of them that cancel others.
     pub(super) cancels: usize,
-    /// The completion queue was found full since the kernel was last entered: there may be more on its side. Kernels before 5.8 have no
-    /// flag for that.
+    /// The completion queue was found full since the kernel was last entered: there may be more on
+    /// its side. Kernels before 5.8 have no flag for that.
     was_full: bool,
     pub(super) alarm: Alarm,
     pub(super) stats: BackendStats,
@@ -66,7 +67,12 @@ impl Drop for Ring {
 }
 
 impl Ring {
-    pub(super) fn new(uring: IoUring, mode: EnterMode, gather_max: usize, engine: EngineNumber) -> Ring {
+    pub(super) fn new(
+        uring: IoUring,
+        mode: EnterMode,
+        gather_max: usize,
+        engine: EngineNumber,
+    ) -> Ring {
         let entries = uring.params().sq_entries() as usize;
         Ring {
             arena: Arena::new(entries, gather_max),
@@ -96,7 +102,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Makes sure that one more address fits, and two entries that go together: what is linked must be submitted at once.
+    /// Makes sure that one more address fits, and two entries that go together: what is linked must
+    /// be submitted at once.
     pub(super) fn make_connect_room(&mut self) -> Result<(), QueueFull> {
         let has_room = |ring: &mut Ring| {
             let staged = ring.uring.submission();
@@ -122,7 +129,8 @@ impl Ring {
     /// Stages an entry. Call [`Ring::make_room`] first.
     ///
     /// # Safety
-    /// The memory that the entry names must stay valid until its final completion (its arena part: until it is submitted).
+    /// The memory that the entry names must stay valid until its final completion (its arena part:
+    /// until it is submitted).
     #[inline]
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: passed on to the caller.
@@ -142,8 +150,8 @@ impl Ring {
         self.cancels += 1;
     }
 
-    /// Submits what is staged and waits for `want` completions, at most for `timeout`. An interrupted or timed-out wait is no
-    /// error: look at the completions.
+    /// Submits what is staged and waits for `want` completions, at most for `timeout`. An
+    /// interrupted or timed-out wait is no error: look at the completions.
     pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
         let mut want = want;
         let bounded = want > 0 && timeout.is_some();
@@ -175,18 +183,22 @@ impl Ring {
         }
         match result {
             Ok(_) | Err(Errno(libc::ETIME | libc::EINTR)) => Ok(()),
-            // The kernel wants completions to be taken first: flush its backlog, and submit in the next turn.
+            // The kernel wants completions to be taken first: flush its backlog, and submit in the
+            // next turn.
             Err(Errno(libc::EBUSY | libc::EAGAIN)) => {
                 self.stats.syscalls += 1;
                 // SAFETY: submits nothing.
-                let _ = unsafe { sys::enter(self.mode.fd, 0, 0, self.mode.flags | sys::ENTER_GETEVENTS) };
+                let _ = unsafe {
+                    sys::enter(self.mode.fd, 0, 0, self.mode.flags | sys::ENTER_GETEVENTS)
+                };
                 Ok(())
             }
             Err(errno) => Err(errno),
         }
     }
 
-    /// Bounds a wait with an entry of its own, where the kernel cannot bound it. Returns how many completions to wait for.
+    /// Bounds a wait with an entry of its own, where the kernel cannot bound it. Returns how many
+    /// completions to wait for.
     fn stage_alarm(&mut self, timeout: Duration) -> u32 {
         let now = Instant::now();
         let Some(at) = now.checked_add(timeout) else { return 1 };
@@ -251,7 +263,9 @@ impl Ring {
 
     pub(super) fn has_next(&self) -> bool {
         // SAFETY: nobody else looks at the completion queue while this value lives.
-        self.batch_next < self.batch_len || !unsafe { self.uring.completion_shared() }.is_empty() || self.needs_kernel()
+        self.batch_next < self.batch_len
+            || !unsafe { self.uring.completion_shared() }.is_empty()
+            || self.needs_kernel()
     }
 
     /// True if completions wait on the kernel's side for the next enter.

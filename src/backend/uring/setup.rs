@@ -1,5 +1,5 @@
-//! From a survey and a configuration to a ring. Owns: the choice of tier, the setup flags of each, the shrinking under
-//! ENOMEM, the restrictions, and the record of what is used and why not.
+//! From a survey and a configuration to a ring. Owns: the choice of tier, the setup flags of each,
+//! the shrinking under ENOMEM, the restrictions, and the record of what is used and why not.
 
 use super::buffers::Buffers;
 use super::ring::{EnterMode, Ring};
@@ -18,8 +18,9 @@ use std::sync::Arc;
 
 /// Rings are not made smaller than this.
 const ENTRIES_MIN: u32 = 8;
-/// Piecewise buffers rely on completions in the order in which buffers were filled, which a backlog of overflowed completions is
-/// not meant to change; with a queue this large it does not come about in the first place.
+/// Piecewise buffers rely on completions in the order in which buffers were filled, which a backlog
+/// of overflowed completions is not meant to change; with a queue this large it does not come about
+/// in the first place.
 const PIECEWISE_ENTRIES_MIN: u32 = 512;
 /// `enum io_uring_register_op`: what a restricted ring may still register or unregister.
 const REGISTER_EVENTFD: u8 = 4;
@@ -39,7 +40,8 @@ pub(crate) struct Opened {
 /// Why there is no ring.
 pub(crate) enum NoRing {
     Refused(Refusal),
-    /// The kernel has io_uring, but no tier that may be used; says why for the best one that was asked for.
+    /// The kernel has io_uring, but no tier that may be used; says why for the best one that was
+    /// asked for.
     NoTier {
         tier: Tier,
         why: String,
@@ -71,14 +73,21 @@ impl Choice<'_> {
 
     /// Why a tier cannot be had, if so.
     fn obstacle(&self, tier: Tier) -> Option<String> {
-        let missing: Vec<String> =
-            tier.needs().iter().filter_map(|c| self.why_not(*c).map(|why| format!("{c}: {why}"))).collect();
+        let missing: Vec<String> = tier
+            .needs()
+            .iter()
+            .filter_map(|c| self.why_not(*c).map(|why| format!("{c}: {why}")))
+            .collect();
         (!missing.is_empty()).then(|| missing.join("; "))
     }
 }
 
 /// Makes the best ring that the kernel and the configuration allow.
-pub(crate) fn open(config: &Config, engine: EngineNumber, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
+pub(crate) fn open(
+    config: &Config,
+    engine: EngineNumber,
+    inbox: &Arc<Inbox>,
+) -> Result<Opened, NoRing> {
     let offer = survey::survey().map_err(|refusal| match refusal {
         Refusal::Setup(errno @ Errno(libc::EMFILE | libc::ENFILE)) => {
             NoRing::Error(Error::Os { call: "io_uring_setup", errno })
@@ -129,7 +138,9 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     if modern && choice.has(Capability::RegisteredRingFd) {
         // A thread has sixteen places for these; the seventeenth engine does without.
         match sys::register_ring_fd(mode.fd) {
-            Ok(index) => (mode.fd, mode.flags, registered) = (index, sys::ENTER_REGISTERED_RING, true),
+            Ok(index) => {
+                (mode.fd, mode.flags, registered) = (index, sys::ENTER_REGISTERED_RING, true)
+            }
             Err(errno) => notes.push(format!("ring descriptor not registered: {errno}")),
         }
     }
@@ -140,7 +151,9 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     let style = Style {
         multishot_recv: multishot,
         adaptive_receives: multishot && config.adaptive_receives,
-        multishot_accept: modern && tier != Tier::Oneshot && choice.has(Capability::MultishotAccept),
+        multishot_accept: modern
+            && tier != Tier::Oneshot
+            && choice.has(Capability::MultishotAccept),
         socket_op: modern && choice.has(Capability::SocketOp),
         polled: tier == Tier::Polled,
         deferred: tier == Tier::Deferred,
@@ -175,20 +188,27 @@ fn lay(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<Found
             libc::ENOMEM if entries > ENTRIES_MIN => {
                 entries = (entries / 2).max(ENTRIES_MIN);
                 completions = (completions / 2).max(entries);
-                let limit =
-                    crate::sys::limit_memlock().map_or("unlimited".to_owned(), |bytes| format!("{bytes} bytes"));
+                let limit = crate::sys::limit_memlock()
+                    .map_or("unlimited".to_owned(), |bytes| format!("{bytes} bytes"));
                 notes.clear();
                 notes.push(format!(
                     "rings made smaller, to {entries} and {completions} entries: ENOMEM (RLIMIT_MEMLOCK {limit})"
                 ));
             }
-            libc::EMFILE | libc::ENFILE => return Err(NoRing::Error(Error::Os { call: "io_uring_setup", errno })),
+            libc::EMFILE | libc::ENFILE => {
+                return Err(NoRing::Error(Error::Os { call: "io_uring_setup", errno }));
+            }
             _ => return Err(NoRing::Refused(Refusal::Setup(errno))),
         }
     }
 }
 
-fn try_to_lay(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -> Result<Foundation, Errno> {
+fn try_to_lay(
+    choice: &Choice<'_>,
+    tier: Tier,
+    entries: u32,
+    completions: u32,
+) -> Result<Foundation, Errno> {
     let uring = ring(choice, tier, entries, completions)?;
     let multishot = matches!(tier, Tier::Deferred | Tier::Multishot);
     let large_enough = uring.params().cq_entries() >= PIECEWISE_ENTRIES_MIN;
@@ -197,7 +217,8 @@ fn try_to_lay(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -
     let (count, size) = tuning.buffers;
     let buf_ring = tier != Tier::Polled && choice.has(Capability::BufRing);
     let first = multishot && choice.config.adaptive_receives;
-    let buffers = Buffers::new(&uring, (count, size, tuning.low_watermark), buf_ring, piecewise, first)?;
+    let buffers =
+        Buffers::new(&uring, (count, size, tuning.low_watermark), buf_ring, piecewise, first)?;
     Ok(Foundation { uring, buffers, tuning, piecewise })
 }
 
@@ -227,7 +248,8 @@ fn ring(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -> Resu
     builder.build(entries).map_err(|error| Errno::of(&error))
 }
 
-/// Leaves a ring only what the engine uses: without `modern`, tier `polled`, nothing that came after 5.6.
+/// Leaves a ring only what the engine uses: without `modern`, tier `polled`, nothing that came
+/// after 5.6.
 fn restrict(uring: &IoUring, choice: &Choice<'_>, modern: bool) -> std::io::Result<()> {
     let mut allowed = survey::NEEDED.to_vec();
     allowed.push(opcode::Nop::CODE);
@@ -238,7 +260,11 @@ fn restrict(uring: &IoUring, choice: &Choice<'_>, modern: bool) -> std::io::Resu
         allowed.push(opcode::Socket::CODE);
     }
     let mut rules: Vec<Restriction> = allowed.into_iter().map(Restriction::sqe_op).collect();
-    let flags = if modern { squeue::Flags::BUFFER_SELECT | squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
+    let flags = if modern {
+        squeue::Flags::BUFFER_SELECT | squeue::Flags::IO_LINK
+    } else {
+        squeue::Flags::empty()
+    };
     rules.push(Restriction::sqe_flags_allowed(flags.bits()));
     rules.push(Restriction::register_op(REGISTER_EVENTFD));
     rules.push(Restriction::register_op(UNREGISTER_EVENTFD));
@@ -272,9 +298,10 @@ fn report(choice: &Choice<'_>, used: Option<&Used>) -> Caps {
             _ if !choice.offer.caps.contains(capability) => {
                 (CapabilityState::Missing, choice.offer.why_missing(capability))
             }
-            _ if choice.config.switched_off(capability).is_some() => {
-                (CapabilityState::Unused, choice.config.switched_off(capability).unwrap_or_default().to_owned())
-            }
+            _ if choice.config.switched_off(capability).is_some() => (
+                CapabilityState::Unused,
+                choice.config.switched_off(capability).unwrap_or_default().to_owned(),
+            ),
             None => (CapabilityState::Unused, "no ring is in use".to_owned()),
             Some(used) => match used.why_unused(capability, choice.config) {
                 None => (CapabilityState::Used, String::new()),
@@ -295,7 +322,9 @@ impl Used {
         match capability {
             Capability::DeferTaskrun => unless(tier == Tier::Deferred),
             Capability::SingleIssuer => unless(matches!(tier, Tier::Deferred | Tier::Multishot)),
-            Capability::CoopTaskrun if tier == Tier::Deferred => Some("DEFER_TASKRUN does more".into()),
+            Capability::CoopTaskrun if tier == Tier::Deferred => {
+                Some("DEFER_TASKRUN does more".into())
+            }
             Capability::CoopTaskrun => unless(tier != Tier::Polled),
             Capability::SubmitAll | Capability::WorkerLimit => unless(tier != Tier::Polled),
             Capability::MultishotAccept => unless(self.style.multishot_accept),
@@ -306,10 +335,13 @@ impl Used {
             }
             Capability::Incremental => unless(self.piecewise),
             Capability::Bundle => Some("buffers consumed piece by piece gain as much".into()),
-            Capability::DirectFd => Some("callers need descriptors for socket options; the gain is about 1%".into()),
-            Capability::CancelFd => {
-                Some("cancels go by user_data: a descriptor number may be somebody else's by then".into())
+            Capability::DirectFd => {
+                Some("callers need descriptors for socket options; the gain is about 1%".into())
             }
+            Capability::CancelFd => Some(
+                "cancels go by user_data: a descriptor number may be somebody else's by then"
+                    .into(),
+            ),
             Capability::SocketOp => unless(self.style.socket_op),
             Capability::RegisteredRingFd if tier != Tier::Polled && !self.registered => {
                 Some("this thread has registered as many rings as it can".into())

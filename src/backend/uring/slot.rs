@@ -1,4 +1,5 @@
-//! What the backend knows of a connection or listener. Owns: the data, and the questions that can be answered from it alone.
+//! What the backend knows of a connection or listener. Owns: the data, and the questions that can
+//! be answered from it alone.
 
 use super::token::Kind;
 use crate::backend::{OpKind, SendBatch};
@@ -13,7 +14,8 @@ pub(super) mod mark {
     pub(in crate::backend::uring) const HOT: u8 = 1;
     /// Nothing was received yet.
     pub(in crate::backend::uring) const FRESH: u8 = 1 << 1;
-    /// Nothing was sent yet on a socket that was made here: its first send cannot wait for its peer.
+    /// Nothing was sent yet on a socket that was made here: its first send cannot wait for its
+    /// peer.
     pub(in crate::backend::uring) const UNUSED: u8 = 1 << 2;
     /// The first receive waits for the end of the first send.
     pub(in crate::backend::uring) const HELD: u8 = 1 << 3;
@@ -29,7 +31,8 @@ pub(super) struct Slot {
     pub(super) fd: Option<OwnedFd>,
     /// Of the occupant; 0 is no key's.
     pub(super) generation: u32,
-    /// What is in flight: a receive, a send, a watch for a hang-up, and one of connect, accept and close.
+    /// What is in flight: a receive, a send, a watch for a hang-up, and one of connect, accept and
+    /// close.
     pub(super) recv: Kind,
     pub(super) send: Kind,
     pub(super) hangup: Kind,

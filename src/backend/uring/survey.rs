@@ -1,5 +1,6 @@
-//! What the kernel, and whatever stands before it, really offers. Owns: the trial. Everything is tried on small rings of its own;
-//! no version is compared. Where trying is impossible (an opcode), the kernel's own list is asked.
+//! What the kernel, and whatever stands before it, really offers. Owns: the trial. Everything is
+//! tried on small rings of its own; no version is compared. Where trying is impossible (an opcode),
+//! the kernel's own list is asked.
 
 use super::bufring::{BufRing, GROUP};
 use super::sys;
@@ -47,7 +48,8 @@ pub(crate) enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offer {
     pub(super) caps: CapSet,
-    /// What io_uring_register(2) answers, where something forbids it altogether. What needs it then is not there, whatever the kernel.
+    /// What io_uring_register(2) answers, where something forbids it altogether. What needs it then
+    /// is not there, whatever the kernel.
     pub(super) no_register: Option<Errno>,
 }
 
@@ -55,8 +57,8 @@ impl Offer {
     /// Why a capability is not there.
     pub(super) fn why_missing(&self, capability: Capability) -> String {
         use Capability::{
-            BufRing, DirectFd, Incremental, MultishotRecv, RegisteredRingFd, Restrictions, SendZc, SocketOp,
-            WorkerLimit,
+            BufRing, DirectFd, Incremental, MultishotRecv, RegisteredRingFd, Restrictions, SendZc,
+            SocketOp, WorkerLimit,
         };
         let registered = [
             BufRing,
@@ -101,8 +103,9 @@ pub(super) fn survey() -> Result<Offer, Refusal> {
     Ok(Offer { caps: offer, no_register })
 }
 
-/// A ring with every setup flag that the kernel knows. A recent kernel takes all of them at once, and one ring is all that the
-/// survey makes: rings cost locked memory, and give it back only some time after they are closed.
+/// A ring with every setup flag that the kernel knows. A recent kernel takes all of them at once,
+/// and one ring is all that the survey makes: rings cost locked memory, and give it back only some
+/// time after they are closed.
 fn richest_ring(offer: &mut CapSet) -> Result<IoUring, Errno> {
     use Capability::{CoopTaskrun, DeferTaskrun, Restrictions, SingleIssuer, SubmitAll};
     // COOP_TASKRUN goes without DEFER_TASKRUN; whoever has the latter (6.1) has the former (5.19).
@@ -115,11 +118,18 @@ fn richest_ring(offer: &mut CapSet) -> Result<IoUring, Errno> {
         Ok(_) | Err(Errno(libc::EINVAL)) => {}
         Err(errno) => return Err(errno),
     }
-    // A filter may let rings be made and forbid registrations: then one that starts disabled stays so.
+    // A filter may let rings be made and forbid registrations: then one that starts disabled stays
+    // so.
     let is_usable = |ring: &IoUring, flags: &[Capability]| {
         !flags.contains(&Restrictions) || ring.submitter().register_enable_rings().is_ok()
     };
-    for flags in [&[SubmitAll][..], &[CoopTaskrun], &[SingleIssuer], &[SingleIssuer, DeferTaskrun], &[Restrictions]] {
+    for flags in [
+        &[SubmitAll][..],
+        &[CoopTaskrun],
+        &[SingleIssuer],
+        &[SingleIssuer, DeferTaskrun],
+        &[Restrictions],
+    ] {
         if ring(flags).is_ok_and(|ring| is_usable(&ring, flags)) {
             flags.iter().for_each(|capability| offer.insert(*capability));
         }
@@ -134,7 +144,9 @@ fn ring(capabilities: &[Capability]) -> Result<IoUring, Errno> {
     for capability in capabilities {
         match capability {
             Capability::SubmitAll => builder.setup_submit_all(),
-            Capability::CoopTaskrun if !deferred => builder.setup_coop_taskrun().setup_taskrun_flag(),
+            Capability::CoopTaskrun if !deferred => {
+                builder.setup_coop_taskrun().setup_taskrun_flag()
+            }
             Capability::SingleIssuer => builder.setup_single_issuer(),
             Capability::DeferTaskrun => builder.setup_defer_taskrun().setup_taskrun_flag(),
             // A ring that starts disabled came together with restrictions, which it is for.
@@ -168,11 +180,13 @@ impl Trial {
     }
 
     fn push(&mut self, entry: Entry) {
-        // SAFETY: each trial keeps what its entry names until the ring is dropped, or has seen the final completion.
+        // SAFETY: each trial keeps what its entry names until the ring is dropped, or has seen the
+        // final completion.
         unsafe { self.ring.submission().push(&entry) }.expect("one at a time");
     }
 
-    /// The next completion that is no answer to a cancel. Bounded: a kernel that never answers has refused.
+    /// The next completion that is no answer to a cancel. Bounded: a kernel that never answers has
+    /// refused.
     fn reap(&mut self) -> Result<(i32, u32), Errno> {
         for _ in 0..200 {
             if let Some(entry) = self.ring.completion().next() {
@@ -191,7 +205,8 @@ impl Trial {
         Err(Errno(libc::ETIME))
     }
 
-    /// Asks for the operations that there are. Returns what io_uring_register answers instead, where it is forbidden.
+    /// Asks for the operations that there are. Returns what io_uring_register answers instead,
+    /// where it is forbidden.
     fn opcodes(&self, offer: &mut CapSet) -> Result<Option<Errno>, Refusal> {
         let mut probe = Probe::new();
         if let Err(error) = self.ring.submitter().register_probe(&mut probe) {
@@ -254,11 +269,15 @@ impl Trial {
         listener.listen(1).map_err(io)?;
         let client = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(io)?;
         client.connect(&listener.local_addr().map_err(io)?).map_err(io)?;
-        let entry = opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
+        let entry = opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
         let (accepted, flags) = self.run(entry.user_data(1))?;
         if accepted >= 0 {
             // SAFETY: the kernel just made it.
-            drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(accepted) });
+            drop(unsafe {
+                <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(accepted)
+            });
         }
         let multishot = accepted >= 0 && cqueue::more(flags);
         if multishot {
@@ -274,26 +293,35 @@ impl Trial {
         self.reap().map(drop)
     }
 
-    fn with_buffers<T>(&mut self, piecewise: bool, run: impl FnOnce(&mut Trial, &Pool) -> T) -> io::Result<T> {
+    fn with_buffers<T>(
+        &mut self,
+        piecewise: bool,
+        run: impl FnOnce(&mut Trial, &Pool) -> T,
+    ) -> io::Result<T> {
         let pool = Pool::new(4, 4096, 1)?;
-        let register = || BufRing::register(&self.ring, GROUP, 4, piecewise).map_err(|error| Errno::of(&error));
+        let register = || {
+            BufRing::register(&self.ring, GROUP, 4, piecewise).map_err(|error| Errno::of(&error))
+        };
         let mut buffers = patiently(register)?;
         buffers.refill(&pool);
         let result = run(self, &pool);
         if self.ring.submitter().unregister_buf_ring(GROUP).is_err() {
-            // Then the kernel keeps it until the ring is gone, which is not quite when its descriptor is.
+            // Then the kernel keeps it until the ring is gone, which is not quite when its
+            // descriptor is.
             std::mem::forget(buffers);
             pool.leak();
         }
         Ok(result)
     }
 
-    /// One byte through a socketpair: supported if it arrives with F_MORE, and the end of the stream without.
+    /// One byte through a socketpair: supported if it arrives with F_MORE, and the end of the
+    /// stream without.
     fn multishot_recv(&mut self, offer: &mut CapSet) {
         let attempt = |trial: &mut Trial| -> io::Result<bool> {
             let (mut near, far) = UnixStream::pair()?;
             near.write_all(b"x")?;
-            let (result, flags) = trial.run(opcode::RecvMulti::new(types::Fd(far.as_raw_fd()), GROUP).build())?;
+            let (result, flags) =
+                trial.run(opcode::RecvMulti::new(types::Fd(far.as_raw_fd()), GROUP).build())?;
             if result != 1 || !cqueue::more(flags) {
                 return Ok(false);
             }
@@ -312,7 +340,8 @@ impl Trial {
         let mut seen = Vec::new();
         for _ in 0..2 {
             near.write_all(b"x")?;
-            let recv = opcode::Recv::new(types::Fd(far.as_raw_fd()), std::ptr::null_mut(), pool.size());
+            let recv =
+                opcode::Recv::new(types::Fd(far.as_raw_fd()), std::ptr::null_mut(), pool.size());
             let entry = recv.buf_group(GROUP).build().flags(io_uring::squeue::Flags::BUFFER_SELECT);
             let (result, flags) = self.run(entry)?;
             seen.push((result, cqueue::buffer_select(flags), cqueue::buffer_more(flags)));

@@ -1,5 +1,6 @@
-//! The system calls that the `io-uring` crate has no fitting form for. It remembers a registered ring descriptor only in one
-//! borrowed value, and its wait arguments do not compose with flags chosen at run time.
+//! The system calls that the `io-uring` crate has no fitting form for. It remembers a registered
+//! ring descriptor only in one borrowed value, and its wait arguments do not compose with flags
+//! chosen at run time.
 
 use crate::error::Errno;
 use std::os::fd::RawFd;
@@ -13,8 +14,9 @@ pub(super) const ENTER_NO_IOWAIT: u32 = 1 << 7;
 const REGISTER_RING_FDS: u32 = 20;
 pub(super) const UNREGISTER_RING_FDS: u32 = 21;
 
-/// The longest wait that the kernel is asked for, 34 years. It adds the time to its clock, in signed
-/// nanoseconds of 64 bits, and does not look for an overflow (`io_cqring_wait`, read in source).
+/// The longest wait that the kernel is asked for, 34 years. It adds the time to its clock, in
+/// signed nanoseconds of 64 bits, and does not look for an overflow (`io_cqring_wait`, read in
+/// source).
 const WAIT_MAX: Duration = Duration::from_secs(1 << 30);
 
 /// `struct io_uring_getevents_arg`.
@@ -49,7 +51,9 @@ struct RsrcUpdate {
 pub(super) unsafe fn enter(fd: RawFd, submit: u32, want: u32, flags: u32) -> Result<u32, Errno> {
     let nothing: *const libc::c_void = std::ptr::null();
     // SAFETY: no argument; the rest as promised by the caller.
-    let result = unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, submit, want, flags, nothing, 0usize) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_io_uring_enter, fd, submit, want, flags, nothing, 0usize)
+    };
     u32::try_from(result).map_err(|_| Errno::last())
 }
 
@@ -65,30 +69,48 @@ pub(super) unsafe fn enter_until(
     timeout: Duration,
 ) -> Result<u32, Errno> {
     let timeout = timeout.min(WAIT_MAX);
-    let timespec = KernelTimespec { seconds: timeout.as_secs() as i64, nanoseconds: i64::from(timeout.subsec_nanos()) };
+    let timespec = KernelTimespec {
+        seconds: timeout.as_secs() as i64,
+        nanoseconds: i64::from(timeout.subsec_nanos()),
+    };
     let arg = WaitArg { timespec: &raw const timespec as u64, ..WaitArg::default() };
     let flags = flags | ENTER_EXT_ARG;
-    // SAFETY: argument and timespec live through the call, of the size that is passed; the rest as promised by the caller.
+    // SAFETY: argument and timespec live through the call, of the size that is passed; the rest as
+    // promised by the caller.
     let result = unsafe {
-        libc::syscall(libc::SYS_io_uring_enter, fd, submit, want, flags, &raw const arg, size_of::<WaitArg>())
+        libc::syscall(
+            libc::SYS_io_uring_enter,
+            fd,
+            submit,
+            want,
+            flags,
+            &raw const arg,
+            size_of::<WaitArg>(),
+        )
     };
     u32::try_from(result).map_err(|_| Errno::last())
 }
 
-/// Registers a ring's descriptor with the calling thread (5.18), which saves a look-up per enter. Returns the index to use.
+/// Registers a ring's descriptor with the calling thread (5.18), which saves a look-up per enter.
+/// Returns the index to use.
 pub(super) fn register_ring_fd(fd: RawFd) -> Result<RawFd, Errno> {
     let mut update = RsrcUpdate { offset: u32::MAX, reserved: 0, data: fd as u64 };
     // SAFETY: one update, writable through the call.
-    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_RING_FDS, &raw mut update, 1u32) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_RING_FDS, &raw mut update, 1u32)
+    };
     match result {
         1 => Ok(update.offset as RawFd),
         _ => Err(Errno::last()),
     }
 }
 
-/// Undoes [`register_ring_fd`]. A registration keeps the ring alive, and a thread has only sixteen places for them.
+/// Undoes [`register_ring_fd`]. A registration keeps the ring alive, and a thread has only sixteen
+/// places for them.
 pub(super) fn unregister_ring_fd(fd: RawFd, index: RawFd) {
     let mut update = RsrcUpdate { offset: index as u32, reserved: 0, data: 0 };
     // SAFETY: one update, alive through the call.
-    unsafe { libc::syscall(libc::SYS_io_uring_register, fd, UNREGISTER_RING_FDS, &raw mut update, 1u32) };
+    unsafe {
+        libc::syscall(libc::SYS_io_uring_register, fd, UNREGISTER_RING_FDS, &raw mut update, 1u32)
+    };
 }

@@ -1,11 +1,12 @@
-//! The `user_data` of a submission. Owns: its layout, that of a [`Key`] with the kind of the submission (8 bits) and zeros
-//! in place of the engine's number. Must not know what is in a slot.
+//! The `user_data` of a submission. Owns: its layout, that of a [`Key`] with the kind of the
+//! submission (8 bits) and zeros in place of the engine's number. Must not know what is in a slot.
 
 use crate::id::{EngineNumber, Key};
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a submission is for. Several kinds can serve one operation of the contract, one after the other.
+        /// What a submission is for. Several kinds can serve one operation of the contract, one
+        /// after the other.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub(super) enum Kind {

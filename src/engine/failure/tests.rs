@@ -34,7 +34,11 @@ struct Scene {
 
 /// `None`, and it says why, if this machine has no io_uring.
 fn scene() -> Option<Scene> {
-    let config = Config::default().ignore_environment(true).backend(config::Backend::Uring).budget(1).buffers(64, 64);
+    let config = Config::default()
+        .ignore_environment(true)
+        .backend(config::Backend::Uring)
+        .budget(1)
+        .buffers(64, 64);
     let mut engine = match Engine::new(config) {
         Ok(engine) => engine,
         Err(error) => {
@@ -106,7 +110,8 @@ fn told(engine: &mut Engine, capacity: usize) -> Vec<Completion> {
 fn assert_failed(scene: &mut Scene, all: &[Completion]) {
     let Scene { engine, listener, addr, conns, .. } = scene;
     for conn in &*conns {
-        let of_conn: Vec<&Event> = all.iter().filter(|c| c.conn == *conn).map(|c| &c.event).collect();
+        let of_conn: Vec<&Event> =
+            all.iter().filter(|c| c.conn == *conn).map(|c| &c.event).collect();
         let closed = of_conn.iter().filter(|event| matches!(event, Event::Closed(_))).count();
         assert_eq!(closed, 1, "{conn}: {of_conn:?}");
         let Some(Event::Closed(reason)) = of_conn.last() else { panic!("{conn}: {of_conn:?}") };
@@ -114,9 +119,14 @@ fn assert_failed(scene: &mut Scene, all: &[Completion]) {
         assert!(!engine.is_live(*conn) && engine.fd(*conn).is_none());
         let stale = |error| matches!(error, Error::Stale | Error::EngineFailed(_));
         assert!(engine.close(*conn).is_err_and(stale) && engine.abort(*conn).is_err_and(stale));
-        assert!(engine.pause_reads(*conn).is_err_and(stale) && engine.resume_reads(*conn).is_err_and(stale));
+        assert!(
+            engine.pause_reads(*conn).is_err_and(stale)
+                && engine.resume_reads(*conn).is_err_and(stale)
+        );
         assert!(engine.recv_into(*conn, BytesMut::new(), 1).is_err_and(stale));
-        assert!(engine.release(*conn).is_err_and(stale) && engine.peer_addr(*conn).is_err_and(stale));
+        assert!(
+            engine.release(*conn).is_err_and(stale) && engine.peer_addr(*conn).is_err_and(stale)
+        );
         assert!(matches!(engine.send(*conn, "more"), Err(SendError::Stale(_))));
     }
     let ended = |c: &&Completion| match c.event {
@@ -124,15 +134,30 @@ fn assert_failed(scene: &mut Scene, all: &[Completion]) {
         _ => false,
     };
     assert_eq!(all.iter().filter(ended).count(), 1);
-    let failed = |error: Error| matches!(error, Error::EngineFailed(_)) && error.to_string().contains("has failed");
+    let failed = |error: Error| {
+        matches!(error, Error::EngineFailed(_)) && error.to_string().contains("has failed")
+    };
     assert!(engine.connect(*addr, ConnectOptions::default()).is_err_and(failed));
     assert!(engine.listen(([127, 0, 0, 1], 0), ListenOptions::default()).is_err_and(failed));
-    assert!(engine.adopt(UnixStream::pair().unwrap().0.into(), SocketOptions::default()).is_err_and(failed));
-    assert!(engine.close_listener(*listener).is_err_and(failed) && engine.listener_addr(*listener).is_err_and(failed));
-    assert!(engine.timer_after(Duration::ZERO, 1).is_err_and(failed) && engine.as_fd().is_err_and(failed));
+    assert!(
+        engine
+            .adopt(UnixStream::pair().unwrap().0.into(), SocketOptions::default())
+            .is_err_and(failed)
+    );
+    assert!(
+        engine.close_listener(*listener).is_err_and(failed)
+            && engine.listener_addr(*listener).is_err_and(failed)
+    );
+    assert!(
+        engine.timer_after(Duration::ZERO, 1).is_err_and(failed)
+            && engine.as_fd().is_err_and(failed)
+    );
     assert_eq!((engine.timers(), engine.connections(), engine.wants_poll()), (0, 0, false));
     let (stats, closed) = (engine.stats(), |c: &&Completion| matches!(c.event, Event::Closed(_)));
-    assert_eq!((stats.kernel_violations, stats.closed), (1, all.iter().filter(closed).count() as u64));
+    assert_eq!(
+        (stats.kernel_violations, stats.closed),
+        (1, all.iter().filter(closed).count() as u64)
+    );
     engine.drain(Duration::ZERO);
     assert!(engine.is_drained());
     engine.audit().unwrap();
@@ -171,8 +196,12 @@ fn a_send_of_more_than_there_was_fails_the_engine_too() {
     let (sends, queued) = (scene.sends, scene.engine.queued_bytes(scene.sends).unwrap());
     ring(&mut scene.engine).lie_about_a_send(sends.0);
     let all = told(&mut scene.engine, 3);
-    let unsent = |c: &Completion| matches!(c.event, Event::Closed(r) if r.unsent_bytes == queued as u64);
-    assert!(all.iter().any(|c| c.conn == sends && unsent(c)), "what is queued is not taken for sent");
+    let unsent =
+        |c: &Completion| matches!(c.event, Event::Closed(r) if r.unsent_bytes == queued as u64);
+    assert!(
+        all.iter().any(|c| c.conn == sends && unsent(c)),
+        "what is queued is not taken for sent"
+    );
     assert_failed(&mut scene, &all);
     drop_without_waiting(scene);
 }
@@ -181,7 +210,10 @@ fn a_send_of_more_than_there_was_fails_the_engine_too() {
 fn what_was_told_before_comes_first() {
     let Some(mut scene) = scene() else { return };
     let (conn, engine) = (scene.conns[0], &mut scene.engine);
-    let client = scene.clients.iter_mut().find(|c| engine.peer_addr(conn).unwrap() == c.local_addr().unwrap().into());
+    let client = scene
+        .clients
+        .iter_mut()
+        .find(|c| engine.peer_addr(conn).unwrap() == c.local_addr().unwrap().into());
     let client = client.expect("it was accepted");
     // With a budget of one and little room most of what is received in one turn waits to be
     // told.

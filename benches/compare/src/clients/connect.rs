@@ -1,5 +1,7 @@
-//! Connect, one request, close, over and over, the usual way: a non-blocking connect, EPOLL_CTL_ADD for output, SO_ERROR when it is writable,
-//! EPOLL_CTL_MOD for input, send, receive, close. With `--edge` as sparingly as epoll allows. Source addresses change as those of `load` do, so that ports do not run out.
+//! Connect, one request, close, over and over, the usual way: a non-blocking connect, EPOLL_CTL_ADD
+//! for output, SO_ERROR when it is writable, EPOLL_CTL_MOD for input, send, receive, close. With
+//! `--edge` as sparingly as epoll allows. Source addresses change as those of `load` do, so that
+//! ports do not run out.
 
 use super::{Options, Outcome};
 use crate::sys::{self, Addr, Epoll};
@@ -98,7 +100,8 @@ pub fn first_source() -> u64 {
     u64::from(std::process::id()) * 64_000
 }
 
-/// TCP_NODELAY and the next source address; with IP_BIND_ADDRESS_NO_PORT, as `load` has it: the port is chosen by the connect.
+/// TCP_NODELAY and the next source address; with IP_BIND_ADDRESS_NO_PORT, as `load` has it: the
+/// port is chosen by the connect.
 pub fn set_up(fd: RawFd, opened: &mut u64) -> io::Result<()> {
     // SAFETY: the descriptor is open as long as this view of it.
     let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
@@ -106,10 +109,16 @@ pub fn set_up(fd: RawFd, opened: &mut u64) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     let step = *opened / 16;
     *opened += 1;
-    let source = Ipv4Addr::new(127, 1 + (step / 64_000 % 200) as u8, (step / 250 % 256) as u8, (step % 250 + 1) as u8);
+    let source = Ipv4Addr::new(
+        127,
+        1 + (step / 64_000 % 200) as u8,
+        (step / 250 % 256) as u8,
+        (step % 250 + 1) as u8,
+    );
     let on: libc::c_int = 1;
     let (value, bytes) = ((&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: an integer of the size that is passed, alive through the call. Its failure changes nothing else.
+    // SAFETY: an integer of the size that is passed, alive through the call. Its failure changes
+    // nothing else.
     unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, value, bytes) };
     socket.bind(&SocketAddr::from((source, 0)).into())
 }

@@ -1,4 +1,5 @@
-//! Connections that ask again when they were answered. Level-triggered, one read a readiness, the next request at once.
+//! Connections that ask again when they were answered. Level-triggered, one read a readiness, the
+//! next request at once.
 
 use super::{Options, Outcome};
 use crate::sys::{self, Addr, Epoll};
@@ -36,7 +37,9 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
     let end = start + Duration::from_secs_f64(options.seconds);
     while Instant::now() < end {
         ready.clear();
-        ready.extend(epoll.wait(Some(Duration::from_millis(20)))?.iter().map(|event| event.u64 as usize));
+        ready.extend(
+            epoll.wait(Some(Duration::from_millis(20)))?.iter().map(|event| event.u64 as usize),
+        );
         let now = Instant::now();
         for &index in &ready {
             let conn = &mut conns[index];

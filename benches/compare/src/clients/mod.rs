@@ -1,5 +1,6 @@
-//! Clients written by hand on epoll, the way they are usually written: the baseline of the library's own client side, which is `load` of the
-//! examples. They take the options of `load` that matter here, and print what it prints.
+//! Clients written by hand on epoll, the way they are usually written: the baseline of the
+//! library's own client side, which is `load` of the examples. They take the options of `load` that
+//! matter here, and print what it prints.
 
 mod connect;
 mod echo;
@@ -37,7 +38,8 @@ pub struct Options {
     /// On a bare ring instead of epoll (modes echo and connect)
     #[arg(long, conflicts_with = "edge")]
     pub ring: bool,
-    /// Edge-triggered: one EPOLL_CTL_ADD a connection, no SO_ERROR unless epoll tells of an error (mode connect)
+    /// Edge-triggered: one EPOLL_CTL_ADD a connection, no SO_ERROR unless epoll tells of an error
+    /// (mode connect)
     #[arg(long)]
     pub edge: bool,
     /// EPOLL_CTL_DEL before the close (mode connect)
@@ -46,10 +48,12 @@ pub struct Options {
     /// SO_ERROR only if epoll tells of an error (mode connect)
     #[arg(long, conflicts_with = "ring")]
     pub no_so_error: bool,
-    /// The send waits for the completion of the connect, instead of being linked to it (--ring, mode connect)
+    /// The send waits for the completion of the connect, instead of being linked to it (--ring,
+    /// mode connect)
     #[arg(long, requires = "ring")]
     pub unlinked: bool,
-    /// The receive is linked to the send, instead of waiting for its completion (--ring, mode connect)
+    /// The receive is linked to the send, instead of waiting for its completion (--ring, mode
+    /// connect)
     #[arg(long, requires = "ring")]
     pub early_receive: bool,
     /// As `load` has it: the output is a line of JSON in any case
@@ -76,8 +80,12 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<()> {
     let mut outcome = match options.mode {
         Mode::Connect if options.ring => ring_connect::run(addr, options)?,
         Mode::Echo if options.ring => ring_echo::run(addr, options)?,
-        _ if options.ring => return Err(io::Error::other("--ring is for the modes echo and connect")),
-        Mode::Echo | Mode::Stream if options.edge => return Err(io::Error::other("--edge is for mode connect")),
+        _ if options.ring => {
+            return Err(io::Error::other("--ring is for the modes echo and connect"));
+        }
+        Mode::Echo | Mode::Stream if options.edge => {
+            return Err(io::Error::other("--edge is for mode connect"));
+        }
         Mode::Echo => echo::run(addr, options)?,
         Mode::Connect => connect::run(addr, options)?,
         Mode::Stream => stream::run(addr, options)?,

@@ -1,6 +1,7 @@
-//! Connect, one request, close, on a bare ring: an entry for each step (socket, connect, send, receive, close), SINGLE_ISSUER and
-//! DEFER_TASKRUN. The send is linked to the connect, and the receive waits for the end of the send; both can be switched. The floor of
-//! what the interface allows for the connect workload.
+//! Connect, one request, close, on a bare ring: an entry for each step (socket, connect, send,
+//! receive, close), SINGLE_ISSUER and DEFER_TASKRUN. The send is linked to the connect, and the
+//! receive waits for the end of the send; both can be switched. The floor of what the interface
+//! allows for the connect workload.
 
 use super::{Options, Outcome, connect, push};
 use crate::sys::Addr;
@@ -24,8 +25,11 @@ struct Conn {
 }
 
 pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
-    let mut ring: IoUring =
-        IoUring::builder().setup_cqsize(4096).setup_single_issuer().setup_defer_taskrun().build(1024)?;
+    let mut ring: IoUring = IoUring::builder()
+        .setup_cqsize(4096)
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(1024)?;
     let addr = addr.to_sockaddr()?;
     let message = vec![b'x'; options.size];
     let (start, mut opened) = (Instant::now(), connect::first_source());
@@ -42,17 +46,20 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
         batch.clear();
         batch.extend(ring.completion());
         for entry in &batch {
-            let (step, index) = (entry.user_data() & !u64::from(u32::MAX), entry.user_data() & u64::from(u32::MAX));
+            let (step, index) =
+                (entry.user_data() & !u64::from(u32::MAX), entry.user_data() & u64::from(u32::MAX));
             if entry.result() < 0 {
                 return Err(io::Error::from_raw_os_error(-entry.result()));
             }
             let conn = &mut conns[index as usize];
             match step {
                 SOCKET => {
-                    (conn.fd, conn.missing, conn.asked_at) = (entry.result(), options.size, Instant::now());
+                    (conn.fd, conn.missing, conn.asked_at) =
+                        (entry.result(), options.size, Instant::now());
                     connect::set_up(conn.fd, &mut opened)?;
                     let fd = types::Fd(conn.fd);
-                    let connect = opcode::Connect::new(fd, addr.as_ptr().cast(), addr.len()).build();
+                    let connect =
+                        opcode::Connect::new(fd, addr.as_ptr().cast(), addr.len()).build();
                     let link = if options.unlinked { Flags::empty() } else { Flags::IO_LINK };
                     push(&mut ring, connect.flags(link).user_data(CONNECT | index));
                     if !options.unlinked {
@@ -70,7 +77,10 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
                     }
                     outcome.requests += 1;
                     outcome.latencies_us.push(conn.asked_at.elapsed().as_micros() as u32);
-                    push(&mut ring, opcode::Close::new(types::Fd(conn.fd)).build().user_data(CLOSE | index));
+                    push(
+                        &mut ring,
+                        opcode::Close::new(types::Fd(conn.fd)).build().user_data(CLOSE | index),
+                    );
                     push(&mut ring, socket(&addr, index));
                 }
                 _ => {}
@@ -89,7 +99,8 @@ fn socket(addr: &socket2::SockAddr, index: u64) -> Entry {
 }
 
 fn ask(ring: &mut IoUring, conn: &mut Conn, index: u64, message: &[u8], options: &Options) {
-    let send = opcode::Send::new(types::Fd(conn.fd), message.as_ptr(), message.len() as u32).flags(libc::MSG_NOSIGNAL);
+    let send = opcode::Send::new(types::Fd(conn.fd), message.as_ptr(), message.len() as u32)
+        .flags(libc::MSG_NOSIGNAL);
     let link = if options.early_receive { Flags::IO_LINK } else { Flags::empty() };
     push(ring, send.build().flags(link).user_data(SEND | index));
     if options.early_receive {

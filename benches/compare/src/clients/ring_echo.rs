@@ -1,5 +1,6 @@
-//! Connections that ask again when they were answered, on a bare ring: SINGLE_ISSUER and DEFER_TASKRUN, one multishot receive a connection, one
-//! SEND a request; a turn receives all that there is, and then asks. The floor of what the interface allows for the echo workload.
+//! Connections that ask again when they were answered, on a bare ring: SINGLE_ISSUER and
+//! DEFER_TASKRUN, one multishot receive a connection, one SEND a request; a turn receives all that
+//! there is, and then asks. The floor of what the interface allows for the echo workload.
 
 use super::{Options, Outcome, push};
 use crate::bufring::{Buffers, GROUP};
@@ -23,8 +24,11 @@ struct Conn {
 }
 
 pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
-    let mut ring: IoUring =
-        IoUring::builder().setup_cqsize(16_384).setup_single_issuer().setup_defer_taskrun().build(4096)?;
+    let mut ring: IoUring = IoUring::builder()
+        .setup_cqsize(16_384)
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(4096)?;
     let mut buffers = Buffers::new(BUFFERS, 4096);
     buffers.register(&ring, false)?;
     let addr = addr.to_sockaddr()?;
@@ -51,7 +55,8 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
             conn.asked_at = now;
             for _ in 0..std::mem::take(&mut conn.owed) {
                 let fd = types::Fd(conn.socket.as_raw_fd());
-                let send = opcode::Send::new(fd, message.as_ptr(), message.len() as u32).flags(libc::MSG_NOSIGNAL);
+                let send = opcode::Send::new(fd, message.as_ptr(), message.len() as u32)
+                    .flags(libc::MSG_NOSIGNAL);
                 push(&mut ring, send.build().user_data(SEND | index as u64));
             }
         }
@@ -102,5 +107,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
 }
 
 fn receive(conn: &Conn, index: usize) -> Entry {
-    opcode::RecvMulti::new(types::Fd(conn.socket.as_raw_fd()), GROUP).build().user_data(RECV | index as u64)
+    opcode::RecvMulti::new(types::Fd(conn.socket.as_raw_fd()), GROUP)
+        .build()
+        .user_data(RECV | index as u64)
 }

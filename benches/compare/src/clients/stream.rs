@@ -1,4 +1,5 @@
-//! Messages one after the other, as fast as the connections take them, each written by itself; what is echoed is read and thrown away.
+//! Messages one after the other, as fast as the connections take them, each written by itself; what
+//! is echoed is read and thrown away.
 
 use super::{Options, Outcome};
 use crate::sys::{self, Addr, Epoll};

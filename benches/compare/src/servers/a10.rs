@@ -1,5 +1,6 @@
-//! a10: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and receive from its buffer pool, received buffers sent as they are. It has no executor of
-//! its own: tasks run on the one of the `futures` project, between two polls of the ring.
+//! a10: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and receive from its buffer pool,
+//! received buffers sent as they are. It has no executor of its own: tasks run on the one of the
+//! `futures` project, between two polls of the ring.
 
 use crate::sys::{self, Addr};
 use a10::io::ReadBufPool;
@@ -32,7 +33,9 @@ async fn accept(sq: SubmissionQueue, listener: OwnedFd, pool: ReadBufPool, spawn
     let mut incoming = pin!(listener.multishot_accept());
     while let Some(accepted) = poll_fn(|context| incoming.as_mut().poll_next(context)).await {
         match accepted {
-            Ok(stream) => spawner.spawn_local(echo(stream, pool.clone())).expect("the pool of tasks is there"),
+            Ok(stream) => {
+                spawner.spawn_local(echo(stream, pool.clone())).expect("the pool of tasks is there")
+            }
             Err(error) => return eprintln!("accept: {error}"),
         }
     }

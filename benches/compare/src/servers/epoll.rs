@@ -1,5 +1,6 @@
-//! The baseline: a single-threaded, level-triggered epoll loop as it is written by hand. One read a readiness, the answer at once, EPOLLOUT only
-//! while a peer does not take it. What is worth doing otherwise can be switched on, to measure it.
+//! The baseline: a single-threaded, level-triggered epoll loop as it is written by hand. One read a
+//! readiness, the answer at once, EPOLLOUT only while a peer does not take it. What is worth doing
+//! otherwise can be switched on, to measure it.
 
 use crate::sys::{self, Addr, Epoll};
 use clap::Args;
@@ -15,7 +16,8 @@ pub struct Options {
     /// Bytes of a read
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     read: u32,
-    /// Reads go through so many bytes, each beginning where the last one ended, instead of using the same ones again
+    /// Reads go through so many bytes, each beginning where the last one ended, instead of using
+    /// the same ones again
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 30))]
     pool: u32,
     /// Edge-triggered
@@ -113,7 +115,14 @@ fn accept(
 }
 
 /// False when the connection is over.
-fn go_on(conn: &mut Conn, epoll: &Epoll, token: u64, events: i32, options: &Options, room: &mut Room) -> bool {
+fn go_on(
+    conn: &mut Conn,
+    epoll: &Epoll,
+    token: u64,
+    events: i32,
+    options: &Options,
+    room: &mut Room,
+) -> bool {
     let fd = conn.fd.as_raw_fd();
     let edge = options.edge || options.watch_output;
     if !conn.rest.is_empty() {
@@ -128,7 +137,8 @@ fn go_on(conn: &mut Conn, epoll: &Epoll, token: u64, events: i32, options: &Opti
         if !conn.rest.is_empty() {
             return true;
         }
-        // With edges: what came meanwhile has told of itself, or tells when input is asked for again.
+        // With edges: what came meanwhile has told of itself, or tells when input is asked for
+        // again.
         if !options.watch_output {
             return watch(epoll, fd, options.events(true), token);
         }

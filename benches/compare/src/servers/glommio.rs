@@ -19,7 +19,8 @@ pub fn serve(addr: &Addr) -> io::Result<()> {
         // SAFETY: the descriptor is given up here, and nobody else has it.
         let listener = unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) };
         loop {
-            let mut stream = listener.accept().await.map_err(|error| io::Error::other(error.to_string()))?;
+            let mut stream =
+                listener.accept().await.map_err(|error| io::Error::other(error.to_string()))?;
             let echo = async move {
                 let mut buffer = vec![0; READ_BYTES];
                 while let Ok(len @ 1..) = stream.read(&mut buffer).await {

@@ -1,4 +1,5 @@
-//! mio: edge-triggered, read until it would block, one buffer for all connections, as its `tcp_server` example does.
+//! mio: edge-triggered, read until it would block, one buffer for all connections, as its
+//! `tcp_server` example does.
 
 use crate::sys::{self, Addr};
 use mio::net::{TcpListener, TcpStream};

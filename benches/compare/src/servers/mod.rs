@@ -1,5 +1,5 @@
-//! Echo servers: the baselines, written by hand, and one on each peer, as its own documentation advises for speed. All run on one thread,
-//! echo what comes, and print where they listen.
+//! Echo servers: the baselines, written by hand, and one on each peer, as its own documentation
+//! advises for speed. All run on one thread, echo what comes, and print where they listen.
 
 mod a10;
 mod compio;

@@ -1,5 +1,5 @@
-//! monoio: its io_uring driver, a task per connection, buffers passed by value. COOP_TASKRUN is set through the builder that it offers: without it it
-//! is a tenth slower.
+//! monoio: its io_uring driver, a task per connection, buffers passed by value. COOP_TASKRUN is set
+//! through the builder that it offers: without it it is a tenth slower.
 
 use super::READ_BYTES;
 use crate::sys::{self, Addr};
@@ -13,7 +13,8 @@ pub fn serve(addr: &Addr) -> io::Result<()> {
     let listener = sys::listen(addr, false)?;
     let mut ring = io_uring_06::IoUring::builder();
     ring.setup_coop_taskrun();
-    let mut runtime = RuntimeBuilder::<IoUringDriver>::new().with_entries(4096).uring_builder(ring).build()?;
+    let mut runtime =
+        RuntimeBuilder::<IoUringDriver>::new().with_entries(4096).uring_builder(ring).build()?;
     runtime.block_on(async {
         sys::announce(&listener, "monoio")?;
         let listener = monoio::net::TcpListener::from_std(listener.into())?;

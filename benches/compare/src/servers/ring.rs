@@ -1,7 +1,8 @@
-//! The bare ring: an echo server that speaks to io_uring alone, as fast as the interface allows, without what a library owes its users
-//! (limits, flow control, deadlines, reports). By default what pays: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and
-//! receive, a ring of provided buffers, one gathered send per connection and turn. Each technique can be switched, to
-//! measure it.
+//! The bare ring: an echo server that speaks to io_uring alone, as fast as the interface allows,
+//! without what a library owes its users (limits, flow control, deadlines, reports). By default
+//! what pays: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and receive, a ring of provided
+//! buffers, one gathered send per connection and turn. Each technique can be switched, to measure
+//! it.
 
 use crate::bufring::{Buffers, GROUP, Piece};
 use crate::sys::{self, Addr};
@@ -129,7 +130,9 @@ struct Server {
 
 pub fn serve(addr: &Addr, options: &Options) -> io::Result<()> {
     if options.direct && options.send == Send::Call {
-        return Err(io::Error::other("--send call needs descriptors of the process: leave --direct out"));
+        return Err(io::Error::other(
+            "--send call needs descriptors of the process: leave --direct out",
+        ));
     }
     let listener = sys::listen(addr, false)?;
     let mut server = Server::new(listener.as_raw_fd(), options.clone())?;
@@ -204,7 +207,12 @@ impl Server {
             let wakes = self.options.setup == Setup::Sqpoll && queue.need_wakeup();
             (queue.len(), if wakes { ENTER_SQ_WAKEUP } else { 0 })
         };
-        let argument = Argument { sigmask: 0, sigmask_bytes: 8, min_wait_us: self.options.min_wait, timespec: 0 };
+        let argument = Argument {
+            sigmask: 0,
+            sigmask_bytes: 8,
+            min_wait_us: self.options.min_wait,
+            timespec: 0,
+        };
         let min_wait = if self.quiet { 0 } else { self.options.min_wait };
         let (flags, pointer, bytes) = match min_wait {
             0 => (0, std::ptr::null(), 8),
@@ -224,7 +232,14 @@ impl Server {
             )
         };
         match sys::check(result as isize) {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::ETIME)) => Err(error),
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINTR | libc::EBUSY | libc::ETIME)
+                ) =>
+            {
+                Err(error)
+            }
             _ => Ok(()),
         }
     }
@@ -232,7 +247,8 @@ impl Server {
     fn wait(&mut self) -> io::Result<()> {
         self.buffers.publish();
         if self.options.spin > 0 {
-            let end = std::time::Instant::now() + std::time::Duration::from_micros(self.options.spin.into());
+            let end = std::time::Instant::now()
+                + std::time::Duration::from_micros(self.options.spin.into());
             loop {
                 self.enter(0)?;
                 if !self.uring.completion().is_empty() {
@@ -248,7 +264,8 @@ impl Server {
     }
 
     fn arm_accept(&mut self) {
-        let entry = opcode::AcceptMulti::new(types::Fd(self.listener)).allocate_file_index(self.options.direct);
+        let entry = opcode::AcceptMulti::new(types::Fd(self.listener))
+            .allocate_file_index(self.options.direct);
         // The kernel refuses the flag for direct descriptors, which no exec inherits.
         let flags = if self.options.direct { 0 } else { libc::SOCK_CLOEXEC };
         self.push(entry.flags(flags).build().user_data(ACCEPT));
@@ -315,10 +332,21 @@ impl Server {
         conn.receiving = cqueue::more(entry.flags());
         match (cqueue::buffer_select(entry.flags()), result) {
             (Some(buffer), 1..) => {
-                self.buffers.take(buffer, result as usize, cqueue::buffer_more(entry.flags()), &mut conn.pieces);
+                self.buffers.take(
+                    buffer,
+                    result as usize,
+                    cqueue::buffer_more(entry.flags()),
+                    &mut conn.pieces,
+                );
             }
-            (Some(buffer), _) if !cqueue::buffer_more(entry.flags()) => self.buffers.end_claim(buffer),
-            (None, 1..) => conn.pieces.push(Piece { start: conn.own.as_ptr(), len: result as usize, buffer: u16::MAX }),
+            (Some(buffer), _) if !cqueue::buffer_more(entry.flags()) => {
+                self.buffers.end_claim(buffer)
+            }
+            (None, 1..) => conn.pieces.push(Piece {
+                start: conn.own.as_ptr(),
+                len: result as usize,
+                buffer: u16::MAX,
+            }),
             (_, _) if result == -libc::ENOBUFS => {
                 conn.starved = true;
                 self.starved.push(index);
@@ -408,11 +436,16 @@ impl Server {
         let piece = conn.pieces[0];
         if conn.in_flight == 1 && matches!(mode, Send::Single | Send::Gathered) {
             return self.push_for(index, SEND, |fd| {
-                opcode::Send::new(fd, piece.start, piece.len as u32).flags(libc::MSG_NOSIGNAL).build()
+                opcode::Send::new(fd, piece.start, piece.len as u32)
+                    .flags(libc::MSG_NOSIGNAL)
+                    .build()
             });
         }
         conn.iovecs.clear();
-        let list = |piece: &Piece| libc::iovec { iov_base: piece.start.cast_mut().cast(), iov_len: piece.len };
+        let list = |piece: &Piece| libc::iovec {
+            iov_base: piece.start.cast_mut().cast(),
+            iov_len: piece.len,
+        };
         conn.iovecs.extend(conn.pieces[..conn.in_flight].iter().map(list));
         // SAFETY: zero is a valid msghdr.
         let header = conn.header.get_or_insert_with(|| Box::new(unsafe { std::mem::zeroed() }));
@@ -420,22 +453,27 @@ impl Server {
         let header: *const libc::msghdr = &**header;
         let flags = libc::MSG_NOSIGNAL;
         match mode {
-            Send::ZeroCopy => {
-                self.push_for(index, SEND, |fd| opcode::SendMsgZc::new(fd, header).flags(flags as u32).build())
-            }
+            Send::ZeroCopy => self.push_for(index, SEND, |fd| {
+                opcode::SendMsgZc::new(fd, header).flags(flags as u32).build()
+            }),
             Send::Call => {
                 // SAFETY: the header and what it names live through the call.
-                let result = unsafe { libc::sendmsg(index as RawFd, header, flags | libc::MSG_DONTWAIT) };
+                let result =
+                    unsafe { libc::sendmsg(index as RawFd, header, flags | libc::MSG_DONTWAIT) };
                 match sys::check(result) {
                     Ok(sent) => self.took(index, sent as i32),
                     // The socket is full: an entry waits for it.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        self.push_for(index, SEND, |fd| opcode::SendMsg::new(fd, header).flags(flags as u32).build());
+                        self.push_for(index, SEND, |fd| {
+                            opcode::SendMsg::new(fd, header).flags(flags as u32).build()
+                        });
                     }
                     Err(_) => self.took(index, -1),
                 }
             }
-            _ => self.push_for(index, SEND, |fd| opcode::SendMsg::new(fd, header).flags(flags as u32).build()),
+            _ => self.push_for(index, SEND, |fd| {
+                opcode::SendMsg::new(fd, header).flags(flags as u32).build()
+            }),
         }
     }
 

@@ -1,4 +1,5 @@
-//! ringline: one worker, its default configuration but for the number of connections, as its `echo_bench` does.
+//! ringline: one worker, its default configuration but for the number of connections, as its
+//! `echo_bench` does.
 
 use crate::sys::{self, Addr};
 use ringline::{AsyncEventHandler, ConfigBuilder, ConnCtx, ParseResult, RinglineBuilder};
@@ -37,7 +38,8 @@ pub fn serve(addr: &Addr) -> io::Result<()> {
         .max_connections(19_000)
         .build()
         .map_err(io::Error::other)?;
-    let (_shutdown, workers) = RinglineBuilder::new(config).bind(addr).launch::<Echo>().map_err(io::Error::other)?;
+    let (_shutdown, workers) =
+        RinglineBuilder::new(config).bind(addr).launch::<Echo>().map_err(io::Error::other)?;
     sys::announce_as(&addr, "ringline");
     for worker in workers {
         worker.join().expect("the worker does not panic").map_err(io::Error::other)?;

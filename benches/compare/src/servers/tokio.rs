@@ -1,4 +1,5 @@
-//! tokio: the current-thread runtime, which its documentation advises for one core, a task per connection.
+//! tokio: the current-thread runtime, which its documentation advises for one core, a task per
+//! connection.
 
 use super::READ_BYTES;
 use crate::sys::{self, Addr};

@@ -1,5 +1,6 @@
-//! Watching for a hang-up. Owns: a bit of the slot; each descriptor is registered for EPOLLRDHUP from the start, and EPOLLHUP
-//! and EPOLLERR come unasked (epoll_ctl(2)). Must not know: whether reads are paused.
+//! Watching for a hang-up. Owns: a bit of the slot; each descriptor is registered for EPOLLRDHUP
+//! from the start, and EPOLLHUP and EPOLLERR come unasked (epoll_ctl(2)). Must not know: whether
+//! reads are paused.
 
 use super::super::{EpollBackend, Outcome, bit};
 use crate::backend::Started;

@@ -70,7 +70,11 @@ impl EpollBackend {
     /// One recv(2), and what it means for readiness. `Ok` is at most the length of the room: that
     /// many bytes at its start were written.
     #[inline(always)]
-    pub(super) fn recv_at(&mut self, key: Key, room: &mut [MaybeUninit<u8>]) -> Result<usize, Errno> {
+    pub(super) fn recv_at(
+        &mut self,
+        key: Key,
+        room: &mut [MaybeUninit<u8>],
+    ) -> Result<usize, Errno> {
         let fd = self.slot(key).raw_fd();
         let (start, len) = (room.as_mut_ptr(), room.len());
         // SAFETY: `room` is an exclusive borrow of `len` bytes that outlives the call.

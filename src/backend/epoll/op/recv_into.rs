@@ -30,7 +30,11 @@ impl RecvBufs {
 }
 
 impl EpollBackend {
-    pub(in super::super) fn start_recv_into(&mut self, key: Key, recv_buf: Box<RecvBuf>) -> Started {
+    pub(in super::super) fn start_recv_into(
+        &mut self,
+        key: Key,
+        recv_buf: Box<RecvBuf>,
+    ) -> Started {
         self.arm(key, bit::RECV_INTO, bit::RECV | bit::RECV_INTO);
         self.recv_bufs.put(key, recv_buf);
         Started::InFlight

@@ -1,4 +1,5 @@
-//! Accepting. Owns: the way from a listener's queue to the engine. Invariant: an accept that goes on is armed.
+//! Accepting. Owns: the way from a listener's queue to the engine. Invariant: an accept that goes
+//! on is armed.
 
 use super::{Net, Notice, Told};
 use crate::backend::OpKind;
@@ -31,7 +32,8 @@ impl Net {
 
     pub(crate) fn start_accept(&mut self, engine: u32, key: Key) {
         let Some(id) = self.engines[engine as usize].listener(key) else {
-            return self.notify(engine, Notice::Done(key, OpKind::Accept, Err(Errno(libc::ECANCELED))));
+            return self
+                .notify(engine, Notice::Done(key, OpKind::Accept, Err(Errno(libc::ECANCELED))));
         };
         let listen = self.listener_mut(id).expect("listed while it is there");
         assert!(!std::mem::replace(&mut listen.armed, true), "one accept per listener");
@@ -84,7 +86,10 @@ impl Net {
             Err(errno) => Some(errno),
             Ok(()) if self.chance(host, Fault::AbortAccept) => {
                 self.hosts[host as usize].descriptors -= 1;
-                let sock = self.listener_mut(id).and_then(|listen| listen.queue.pop_front()).expect("not empty");
+                let sock = self
+                    .listener_mut(id)
+                    .and_then(|listen| listen.queue.pop_front())
+                    .expect("not empty");
                 self.close(sock, true);
                 Some(Errno(libc::ECONNABORTED))
             }
@@ -95,7 +100,8 @@ impl Net {
             self.listener_mut(id).expect("still there").armed = false;
             return Some(Told::Done(key, OpKind::Accept, Err(errno)));
         }
-        let sock = self.listener_mut(id).and_then(|listen| listen.queue.pop_front()).expect("not empty");
+        let sock =
+            self.listener_mut(id).and_then(|listen| listen.queue.pop_front()).expect("not empty");
         self.sock_mut(sock).expect("in the queue").owner = Owner::Fresh(engine);
         self.trace.add(self.now, Kind::Accepted, engine, key.slot() as u64, 0);
         let more = !self.chance(host, Fault::MultishotEnd);

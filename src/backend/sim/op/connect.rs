@@ -1,5 +1,6 @@
-//! Connecting. Owns: a connect from its start to what its engine hears, and the first send that goes along. Invariant: the
-//! first send begins when the engine has heard of the end of the connect, or fails then.
+//! Connecting. Owns: a connect from its start to what its engine hears, and the first send that
+//! goes along. Invariant: the first send begins when the engine has heard of the end of the
+//! connect, or fails then.
 
 use super::{CANCELED, Net, Notice};
 use crate::backend::sim::Sim;
@@ -12,7 +13,11 @@ use crate::error::Errno;
 use crate::id::Key;
 
 impl Sim {
-    pub(in crate::backend::sim) fn start_connect(&mut self, key: Key, mut connect: Box<Connect>) -> Started {
+    pub(in crate::backend::sim) fn start_connect(
+        &mut self,
+        key: Key,
+        mut connect: Box<Connect>,
+    ) -> Started {
         let first = connect.first.as_ref().map(|batch| Box::from(batch.front()));
         let sends = first.is_some();
         if !self.start_in_world(|net, engine| net.start_connect(engine, key, &connect, first)) {
@@ -30,7 +35,13 @@ impl Sim {
 
 impl Net {
     /// `first` is what to send when the connection is there.
-    pub(crate) fn start_connect(&mut self, engine: u32, key: Key, connect: &Connect, first: Option<Box<[u8]>>) {
+    pub(crate) fn start_connect(
+        &mut self,
+        engine: u32,
+        key: Key,
+        connect: &Connect,
+        first: Option<Box<[u8]>>,
+    ) {
         let host = self.host_of_engine(engine);
         self.trace.add(self.now, Kind::Connect, engine, key.slot() as u64, 0);
         let made = self.take_descriptor(host).and_then(|()| {
@@ -79,7 +90,10 @@ impl Net {
 
     /// The answer to a SYN arrives.
     pub(crate) fn connect_ends(&mut self, client: SockId, errno: i32) {
-        let Some(sock) = self.sock(client).filter(|sock| sock.connecting && sock.error.is_none()) else { return };
+        let Some(sock) = self.sock(client).filter(|sock| sock.connecting && sock.error.is_none())
+        else {
+            return;
+        };
         if errno != libc::ETIMEDOUT && self.is_cut(sock.host, sock.peer_host) {
             let at = self.now + 200_000_000;
             return self.events.push(at, Event::ConnectEnd { client, errno });

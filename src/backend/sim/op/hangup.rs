@@ -1,5 +1,5 @@
-//! Watching for a hang-up. Owns: a watch from its start to what its engine hears. Invariant: it takes neither bytes nor the
-//! error from the socket.
+//! Watching for a hang-up. Owns: a watch from its start to what its engine hears. Invariant: it
+//! takes neither bytes nor the error from the socket.
 
 use super::{CANCELED, Net, Notice};
 use crate::backend::OpKind;
@@ -18,7 +18,9 @@ impl Net {
 
     /// The end of a socket's input came, or a watch was armed.
     pub(super) fn hangup_touched(&mut self, id: SockId) {
-        let Some(sock) = self.sock_mut(id).filter(|sock| sock.watched && sock.has_hung_up()) else { return };
+        let Some(sock) = self.sock_mut(id).filter(|sock| sock.watched && sock.has_hung_up()) else {
+            return;
+        };
         sock.watched = false;
         if let Owner::Engine(engine, key) = sock.owner {
             self.notify(engine, Notice::Done(key, OpKind::Hangup, Ok(0)));

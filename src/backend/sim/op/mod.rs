@@ -1,5 +1,6 @@
-//! What engines want of the world, one file an operation. Owns: what the operations share, which is room, descriptors,
-//! cancels, and the way of what has completed to the engine. Checks the engine's side of the contract as it goes.
+//! What engines want of the world, one file an operation. Owns: what the operations share, which is
+//! room, descriptors, cancels, and the way of what has completed to the engine. Checks the engine's
+//! side of the contract as it goes.
 
 mod accept;
 mod close;

@@ -25,16 +25,30 @@ impl Net {
         self.sock_mut(id).is_some_and(|sock| sock.recv.take().is_some())
     }
 
-    pub(super) fn next_recv(&mut self, engine: u32, id: SockId, sink: &mut impl Sink) -> Option<Told> {
+    pub(super) fn next_recv(
+        &mut self,
+        engine: u32,
+        id: SockId,
+        sink: &mut impl Sink,
+    ) -> Option<Told> {
         let sock = self.sock_mut(id)?;
         sock.recv_told = false;
         match (sock.owner, sock.recv, sock.is_readable()) {
-            (Owner::Engine(_, key), Some(how), true) => Some(self.recv_now(engine, id, key, how, sink)),
+            (Owner::Engine(_, key), Some(how), true) => {
+                Some(self.recv_now(engine, id, key, how, sink))
+            }
             _ => None,
         }
     }
 
-    fn recv_now(&mut self, engine: u32, id: SockId, key: Key, how: Recv, sink: &mut impl Sink) -> Told {
+    fn recv_now(
+        &mut self,
+        engine: u32,
+        id: SockId,
+        key: Key,
+        how: Recv,
+        sink: &mut impl Sink,
+    ) -> Told {
         let host = self.host_of_engine(engine);
         let has_data = self.sock(id).expect("just seen").rx.arrived() > 0;
         let room = match has_data && how == Recv::Stream && self.chance(host, Fault::Buffers) {
@@ -52,7 +66,9 @@ impl Net {
             Read::Failed(errno) => (Kind::RecvFailed, errno.0 as u64),
         };
         self.trace.add(self.now, kind, engine, key.slot() as u64, value);
-        let more = matches!(read, Read::Bytes(_)) && how == Recv::Stream && !self.chance(host, Fault::MultishotEnd);
+        let more = matches!(read, Read::Bytes(_))
+            && how == Recv::Stream
+            && !self.chance(host, Fault::MultishotEnd);
         if !more {
             self.sock_mut(id).expect("just read").recv = None;
         }

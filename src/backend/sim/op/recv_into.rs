@@ -1,5 +1,6 @@
-//! Receiving into a caller's buffer. Owns: its start, and where its bytes go. Invariant: the buffer is with the backend from
-//! the start until the completion. In the world it is a receive like any other (`recv.rs`), of at most so many bytes.
+//! Receiving into a caller's buffer. Owns: its start, and where its bytes go. Invariant: the buffer
+//! is with the backend from the start until the completion. In the world it is a receive like any
+//! other (`recv.rs`), of at most so many bytes.
 
 use crate::backend::sim::sock::Recv;
 use crate::backend::sim::{Buffers, Sim};
@@ -8,7 +9,11 @@ use crate::buf::RecvBuf;
 use crate::id::Key;
 
 impl Sim {
-    pub(in crate::backend::sim) fn start_recv_into(&mut self, key: Key, mut recv_buf: Box<RecvBuf>) -> Started {
+    pub(in crate::backend::sim) fn start_recv_into(
+        &mut self,
+        key: Key,
+        mut recv_buf: Box<RecvBuf>,
+    ) -> Started {
         let len = recv_buf.room().len().min(i32::MAX as usize);
         if !self.start_in_world(|net, engine| net.start_recv(engine, key, Recv::Window(len))) {
             return Started::NoRoom(Operation::RecvInto(recv_buf));

@@ -1,5 +1,5 @@
-//! Sending. Owns: a send from its start to what its engine hears. Invariant: bytes are the world's from the moment that they
-//! were taken; what was not taken is the engine's.
+//! Sending. Owns: a send from its start to what its engine hears. Invariant: bytes are the world's
+//! from the moment that they were taken; what was not taken is the engine's.
 
 use super::{CANCELED, Net, Notice};
 use crate::backend::sim::Sim;
@@ -10,7 +10,11 @@ use crate::backend::{OpKind, Operation, SendBatch, Started};
 use crate::id::Key;
 
 impl Sim {
-    pub(in crate::backend::sim) fn start_send(&mut self, key: Key, mut batch: SendBatch) -> Started {
+    pub(in crate::backend::sim) fn start_send(
+        &mut self,
+        key: Key,
+        mut batch: SendBatch,
+    ) -> Started {
         let max = self.tuning.gather_max;
         if !self.start_in_world(|net, engine| net.start_send(engine, key, batch.parts(max))) {
             return Started::NoRoom(Operation::Send(batch));
@@ -23,11 +27,19 @@ impl Sim {
 }
 
 impl Net {
-    pub(crate) fn start_send<'a>(&mut self, engine: u32, key: Key, parts: impl ExactSizeIterator<Item = &'a [u8]>) {
+    pub(crate) fn start_send<'a>(
+        &mut self,
+        engine: u32,
+        key: Key,
+        parts: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) {
         let Some(id) = self.engines[engine as usize].conn(key) else {
             return self.notify(engine, Notice::Done(key, OpKind::Send, Err(CANCELED)));
         };
-        assert!(!self.sock(id).expect("listed while it is there").send_waits, "one send in flight per connection");
+        assert!(
+            !self.sock(id).expect("listed while it is there").send_waits,
+            "one send in flight per connection"
+        );
         let host = self.host_of_engine(engine);
         let result = match self.chance(host, Fault::SpuriousSend) {
             true => Ok(0),

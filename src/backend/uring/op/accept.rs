@@ -1,5 +1,6 @@
-//! Accepting: ACCEPT, multishot where the kernel has it (5.19); in tier `polled` POLL_ADD first. Owns: its entries and what
-//! their completions mean. Invariant: a descriptor in a completion is owned before anything else happens.
+//! Accepting: ACCEPT, multishot where the kernel has it (5.19); in tier `polled` POLL_ADD first.
+//! Owns: its entries and what their completions mean. Invariant: a descriptor in a completion is
+//! owned before anything else happens.
 
 use crate::backend::uring::Uring;
 use crate::backend::uring::entry::{Plain, descriptor};
@@ -59,9 +60,16 @@ impl Uring {
     }
 
     /// Tier `polled`: somebody waits to be accepted.
-    pub(in crate::backend::uring) fn acceptable(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
+    pub(in crate::backend::uring) fn acceptable(
+        &mut self,
+        key: Key,
+        result: i32,
+    ) -> Option<Completed<OwnedFd>> {
         if result < 0 {
-            return Some(Completed::last(key, Outcome::AcceptFailed(Errno(result.saturating_neg()))));
+            return Some(Completed::last(
+                key,
+                Outcome::AcceptFailed(Errno(result.saturating_neg())),
+            ));
         }
         self.step(key, Kind::Accept);
         None

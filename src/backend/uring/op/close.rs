@@ -1,5 +1,5 @@
-//! Closing: CLOSE, of connections and listeners. Owns: the end of a slot. Invariant: when the entry is staged, no other is in
-//! flight for the slot, and the descriptor is the kernel's to close.
+//! Closing: CLOSE, of connections and listeners. Owns: the end of a slot. Invariant: when the entry
+//! is staged, no other is in flight for the slot, and the descriptor is the kernel's to close.
 
 use crate::backend::uring::Uring;
 use crate::backend::uring::entry::Plain;

@@ -1,6 +1,7 @@
-//! Connecting: SOCKET and CONNECT (5.19), with the first send linked to it; CONNECT alone on older kernels; connect(2) in tier
-//! `polled` and for unix sockets. Owns: its steps, what their completions mean, and the request meanwhile. Invariant: each
-//! connect ends with one `Connected`, and the batch that came with it is given back behind that, once.
+//! Connecting: SOCKET and CONNECT (5.19), with the first send linked to it; CONNECT alone on older
+//! kernels; connect(2) in tier `polled` and for unix sockets. Owns: its steps, what their
+//! completions mean, and the request meanwhile. Invariant: each connect ends with one `Connected`,
+//! and the batch that came with it is given back behind that, once.
 
 use super::{CANCELED, entry_len, status};
 use crate::backend::uring::Uring;
@@ -32,7 +33,11 @@ pub(in crate::backend::uring) struct UnixRetry {
 }
 
 impl Uring {
-    pub(in crate::backend::uring) fn start_connect(&mut self, key: Key, connect: Box<Connect>) -> Started {
+    pub(in crate::backend::uring) fn start_connect(
+        &mut self,
+        key: Key,
+        connect: Box<Connect>,
+    ) -> Started {
         let by_call = self.style.polled || connect.addr.is_unix();
         let by_entries = self.style.socket_op && !by_call;
         let room = if by_entries { self.ring.make_room() } else { self.ring.make_connect_room() };
@@ -56,8 +61,8 @@ impl Uring {
         Started::InFlight
     }
 
-    /// A connect in two entries: the socket first. With hundreds of connects under way both cost less than one entry and a
-    /// call. Room must have been made.
+    /// A connect in two entries: the socket first. With hundreds of connects under way both cost
+    /// less than one entry and a call. Room must have been made.
     fn push_socket(&mut self, key: Key, connect: Box<Connect>) {
         self.ring.push_plain(Plain::socket(connect.addr.domain().into()), pack(Kind::Socket, key));
         self.slot(key).open = Kind::Socket;
@@ -79,13 +84,16 @@ impl Uring {
         }
     }
 
-    /// The second entry, and the first send linked to it, so that the request leaves with the end of the handshake. Room for
-    /// both must have been made.
+    /// The second entry, and the first send linked to it, so that the request leaves with the end
+    /// of the handshake. Room for both must have been made.
     pub(super) fn connect_made_socket(&mut self, key: Key) {
-        let Some(connect) = self.connects.0.get_mut(key.slot()).and_then(Option::take) else { return };
+        let Some(connect) = self.connects.0.get_mut(key.slot()).and_then(Option::take) else {
+            return;
+        };
         self.stats.syscalls += 1;
         let Some(fd) = &self.slot(key).fd else { return };
-        let ready = socket::set_up(fd, &connect.addr, connect.options.local, &connect.options.socket);
+        let ready =
+            socket::set_up(fd, &connect.addr, connect.options.local, &connect.options.socket);
         match ready.and_then(|()| connect.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))) {
             Ok(name) => {
                 let sends = self.slot(key).has(mark::EARLY);
@@ -102,7 +110,8 @@ impl Uring {
         let options = &connect.options;
         self.stats.syscalls += 2;
         let made = socket::connecting(&connect.addr, options.local, &options.socket, by_call);
-        let made = made.and_then(|fd| Ok((fd, connect.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))?)));
+        let made = made
+            .and_then(|fd| Ok((fd, connect.addr.to_sockaddr().map_err(|_| Errno(libc::EINVAL))?)));
         match made {
             Ok((fd, name)) => {
                 self.slot(key).fd = Some(fd);
@@ -126,8 +135,9 @@ impl Uring {
         slot.set(mark::UNUSED, true);
     }
 
-    /// Tier `polled`: a CONNECT entry of 5.6 would tie up a worker until the peer answers. Unix sockets: one whose
-    /// listener's backlog is full would do so on every kernel, and without that connect(2) never waits.
+    /// Tier `polled`: a CONNECT entry of 5.6 would tie up a worker until the peer answers. Unix
+    /// sockets: one whose listener's backlog is full would do so on every kernel, and without that
+    /// connect(2) never waits.
     fn connect_by_call(&mut self, key: Key, unix: bool, name: SockAddr) {
         match self.try_connect(key, &name) {
             Ok(()) => self.connected_by_call(key),

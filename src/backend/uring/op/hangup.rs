@@ -1,5 +1,6 @@
-//! Watching for a hang-up: POLL_ADD, on all tiers. Owns: its entry and what its completion means. The poll stays armed while
-//! data comes and goes: io_uring polls for POLLRDHUP, POLLHUP and POLLERR whatever is asked for, and nothing else wakes it.
+//! Watching for a hang-up: POLL_ADD, on all tiers. Owns: its entry and what its completion means.
+//! The poll stays armed while data comes and goes: io_uring polls for POLLRDHUP, POLLHUP and
+//! POLLERR whatever is asked for, and nothing else wakes it.
 
 use crate::backend::uring::Uring;
 use crate::backend::uring::entry::Plain;
@@ -22,11 +23,16 @@ impl Uring {
         Started::InFlight
     }
 
-    pub(in crate::backend::uring) fn hung_up(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
+    pub(in crate::backend::uring) fn hung_up(
+        &mut self,
+        key: Key,
+        result: i32,
+    ) -> Option<Completed<OwnedFd>> {
         Some(Completed::last(key, Outcome::HungUp(status(result))))
     }
 
-    /// Ends a watch whose key is given up: its completion is nobody's then. False if there is no room for that.
+    /// Ends a watch whose key is given up: its completion is nobody's then. False if there is no
+    /// room for that.
     pub(in crate::backend::uring) fn abandon_watch(&mut self, key: Key) -> bool {
         if self.slot(key).hangup == Kind::Idle {
             return true;

@@ -1,6 +1,7 @@
-//! Operations as submission queue entries, one file each: what an operation starts with, its steps on older kernels, what
-//! its completions mean. Owns: what the operations share, which is further steps, and cancelling. Invariant: an operation
-//! that has a next step either has its entry staged or is on the list of steps.
+//! Operations as submission queue entries, one file each: what an operation starts with, its steps
+//! on older kernels, what its completions mean. Owns: what the operations share, which is further
+//! steps, and cancelling. Invariant: an operation that has a next step either has its entry staged
+//! or is on the list of steps.
 
 mod accept;
 mod close;
@@ -31,14 +32,18 @@ pub(super) enum Step {
 pub(super) const CANCELED: Errno = Errno(libc::ECANCELED);
 
 impl Uring {
-    /// The next entry of an operation that goes on; if there is no room it waits for the next turn. One that was advised to
-    /// end meanwhile ends here.
+    /// The next entry of an operation that goes on; if there is no room it waits for the next turn.
+    /// One that was advised to end meanwhile ends here.
     pub(super) fn step(&mut self, key: Key, kind: Kind) {
         let op = op_of(kind);
         if self.slot(key).is_stopped(op) {
             return self.step_stopped(key, kind);
         }
-        let room = if kind == Kind::Connect { self.ring.make_connect_room() } else { self.ring.make_room() };
+        let room = if kind == Kind::Connect {
+            self.ring.make_connect_room()
+        } else {
+            self.ring.make_room()
+        };
         if room.is_err() {
             self.steps.push_back(Step::Next(key, kind));
             return;
@@ -66,7 +71,9 @@ impl Uring {
         match op_of(kind) {
             OpKind::Connect => self.connect_ended(key, Err(CANCELED)),
             OpKind::Accept => self.finish(key, Outcome::AcceptFailed(CANCELED)),
-            OpKind::Recv if matches!(kind, Kind::RecvInto | Kind::RecvIntoPoll) => self.recv_into_stopped(key),
+            OpKind::Recv if matches!(kind, Kind::RecvInto | Kind::RecvIntoPoll) => {
+                self.recv_into_stopped(key)
+            }
             OpKind::Recv => self.finish(key, Outcome::RecvEnded(Err(CANCELED))),
             OpKind::Send => self.send_stopped(key),
             OpKind::Hangup | OpKind::Close => {}
@@ -94,7 +101,8 @@ impl Uring {
         if op == OpKind::Connect && self.forget_retry(key) {
             return self.connect_ended(key, Err(CANCELED));
         }
-        // Where nothing is in flight, the next step waits for room and will see this; or the operation has ended already.
+        // Where nothing is in flight, the next step waits for room and will see this; or the
+        // operation has ended already.
         self.slot(key).stop(op);
         self.push_cancel(key, op);
     }
@@ -102,7 +110,8 @@ impl Uring {
     fn push_cancel(&mut self, key: Key, op: OpKind) {
         let kind = self.slot(key).in_flight(op);
         let target = match kind {
-            // A close has no next step and never waits; what else has its place in the slot is not meant.
+            // A close has no next step and never waits; what else has its place in the slot is not
+            // meant.
             _ if op_of(kind) != op || op == OpKind::Close => return,
             Kind::SendZeroCopy => match self.zero_copy_of(key) {
                 Some(share) => pack(kind, share),
@@ -126,7 +135,9 @@ impl Uring {
 pub(super) fn op_of(kind: Kind) -> OpKind {
     match kind {
         Kind::Socket | Kind::Connect | Kind::ConnectPoll => OpKind::Connect,
-        Kind::Recv | Kind::RecvFirst | Kind::RecvPoll | Kind::RecvInto | Kind::RecvIntoPoll => OpKind::Recv,
+        Kind::Recv | Kind::RecvFirst | Kind::RecvPoll | Kind::RecvInto | Kind::RecvIntoPoll => {
+            OpKind::Recv
+        }
         Kind::Send | Kind::SendZeroCopy | Kind::SendPoll => OpKind::Send,
         Kind::Accept | Kind::AcceptPoll => OpKind::Accept,
         Kind::Hangup => OpKind::Hangup,

@@ -1,6 +1,7 @@
-//! Receiving into the pool: RECV, multishot where the kernel has it (6.0), with buffers that the kernel picks (5.19); on
-//! older kernels POLL_ADD first, so that no buffer is bound to an idle connection. Owns: its entries and what their
-//! completions mean. Invariant: a buffer that came with a completion is accounted for before anything else is looked at.
+//! Receiving into the pool: RECV, multishot where the kernel has it (6.0), with buffers that the
+//! kernel picks (5.19); on older kernels POLL_ADD first, so that no buffer is bound to an idle
+//! connection. Owns: its entries and what their completions mean. Invariant: a buffer that came
+//! with a completion is accounted for before anything else is looked at.
 
 use super::poll_read;
 use crate::backend::uring::Uring;
@@ -23,7 +24,8 @@ impl Uring {
         let adaptive = self.style.adaptive_receives;
         let slot = self.slot(key);
         slot.unstop(OpKind::Recv);
-        // An answer needs a request: until that has left, a receive would only find nothing, and be polled for.
+        // An answer needs a request: until that has left, a receive would only find nothing, and be
+        // polled for.
         let held = adaptive && slot.has(mark::UNUSED) && slot.send != Kind::Idle;
         slot.set(mark::HELD, held);
         self.stats.late_receives += u64::from(held);
@@ -63,7 +65,8 @@ impl Uring {
         } else if self.style.multishot_recv {
             opcode::RecvMulti::new(fd, GROUP).build()
         } else if self.buffers.has_ring() {
-            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), self.buffers.pool().size()).buf_group(GROUP);
+            let recv = opcode::Recv::new(fd, std::ptr::null_mut(), self.buffers.pool().size())
+                .buf_group(GROUP);
             recv.build().flags(Flags::BUFFER_SELECT)
         } else {
             let Some(buffer) = self.buffers.pool().checkout() else {
@@ -74,8 +77,9 @@ impl Uring {
             opcode::Recv::new(fd, start.as_ptr(), len).flags(libc::MSG_DONTWAIT).build()
         };
         self.buffers.receive_started();
-        // SAFETY: the memory is the pool's: a buffer checked out until the completion, or one that the kernel picks from
-        // its ring. `Buffers` counts this receive, and keeps or leaks the pool as long as it is in flight.
+        // SAFETY: the memory is the pool's: a buffer checked out until the completion, or one that
+        // the kernel picks from its ring. `Buffers` counts this receive, and keeps or leaks the
+        // pool as long as it is in flight.
         unsafe { self.ring.push(entry.user_data(pack(kind, key))) };
         self.slot(key).recv = kind;
     }
@@ -113,7 +117,12 @@ impl Uring {
 
     /// `None`: the connection goes on with another step, or the backend has failed.
     #[inline(never)]
-    fn received_in_own_buffer(&mut self, key: Key, buffer: u16, result: i32) -> Option<Option<crate::Lease>> {
+    fn received_in_own_buffer(
+        &mut self,
+        key: Key,
+        buffer: u16,
+        result: i32,
+    ) -> Option<Option<crate::Lease>> {
         let pool = self.buffers.pool();
         self.slots[key.slot()].set(mark::HOT, result == pool.size() as i32);
         if result > 0 {
@@ -134,7 +143,13 @@ impl Uring {
     }
 
     #[inline(never)]
-    fn recv_ended(&mut self, key: Key, kind: Kind, result: i32, more: bool) -> Option<Completed<OwnedFd>> {
+    fn recv_ended(
+        &mut self,
+        key: Key,
+        kind: Kind,
+        result: i32,
+        more: bool,
+    ) -> Option<Completed<OwnedFd>> {
         if more {
             // A multishot receive that goes on has data.
             self.fail(Violation("a receive goes on without data"));
@@ -153,7 +168,11 @@ impl Uring {
     }
 
     /// Without buffer selection: data arrived.
-    pub(in crate::backend::uring) fn readable(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
+    pub(in crate::backend::uring) fn readable(
+        &mut self,
+        key: Key,
+        result: i32,
+    ) -> Option<Completed<OwnedFd>> {
         if result >= 0 {
             self.step(key, Kind::Recv);
             return None;

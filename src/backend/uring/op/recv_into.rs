@@ -1,5 +1,6 @@
-//! Receiving into a caller's buffer: RECV; in tier `polled` POLL_ADD first. Owns: its entries, what their completions mean,
-//! and the buffers meanwhile. Invariant: a buffer that the kernel writes to is in [`RecvBufs`] until its completion.
+//! Receiving into a caller's buffer: RECV; in tier `polled` POLL_ADD first. Owns: its entries, what
+//! their completions mean, and the buffers meanwhile. Invariant: a buffer that the kernel writes to
+//! is in [`RecvBufs`] until its completion.
 
 use super::{CANCELED, poll_read};
 use crate::backend::uring::Uring;
@@ -20,7 +21,8 @@ enum Held {
     InFlight(InFlight<Box<RecvBuf>>, u32),
 }
 
-/// The buffers of receives that have not ended, by slot: as long as the highest slot that ever received into one.
+/// The buffers of receives that have not ended, by slot: as long as the highest slot that ever
+/// received into one.
 #[derive(Debug, Default)]
 pub(in crate::backend::uring) struct RecvBufs(Vec<Option<Held>>);
 
@@ -40,13 +42,20 @@ impl RecvBufs {
 }
 
 impl Uring {
-    pub(in crate::backend::uring) fn start_recv_into(&mut self, key: Key, buf: Box<RecvBuf>) -> Started {
+    pub(in crate::backend::uring) fn start_recv_into(
+        &mut self,
+        key: Key,
+        buf: Box<RecvBuf>,
+    ) -> Started {
         if self.ring.make_room().is_err() {
             return Started::NoRoom(Operation::RecvInto(buf));
         }
         self.slot(key).unstop(OpKind::Recv);
         self.recv_bufs.put(key, Held::Waiting(buf));
-        self.push_recv_into(key, if self.style.polled { Kind::RecvIntoPoll } else { Kind::RecvInto });
+        self.push_recv_into(
+            key,
+            if self.style.polled { Kind::RecvIntoPoll } else { Kind::RecvInto },
+        );
         Started::InFlight
     }
 
@@ -69,7 +78,11 @@ impl Uring {
         self.slot(key).recv = kind;
     }
 
-    pub(in crate::backend::uring) fn filled(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
+    pub(in crate::backend::uring) fn filled(
+        &mut self,
+        key: Key,
+        result: i32,
+    ) -> Option<Completed<OwnedFd>> {
         let Some(Held::InFlight(buf, len)) = self.recv_bufs.take(key) else { return None };
         if result > 0 && result as u32 > len {
             self.fail(Violation("a receive wrote more bytes than it was given room for"));
@@ -85,14 +98,19 @@ impl Uring {
             return None;
         }
         if result > 0 {
-            // SAFETY: the kernel wrote that many bytes at the start of the room, which has `len` (checked above).
+            // SAFETY: the kernel wrote that many bytes at the start of the room, which has `len`
+            // (checked above).
             unsafe { buf.advance(result as usize) };
         }
         Some(Completed::last(key, Outcome::Filled(buf, OpResult::of_cqe(result))))
     }
 
     /// Tier `polled`: data arrived.
-    pub(in crate::backend::uring) fn readable_into(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
+    pub(in crate::backend::uring) fn readable_into(
+        &mut self,
+        key: Key,
+        result: i32,
+    ) -> Option<Completed<OwnedFd>> {
         if result >= 0 {
             self.step(key, Kind::RecvInto);
             return None;

@@ -1,6 +1,7 @@
-//! Sending: SEND for one payload, SENDMSG for several, SEND_ZC for a large one; in tier `polled` a full socket is polled. Owns:
-//! its entries, what their completions mean, and the batch meanwhile. Invariant: what a send reads is `InFlight` in its
-//! slot until its completion; what a zero-copy send reads is so by a share of its own until its notification.
+//! Sending: SEND for one payload, SENDMSG for several, SEND_ZC for a large one; in tier `polled` a
+//! full socket is polled. Owns: its entries, what their completions mean, and the batch meanwhile.
+//! Invariant: what a send reads is `InFlight` in its slot until its completion; what a zero-copy
+//! send reads is so by a share of its own until its notification.
 
 use super::{CANCELED, entry_len};
 use crate::backend::uring::Uring;
@@ -30,7 +31,11 @@ pub(in crate::backend::uring) struct ZeroCopy {
 
 impl Uring {
     #[inline]
-    pub(in crate::backend::uring) fn start_send(&mut self, key: Key, mut batch: SendBatch) -> Started {
+    pub(in crate::backend::uring) fn start_send(
+        &mut self,
+        key: Key,
+        mut batch: SendBatch,
+    ) -> Started {
         assert!(self.slot(key).batch.is_none(), "one send at a time");
         let entry = match self.send_entry(key, &mut batch) {
             Ok(entry) => entry,
@@ -42,9 +47,9 @@ impl Uring {
             slot.send = Kind::Send;
         }
         slot.batch = Some(InFlight::new(batch));
-        // SAFETY: the payloads are in a batch that is `InFlight` in its slot until the completion, or in a share that is
-        // until the notification. Header and list of a gathered send are in the arena, which keeps them until the entry
-        // is submitted.
+        // SAFETY: the payloads are in a batch that is `InFlight` in its slot until the completion,
+        // or in a share that is until the notification. Header and list of a gathered send are in
+        // the arena, which keeps them until the entry is submitted.
         unsafe { self.ring.push(entry) };
         Started::InFlight
     }
@@ -52,10 +57,12 @@ impl Uring {
     /// The entry of a send; after it room for one more has been made.
     #[inline]
     fn send_entry(&mut self, key: Key, batch: &mut SendBatch) -> Result<Entry, QueueFull> {
-        // No MSG_WAITALL: the kernel gives up polling for one operation after 128 partial sends, and lets a worker block for
-        // the rest. A few slow readers could hold all workers. A short send is continued by the engine instead.
+        // No MSG_WAITALL: the kernel gives up polling for one operation after 128 partial sends,
+        // and lets a worker block for the rest. A few slow readers could hold all workers. A short
+        // send is continued by the engine instead.
         let flags = libc::MSG_NOSIGNAL | if self.style.polled { libc::MSG_DONTWAIT } else { 0 };
-        if batch.zero_copy() && self.style.zero_copy && self.zero_copy_bytes <= ZERO_COPY_BYTES_MAX {
+        if batch.zero_copy() && self.style.zero_copy && self.zero_copy_bytes <= ZERO_COPY_BYTES_MAX
+        {
             return self.zero_copy_entry(key, batch, flags);
         }
         if batch.entries() == 1 || self.gather_max == 1 {
@@ -70,7 +77,12 @@ impl Uring {
     }
 
     #[inline(never)]
-    fn gathered_entry(&mut self, key: Key, batch: &mut SendBatch, flags: i32) -> Result<Entry, QueueFull> {
+    fn gathered_entry(
+        &mut self,
+        key: Key,
+        batch: &mut SendBatch,
+        flags: i32,
+    ) -> Result<Entry, QueueFull> {
         let most = self.ring.make_gather_room(self.gather_max.min(batch.entries()))?;
         let (message, given) = self.ring.arena.message(batch.parts(most));
         batch.set_given(given);
@@ -79,27 +91,39 @@ impl Uring {
     }
 
     #[inline(never)]
-    fn zero_copy_entry(&mut self, key: Key, batch: &mut SendBatch, flags: i32) -> Result<Entry, QueueFull> {
+    fn zero_copy_entry(
+        &mut self,
+        key: Key,
+        batch: &mut SendBatch,
+        flags: i32,
+    ) -> Result<Entry, QueueFull> {
         self.ring.make_room()?;
         let share = Box::new(batch.share_front().unwrap_or_default());
         let part = batch.front();
         let (start, len) = (part.as_ptr(), entry_len(part.len()));
         batch.set_given(len as usize);
         self.zero_copy_bytes += share.len();
-        let share = self.zero_copies.insert(ZeroCopy { share: InFlight::new(share), conn: key, sending: true });
+        let share = self.zero_copies.insert(ZeroCopy {
+            share: InFlight::new(share),
+            conn: key,
+            sending: true,
+        });
         self.stats.zero_copy_sends += 1;
         self.slot(key).send = Kind::SendZeroCopy;
         let entry = opcode::SendZc::new(self.fd_of(key), start, len).flags(flags).build();
         Ok(entry.user_data(pack(Kind::SendZeroCopy, share)))
     }
 
-    /// A payload that is linked to a connect: its batch waits in the slot. Room must have been made.
+    /// A payload that is linked to a connect: its batch waits in the slot. Room must have been
+    /// made.
     pub(super) fn push_linked_send(&mut self, key: Key) {
         let fd = self.fd_of(key);
         let slot = self.slot(key);
         let Some(batch) = &slot.batch else { return };
         let part = batch.get().front();
-        let entry = opcode::Send::new(fd, part.as_ptr(), entry_len(part.len())).flags(libc::MSG_NOSIGNAL).build();
+        let entry = opcode::Send::new(fd, part.as_ptr(), entry_len(part.len()))
+            .flags(libc::MSG_NOSIGNAL)
+            .build();
         slot.send = Kind::Send;
         slot.set(mark::EARLY, false);
         self.stats.early_sends += 1;
@@ -115,7 +139,11 @@ impl Uring {
     }
 
     #[inline]
-    pub(in crate::backend::uring) fn sent(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
+    pub(in crate::backend::uring) fn sent(
+        &mut self,
+        key: Key,
+        result: i32,
+    ) -> Option<Completed<OwnedFd>> {
         if result == -libc::EAGAIN && self.style.polled {
             self.step(key, Kind::SendPoll);
             return None;
@@ -124,7 +152,11 @@ impl Uring {
     }
 
     /// Tier `polled`: there is room in the socket. The engine gathers anew.
-    pub(in crate::backend::uring) fn writable(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
+    pub(in crate::backend::uring) fn writable(
+        &mut self,
+        key: Key,
+        result: i32,
+    ) -> Option<Completed<OwnedFd>> {
         self.send_ended(key, result.min(0))
     }
 
@@ -146,12 +178,14 @@ impl Uring {
         if slot.take(mark::HELD) {
             self.begin_held_recv(key);
         }
-        // SAFETY: this is the final completion of what read the batch; a zero-copy send goes on with its own share.
+        // SAFETY: this is the final completion of what read the batch; a zero-copy send goes on
+        // with its own share.
         let batch = unsafe { batch.take() };
         Some(Completed::last(key, Outcome::Sent(batch, OpResult::of_cqe(result))))
     }
 
-    /// Gives a batch back that the kernel never knew of: the connect that it was to go with has ended.
+    /// Gives a batch back that the kernel never knew of: the connect that it was to go with has
+    /// ended.
     pub(super) fn early_batch_back(&mut self, key: Key, connected: bool) {
         let slot = self.slot(key);
         if !slot.take(mark::EARLY) {
@@ -176,7 +210,8 @@ impl Uring {
             self.stats.unknown_completions += 1;
             return None;
         };
-        let (conn, notification, more) = (zero_copy.conn, cqueue::notif(flags), cqueue::more(flags));
+        let (conn, notification, more) =
+            (zero_copy.conn, cqueue::notif(flags), cqueue::more(flags));
         if notification == zero_copy.sending || notification && more {
             self.fail(Violation("a zero-copy send and its notification completed out of order"));
             return None;
@@ -204,7 +239,8 @@ impl Uring {
 
     fn release(&mut self, share: Key) -> Option<Completed<OwnedFd>> {
         let zero_copy = self.zero_copies.remove(share)?;
-        // SAFETY: the notification came, or a result that announces none: the kernel has let go of the payload.
+        // SAFETY: the notification came, or a result that announces none: the kernel has let go of
+        // the payload.
         let payload = unsafe { zero_copy.share.take() };
         self.zero_copy_bytes -= payload.len();
         Some(Completed::last(zero_copy.conn, Outcome::Released(payload)))
@@ -212,7 +248,8 @@ impl Uring {
 
     /// The share of the zero-copy send that is in flight for a connection.
     pub(in crate::backend::uring) fn zero_copy_of(&self, conn: Key) -> Option<Key> {
-        let sending = |(_, zero_copy): &(Key, &ZeroCopy)| zero_copy.sending && zero_copy.conn == conn;
+        let sending =
+            |(_, zero_copy): &(Key, &ZeroCopy)| zero_copy.sending && zero_copy.conn == conn;
         self.zero_copies.iter().find(sending).map(|(share, _)| share)
     }
 }
