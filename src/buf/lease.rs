@@ -37,9 +37,10 @@ impl Lease {
     pub(crate) fn skip_front(&mut self, count: usize) {
         assert!(count <= self.len as usize, "no more than there is");
         match self.pool {
-            // SAFETY: within the bytes of this lease (checked above).
             Some(_) => {
-                (self.start, self.len) = (unsafe { self.start.add(count) }, self.len - count as u32)
+                // SAFETY: within the bytes of this lease (checked above).
+                self.start = unsafe { self.start.add(count) };
+                self.len -= count as u32;
             }
             None => *self = Lease::copied(&self[count..]),
         }
