@@ -68,11 +68,11 @@ fn run(args: &Args) -> Result<(), Failure> {
     let mut completions = Completions::with_capacity(args.completions as usize);
     let mut echo = Echo::default();
     let mut draining: Option<Instant> = None;
-    while !engine.is_drained() {
+    while !engine.is_closed() {
         if stop.load(Ordering::Acquire) && draining.is_none() {
             draining = Some(Instant::now());
             eprintln!("draining {} connections", engine.connections());
-            engine.drain(Duration::from_secs_f64(args.drain));
+            engine.close_all(Duration::from_secs_f64(args.drain));
         }
         engine.poll(&mut completions, None)?;
         for completion in completions.drain() {

@@ -123,7 +123,7 @@ impl Node {
     /// One poll. `Err` also when it is time to stop.
     fn listen_for(&mut self, timeout: Duration) -> Result<Vec<Heard>, Error> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Draining);
+            return Err(Error::Closing);
         }
         self.engine.poll(&mut self.out, Some(timeout))?;
         let mut heard = Vec::new();
@@ -316,7 +316,7 @@ fn really() -> Result<(), String> {
     stop.store(true, Ordering::Relaxed);
     for server in [backup, primary] {
         match server.join() {
-            Ok(Err(Error::Draining)) => {}
+            Ok(Err(Error::Closing)) => {}
             Ok(other) => return Err(format!("a server ended early: {other:?}")),
             Err(_) => return Err("a server panicked".to_owned()),
         }

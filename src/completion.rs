@@ -125,7 +125,7 @@ pub enum CloseKind {
     IdleTimedOut,
     /// `close` was called, and the peer did not take all queued bytes before the linger deadline.
     LingerTimedOut,
-    /// [`Engine::drain`](crate::Engine::drain) closed it.
+    /// [`Engine::close_all`](crate::Engine::close_all) closed it.
     Shutdown,
     /// An error of the kernel that fits none of the above; or the engine itself has failed
     /// ([`Error::EngineFailed`](crate::Error::EngineFailed)).

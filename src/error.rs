@@ -106,8 +106,8 @@ pub enum Error {
         /// Its value.
         value: usize,
     },
-    /// The engine was asked to [`drain`](crate::Engine::drain) and takes nothing new.
-    Draining,
+    /// [`Engine::close_all`](crate::Engine::close_all) was called: the engine takes nothing new.
+    Closing,
     /// This process is a fork of the one that made the engine; only that one may use it. A child
     /// makes an engine of its own.
     Forked,
@@ -149,7 +149,7 @@ impl fmt::Display for Error {
             Error::Stale => f.write_str("stale id: it names nothing any more"),
             Error::State(why) => f.write_str(why),
             Error::Limit { limit, value } => write!(f, "limit reached: {limit} = {value}"),
-            Error::Draining => f.write_str("the engine is draining and takes nothing new"),
+            Error::Closing => f.write_str("the engine is closing and takes nothing new"),
             Error::Forked => f.write_str(FORKED),
             Error::EngineFailed(what) => write!(f, "the engine has failed: {what}"),
             Error::Simulation(halt) => write!(f, "simulation: {halt}"),

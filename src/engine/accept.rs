@@ -69,7 +69,7 @@ impl Engine {
     ///
     /// # Errors
     /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at
-    /// `Config::listeners_max`; [`Error::Draining`].
+    /// `Config::listeners_max`; [`Error::Closing`].
     pub fn listen(
         &mut self,
         addr: impl Into<Addr>,

@@ -1,5 +1,5 @@
 //! Who may come in. Owns: the limits of connections and listeners, how many connections the caller
-//! knows, how many listeners are paused, and whether the engine drains. Invariant: a call that asks
+//! knows, how many listeners are paused, and whether the engine is closing. Invariant: a call that asks
 //! for room gets it before anything is opened.
 
 use super::Core;
@@ -12,9 +12,9 @@ pub(super) struct Admission {
     /// Connections reported to the caller and not yet closed.
     live: usize,
     paused_listeners: usize,
-    draining: bool,
-    /// When `drain` gives up on what is still open.
-    drain_until: u64,
+    closing: bool,
+    /// When `close_all` gives up on what is still open.
+    closing_until: u64,
 }
 
 impl Admission {
@@ -25,8 +25,8 @@ impl Admission {
             listeners_max,
             live,
             paused_listeners,
-            draining: false,
-            drain_until: u64::MAX,
+            closing: false,
+            closing_until: u64::MAX,
         }
     }
 
@@ -54,13 +54,13 @@ impl Admission {
         self.paused_listeners
     }
 
-    pub(super) fn drain_until(&mut self, until: u64) {
-        (self.draining, self.drain_until) = (true, until);
+    pub(super) fn begin_close_all(&mut self, until: u64) {
+        (self.closing, self.closing_until) = (true, until);
     }
 
-    /// A deadline, but no later than the end of a drain.
-    pub(super) fn within_drain(&self, deadline: u64) -> u64 {
-        deadline.min(self.drain_until)
+    /// A deadline, but no later than the end of `close_all`.
+    pub(super) fn within_close_all(&self, deadline: u64) -> u64 {
+        deadline.min(self.closing_until)
     }
 }
 
@@ -70,8 +70,8 @@ impl Core {
     }
 
     pub(super) fn room_for_conn(&self) -> Result<(), Error> {
-        if self.admission.draining {
-            return Err(Error::Draining);
+        if self.admission.closing {
+            return Err(Error::Closing);
         }
         if self.is_full() {
             return Err(Error::Limit {
@@ -83,8 +83,8 @@ impl Core {
     }
 
     pub(super) fn room_for_listener(&self) -> Result<(), Error> {
-        if self.admission.draining {
-            return Err(Error::Draining);
+        if self.admission.closing {
+            return Err(Error::Closing);
         }
         if self.endpoints.listeners_len() >= self.admission.listeners_max {
             return Err(Error::Limit {

@@ -56,18 +56,18 @@ impl Engine {
 
     /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with
     /// `deadline` from now instead of the linger time. Returns at once; go on polling until
-    /// [`Engine::is_drained`]. New connects and listens are refused.
-    pub fn drain(&mut self, deadline: Duration) {
+    /// [`Engine::is_closed`]. New connects and listens are refused.
+    pub fn close_all(&mut self, deadline: Duration) {
         if self.check().is_err() {
             return;
         }
         self.refresh_clock();
         let until = self.core.later(deadline);
-        self.core.drain(until);
+        self.core.close_all(until);
     }
 
     /// True when no connection and no listener is left, and every completion was handed out.
-    pub fn is_drained(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         let core = &*self.core;
         self.is_child()
             || core.admission.live() == 0
@@ -77,8 +77,8 @@ impl Engine {
 }
 
 impl Core {
-    fn drain(&mut self, until: u64) {
-        self.admission.drain_until(until);
+    fn close_all(&mut self, until: u64) {
+        self.admission.begin_close_all(until);
         self.endpoints.listener_keys().into_iter().for_each(|key| self.begin_close_listener(key));
         for key in self.endpoints.conn_keys() {
             self.discard_held(key);
@@ -179,7 +179,7 @@ impl Core {
     /// The FIN is out: from now on only the peer's FIN is waited for.
     pub(super) fn fin_sent(&mut self, key: Key) {
         if self.endpoints.conn(key).is_some_and(|conn| conn.phase == Phase::Closing) {
-            let deadline = self.admission.within_drain(self.later(self.config.fin_wait));
+            let deadline = self.admission.within_close_all(self.later(self.config.fin_wait));
             self.set_conn_timer(key, Some(deadline));
         }
     }

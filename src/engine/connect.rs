@@ -16,7 +16,7 @@ impl Engine {
     ///
     /// # Errors
     /// An address that no socket can use, [`Error::Limit`] at `Config::connections_max`,
-    /// [`Error::Draining`]. Whatever the kernel has against it, EMFILE included, arrives as
+    /// [`Error::Closing`]. Whatever the kernel has against it, EMFILE included, arrives as
     /// `Closed`.
     ///
     /// # Backends

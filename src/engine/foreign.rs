@@ -6,7 +6,7 @@ use super::Engine;
 use crate::backend::{Backend as _, with_backend};
 use crate::error::Error;
 use crate::sys::{self, Epoll};
-use crate::waker::Bell;
+use crate::waker::EventFd;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -19,17 +19,18 @@ pub(super) struct Watch {
     /// The backend's own descriptor; registered in `outer`, so it lives as long.
     _inner: OwnedFd,
     /// Rung when something is staged or left over.
-    bell: Arc<Bell>,
+    event_fd: Arc<EventFd>,
     armed_ns: Option<u64>,
 }
 
 impl Watch {
     fn new(inner: OwnedFd, inbox: BorrowedFd<'_>) -> io::Result<Watch> {
-        let (outer, timer, bell) = (Epoll::new()?, sys::timerfd()?, Arc::new(Bell::new()?));
-        for (token, fd) in [(0, inner.as_fd()), (1, timer.as_fd()), (2, bell.fd()), (3, inbox)] {
+        let (outer, timer, event_fd) = (Epoll::new()?, sys::timerfd()?, Arc::new(EventFd::new()?));
+        for (token, fd) in [(0, inner.as_fd()), (1, timer.as_fd()), (2, event_fd.fd()), (3, inbox)]
+        {
             outer.add(fd, libc::EPOLLIN, token)?;
         }
-        Ok(Watch { outer, timer, _inner: inner, bell, armed_ns: None })
+        Ok(Watch { outer, timer, _inner: inner, event_fd, armed_ns: None })
     }
 }
 
@@ -56,7 +57,7 @@ impl Engine {
             // all.
             let watch = Watch::new(inner, self.core.inbox.fd())
                 .map_err(|error| Error::os("as_fd", &error))?;
-            self.core.staging.set_foreign(Arc::clone(&watch.bell));
+            self.core.staging.set_foreign(Arc::clone(&watch.event_fd));
             self.watch = Some(watch);
             // From here on calls of the waker write the descriptor, whether the engine sleeps or
             // not.
@@ -71,7 +72,7 @@ impl Engine {
     pub(super) fn enter_foreign(&mut self) {
         if let Some(watch) = &self.watch {
             self.core.staging.unkick();
-            watch.bell.reset();
+            watch.event_fd.reset();
         }
     }
 

@@ -78,7 +78,7 @@ pub fn leaked_engines() -> u64 {
 /// Calls only note what is wanted; [`Engine::poll`] hands it to the kernel. They may be made at any
 /// time, also from within the loop over the completions of a poll.
 ///
-/// Dropping an engine closes everything it has open, without flushing: call [`Engine::drain`] first
+/// Dropping an engine closes everything it has open, without flushing: call [`Engine::close_all`] first
 /// where that matters.
 ///
 /// # Forks

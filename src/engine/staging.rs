@@ -5,7 +5,7 @@
 use super::accept::Listener;
 use super::conn::{Conn, flag};
 use crate::id::Key;
-use crate::waker::Bell;
+use crate::waker::EventFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(super) struct Staging {
     conns: VecDeque<Key>,
     listeners: VecDeque<Key>,
     /// Set when the engine is polled from a foreign loop, which must hear of what is staged.
-    foreign: Option<Arc<Bell>>,
+    foreign: Option<Arc<EventFd>>,
     kicked: bool,
 }
 
@@ -62,8 +62,8 @@ impl Staging {
         self.conns.contains(&conn)
     }
 
-    pub(super) fn set_foreign(&mut self, bell: Arc<Bell>) {
-        self.foreign = Some(bell);
+    pub(super) fn set_foreign(&mut self, event_fd: Arc<EventFd>) {
+        self.foreign = Some(event_fd);
     }
 
     pub(super) fn is_foreign(&self) -> bool {
@@ -73,9 +73,9 @@ impl Staging {
     /// Tells a foreign loop that `poll` has something to do.
     #[inline]
     pub(super) fn kick(&mut self) {
-        if let Some(bell) = self.foreign.as_ref().filter(|_| !self.kicked) {
+        if let Some(event_fd) = self.foreign.as_ref().filter(|_| !self.kicked) {
             self.kicked = true;
-            bell.ring();
+            event_fd.signal();
         }
     }
 

@@ -99,16 +99,16 @@ impl Inbox {
     }
 }
 
-/// A descriptor that is readable from `ring` to `reset`.
+/// A descriptor that is readable from `signal` to `reset`.
 #[derive(Debug)]
-pub(crate) struct Bell(OwnedFd);
+pub(crate) struct EventFd(OwnedFd);
 
-impl Bell {
-    pub(crate) fn new() -> io::Result<Bell> {
-        sys::eventfd().map(Bell)
+impl EventFd {
+    pub(crate) fn new() -> io::Result<EventFd> {
+        sys::eventfd().map(EventFd)
     }
 
-    pub(crate) fn ring(&self) {
+    pub(crate) fn signal(&self) {
         sys::eventfd_signal(&self.0);
     }
 

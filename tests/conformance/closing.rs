@@ -222,14 +222,14 @@ pub fn races_of_close_abort_and_data(variant: &Variant) {
             _ => Ok(()),
         };
     }
-    rig.engine.drain(Duration::from_millis(500));
-    rig.run("the end of all", |engine, _| engine.is_drained());
+    rig.engine.close_all(Duration::from_millis(500));
+    rig.run("the end of all", |engine, _| engine.is_closed());
     let ours = rig.ended.len();
     assert!(ours >= opened, "{opened} opened, {ours} ended");
     assert_eq!(rig.engine.stats().unknown_completions, 0);
 }
 
-pub fn drain_closes_everything(variant: &Variant) {
+pub fn close_all_closes_everything(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, addr) = rig.listen();
     let clients: Vec<Peer> = (0..20).map(|_| connect(addr).unwrap()).collect();
@@ -243,18 +243,18 @@ pub fn drain_closes_everything(variant: &Variant) {
     }
     let readers: Vec<_> =
         clients.into_iter().map(|client| spawn(move || read_all(client))).collect();
-    rig.engine.drain(Duration::from_secs(30));
-    assert!(matches!(rig.engine.connect(addr, ConnectOptions::default()), Err(Error::Draining)));
-    assert!(matches!(rig.engine.listen(addr, ListenOptions::default()), Err(Error::Draining)));
+    rig.engine.close_all(Duration::from_secs(30));
+    assert!(matches!(rig.engine.connect(addr, ConnectOptions::default()), Err(Error::Closing)));
+    assert!(matches!(rig.engine.listen(addr, ListenOptions::default()), Err(Error::Closing)));
     let mut listener_closed = 0;
-    rig.run("the drain", |engine, completion| {
+    rig.run("the end of all", |engine, completion| {
         if let Some(Completion { event: Event::ListenerClosed { listener: id, errno }, .. }) =
             completion
         {
             assert_eq!((id, errno), (listener, None));
             listener_closed += 1;
         }
-        engine.is_drained()
+        engine.is_closed()
     });
     assert_eq!(listener_closed, 1);
     readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() == pattern(200_000)));
@@ -263,14 +263,14 @@ pub fn drain_closes_everything(variant: &Variant) {
     ));
 }
 
-pub fn drain_gives_up_in_time(variant: &Variant) {
+pub fn close_all_gives_up_in_time(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, _peer) = rig.pair();
     rig.engine.send(conn, vec![0; 40 << 20]).unwrap();
-    rig.engine.drain(Duration::from_millis(100));
+    rig.engine.close_all(Duration::from_millis(100));
     let reason = rig.end_of(conn);
     assert!(reason.unsent_bytes > 0 && reason.kind == CloseKind::LingerTimedOut, "{reason}");
-    rig.run("the drain", |engine, _| engine.is_drained());
+    rig.run("the end of all", |engine, _| engine.is_closed());
 }
 
 pub fn close_with_peer_option(variant: &Variant) {

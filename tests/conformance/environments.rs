@@ -234,7 +234,7 @@ fn here() -> Option<&'static Environment> {
 const DESCRIPTORS: &[(&str, u64)] = &[
     ("accept_many", 440),
     ("completions_of_one", 70),
-    ("drain_closes_everything", 70),
+    ("close_all_closes_everything", 70),
     ("drop_while_accepting", 130),
     ("drop_with_receives_armed", 70),
     ("fifty_connections_on_one_buffer", 180),

@@ -71,7 +71,7 @@ scenarios! {
         turns_end_after_their_bytes;
     Ordinary closing: close_flushes_everything close_with_unread_input_loses_nothing close_gives_up_at_the_linger_deadline
         abort_resets peer_resets_while_we_send peer_resets_after_data idle_timeout idle_timeout_is_put_off_by_traffic
-        stale_ids_are_errors races_of_close_abort_and_data drain_closes_everything drain_gives_up_in_time
+        stale_ids_are_errors races_of_close_abort_and_data close_all_closes_everything close_all_gives_up_in_time
         close_with_peer_option closed_reason_tells_who;
     Ordinary accepting: accept_many close_listener_stops_accepting listener_errors connections_max_pauses_listeners
         accepted_inherit_options ipv6_listener;

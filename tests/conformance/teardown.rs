@@ -236,9 +236,9 @@ const CALLS_IN_A_CHILD: &[Call] = &[
     ("connections", |e, _| e.connections() == 0),
     ("is_live", |e, known| !e.is_live(known.conn)),
     ("fd", |e, known| e.fd(known.conn).is_none()),
-    ("drain", |e, _| {
-        e.drain(Duration::ZERO);
-        e.is_drained()
+    ("close_all", |e, _| {
+        e.close_all(Duration::ZERO);
+        e.is_closed()
     }),
     ("stats", |e, _| e.stats().turns > 0),
     ("info", |e, _| e.info().buffers.0 > 0),
@@ -286,7 +286,7 @@ pub fn fork_refuses_every_call(variant: &Variant) {
             Err(format!("{:?}", wrong.iter().map(|call| call.0).collect::<Vec<_>>()))
         }
     });
-    assert!(rig.engine.timer_cancel(timer) && rig.engine.is_live(conn) && !rig.engine.is_drained());
+    assert!(rig.engine.timer_cancel(timer) && rig.engine.is_live(conn) && !rig.engine.is_closed());
     still_works(&mut rig, conn, &mut peer);
 }
 

@@ -222,7 +222,7 @@ pub fn endless_durations(variant: &Variant) {
     rig.engine.send(connecting, "never").unwrap();
     rig.engine.close(conn).unwrap();
     rig.poll(Duration::from_millis(5));
-    rig.engine.drain(ENDLESS);
+    rig.engine.close_all(ENDLESS);
     rig.poll(Duration::from_millis(5));
     std::io::Read::read_exact(&mut peer, &mut [0; 3]).unwrap();
     assert!(rig.engine.is_live(connecting));

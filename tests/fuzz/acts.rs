@@ -114,7 +114,7 @@ impl Program<'_> {
                 }
                 Ok(())
             }
-            Err(Error::Limit { limit: "connections_max", .. } | Error::Draining) => Ok(()),
+            Err(Error::Limit { limit: "connections_max", .. } | Error::Closing) => Ok(()),
             Err(error) => Err(format!("cannot connect: {error}")),
         }
     }

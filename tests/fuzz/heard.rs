@@ -61,7 +61,7 @@ impl Program<'_> {
         player.timer_list.clear();
         player.waiting.clear();
         player.out.drain();
-        (player.called, player.wakes_owed, player.draining) = (false, 0, false);
+        (player.called, player.wakes_owed, player.closing_all) = (false, 0, false);
     }
 
     pub(super) fn handle(&mut self, index: usize, completion: Completion) -> Result<(), String> {
@@ -136,7 +136,7 @@ impl Program<'_> {
         (end.closes_with_peer, end.has_idle_timeout) =
             (!socket.half_open, socket.idle_timeout.is_some());
         end.paused = socket.read_mode == ReadMode::Paused;
-        end.drain_called = player.draining;
+        end.close_all_called = player.closing_all;
         if mirror {
             self.model.make_mirror(conn);
         }

@@ -49,7 +49,7 @@ pub struct Conn {
     pub close_called: bool,
     pub abort_called: bool,
     pub shut_called: bool,
-    pub drain_called: bool,
+    pub close_all_called: bool,
     pub closes_with_peer: bool,
     pub has_idle_timeout: bool,
     /// Its engine is gone without an end.
@@ -108,7 +108,7 @@ impl Model {
             close_called: false,
             abort_called: false,
             shut_called: false,
-            drain_called: false,
+            close_all_called: false,
             closes_with_peer: false,
             has_idle_timeout: false,
             lost: false,
@@ -316,7 +316,7 @@ impl Model {
         // A unix socket knows no reset.
         let gave_up = sender.abort_called
             || sender.close_called
-            || sender.drain_called
+            || sender.close_all_called
             || sender.has_idle_timeout;
         let may_be_cut = sender.lost || sender.unix && (gave_up || sender.closes_with_peer);
         if stream.received != stream.written && !may_be_cut {
@@ -338,8 +338,10 @@ impl Model {
             return Err(format!("{id}: a hang-up before the beginning, or twice"));
         }
         let Some(sender) = end.peer.map(|peer| &self.conns[peer]) else { return Ok(()) };
-        let closes =
-            sender.close_called || sender.abort_called || sender.drain_called || sender.shut_called;
+        let closes = sender.close_called
+            || sender.abort_called
+            || sender.close_all_called
+            || sender.shut_called;
         if !resets
             && !closes
             && !sender.has_idle_timeout
@@ -419,16 +421,16 @@ impl Model {
             | CloseKind::ConnectTimedOut
             | CloseKind::ConnectFailed => opening,
             CloseKind::PeerClosed => {
-                end.fin || end.paused || end.shut_called || end.close_called || end.drain_called
+                end.fin || end.paused || end.shut_called || end.close_called || end.close_all_called
             }
             CloseKind::Reset => !opening,
             CloseKind::Local => end.close_called,
             CloseKind::Aborted => end.abort_called,
             CloseKind::IdleTimedOut => end.has_idle_timeout && !opening,
             CloseKind::LingerTimedOut => {
-                end.close_called || end.drain_called || end.closes_with_peer
+                end.close_called || end.close_all_called || end.closes_with_peer
             }
-            CloseKind::Shutdown => end.drain_called,
+            CloseKind::Shutdown => end.close_all_called,
             _ => false,
         };
         if !possible {

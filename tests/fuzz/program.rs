@@ -39,7 +39,7 @@ pub(super) struct Player {
     /// The waker was called since the last poll; how often that was so, and was not told yet.
     pub(super) called: bool,
     pub(super) wakes_owed: usize,
-    pub(super) draining: bool,
+    pub(super) closing_all: bool,
     /// The poll before the last told everything there was; the last one did.
     pub(super) was_complete: bool,
     pub(super) is_complete: bool,
@@ -149,7 +149,7 @@ impl<'a> Program<'a> {
             waiting: HashMap::new(),
             called: false,
             wakes_owed: 0,
-            draining: false,
+            closing_all: false,
             was_complete: false,
             is_complete: false,
         };
@@ -195,7 +195,7 @@ impl<'a> Program<'a> {
             Err(
                 Error::Os { errno: Errno(libc::EMFILE), .. }
                 | Error::Simulation(Halt::Crashed)
-                | Error::Draining,
+                | Error::Closing,
             ) => Ok(()),
             Err(error) => Err(format!("cannot listen: {error}")),
         }
@@ -300,7 +300,7 @@ impl<'a> Program<'a> {
                     + player.timers.len()
                     + player.live.len();
                 // Accepted, or started anew, meanwhile.
-                if round % 16 == 15 && !player.draining {
+                if round % 16 == 15 && !player.closing_all {
                     self.begin_end(index)?;
                 }
             }
@@ -319,15 +319,15 @@ impl<'a> Program<'a> {
     }
 
     fn begin_end(&mut self, index: usize) -> Result<(), String> {
-        let drain = self.rng.one_in(2);
+        let close_all = self.rng.one_in(2);
         let Some(engine) = self.players[index].engine.as_mut() else { return Ok(()) };
-        if drain {
-            engine.drain(Duration::from_millis(500));
+        if close_all {
+            engine.close_all(Duration::from_millis(500));
             let player = &mut self.players[index];
-            player.draining = true;
+            player.closing_all = true;
             player.listeners.iter_mut().for_each(|listening| listening.closing = true);
             for conn in &player.live {
-                self.model.conns[*conn].drain_called = true;
+                self.model.conns[*conn].close_all_called = true;
             }
             return Ok(());
         }

@@ -48,11 +48,11 @@ pub fn serve(backend: Backend) {
     });
     let mut completions = Completions::with_capacity(1024);
     let mut echo = Echo::default();
-    while !engine.is_drained() {
+    while !engine.is_closed() {
         match questions.try_recv() {
             Ok(_) => answer(&engine),
             Err(TryRecvError::Empty) => {}
-            Err(TryRecvError::Disconnected) => engine.drain(Duration::from_secs(5)),
+            Err(TryRecvError::Disconnected) => engine.close_all(Duration::from_secs(5)),
         }
         engine.poll(&mut completions, None).expect("poll");
         for completion in completions.drain() {

@@ -31,11 +31,11 @@ mod entry;
 #[cfg(test)]
 mod lying_kernel;
 mod op;
+mod probe;
 mod reap;
 mod ring;
 pub(super) mod setup;
 mod slot;
-mod survey;
 mod sys;
 mod token;
 
@@ -53,6 +53,7 @@ use op::Step;
 use op::connect::{Connects, UnixRetry};
 use op::recv_into::RecvBufs;
 use op::send::ZeroCopy;
+pub(super) use probe::Refusal;
 use ring::Ring;
 use slot::{Slot, mark};
 use std::collections::VecDeque;
@@ -60,7 +61,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-pub(super) use survey::Refusal;
 use token::{Kind, pack};
 
 /// How operations are made into entries; follows from the tier and the capabilities.

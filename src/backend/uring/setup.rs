@@ -1,9 +1,10 @@
-//! From a survey and a configuration to a ring. Owns: the choice of tier, the setup flags of each,
-//! the shrinking under ENOMEM, the restrictions, and the record of what is used and why not.
+//! From what probing found and a configuration to a ring. Owns: the choice of tier, the setup flags
+//! of each, the shrinking under ENOMEM, the restrictions, and the record of what is used and why
+//! not.
 
 use super::buffers::Buffers;
+use super::probe::{self, Offer, Refusal};
 use super::ring::{EnterMode, Ring};
-use super::survey::{self, Offer, Refusal};
 use super::{Style, Uring, sys};
 use crate::backend::Tuning;
 use crate::caps::{Capability, CapabilityState, Caps};
@@ -88,7 +89,7 @@ pub(crate) fn open(
     engine: EngineNumber,
     inbox: &Arc<Inbox>,
 ) -> Result<Opened, NoRing> {
-    let offer = survey::survey().map_err(|refusal| match refusal {
+    let offer = probe::probe().map_err(|refusal| match refusal {
         Refusal::Setup(errno @ Errno(libc::EMFILE | libc::ENFILE)) => {
             NoRing::Error(Error::Os { call: "io_uring_setup", errno })
         }
@@ -114,7 +115,7 @@ pub(crate) fn open(
 fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
     let config = choice.config;
     let mut notes = Vec::new();
-    let Foundation { uring, buffers, tuning, piecewise } = lay(choice, tier, &mut notes)?;
+    let RingParts { uring, buffers, tuning, piecewise } = set_up(choice, tier, &mut notes)?;
     if let Some(errno) = choice.offer.no_register {
         notes.push(format!("io_uring_register is refused: {errno:?}: a filter or an LSM; buffer rings and all that builds on them are left out"));
     }
@@ -168,7 +169,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
 }
 
 /// A ring and the memory that goes with it.
-struct Foundation {
+struct RingParts {
     uring: IoUring,
     buffers: Buffers,
     tuning: Tuning,
@@ -176,12 +177,12 @@ struct Foundation {
 }
 
 /// Makes a ring with its buffers, smaller while the kernel has not memory enough for it.
-fn lay(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<Foundation, NoRing> {
+fn set_up(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<RingParts, NoRing> {
     let config = choice.config;
     let (mut entries, mut completions) = (config.submission_entries, config.completion_entries);
     loop {
-        let errno = match survey::patiently(|| try_to_lay(choice, tier, entries, completions)) {
-            Ok(foundation) => return Ok(foundation),
+        let errno = match probe::patiently(|| try_set_up(choice, tier, entries, completions)) {
+            Ok(parts) => return Ok(parts),
             Err(errno) => errno,
         };
         match errno.0 {
@@ -203,12 +204,12 @@ fn lay(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<Found
     }
 }
 
-fn try_to_lay(
+fn try_set_up(
     choice: &Choice<'_>,
     tier: Tier,
     entries: u32,
     completions: u32,
-) -> Result<Foundation, Errno> {
+) -> Result<RingParts, Errno> {
     let uring = ring(choice, tier, entries, completions)?;
     let multishot = matches!(tier, Tier::Deferred | Tier::Multishot);
     let large_enough = uring.params().cq_entries() >= PIECEWISE_ENTRIES_MIN;
@@ -219,7 +220,7 @@ fn try_to_lay(
     let first = multishot && choice.config.adaptive_receives;
     let buffers =
         Buffers::new(&uring, (count, size, tuning.low_watermark), buf_ring, piecewise, first)?;
-    Ok(Foundation { uring, buffers, tuning, piecewise })
+    Ok(RingParts { uring, buffers, tuning, piecewise })
 }
 
 /// Sets a ring up with the flags of a tier.
@@ -251,7 +252,7 @@ fn ring(choice: &Choice<'_>, tier: Tier, entries: u32, completions: u32) -> Resu
 /// Leaves a ring only what the engine uses: without `modern`, tier `polled`, nothing that came
 /// after 5.6.
 fn restrict(uring: &IoUring, choice: &Choice<'_>, modern: bool) -> std::io::Result<()> {
-    let mut allowed = survey::NEEDED.to_vec();
+    let mut allowed = probe::NEEDED.to_vec();
     allowed.push(opcode::Nop::CODE);
     if modern && choice.has(Capability::SendZc) {
         allowed.push(opcode::SendZc::CODE);

@@ -158,8 +158,8 @@ fn assert_failed(scene: &mut Scene, all: &[Completion]) {
         (stats.kernel_violations, stats.closed),
         (1, all.iter().filter(closed).count() as u64)
     );
-    engine.drain(Duration::ZERO);
-    assert!(engine.is_drained());
+    engine.close_all(Duration::ZERO);
+    assert!(engine.is_closed());
     engine.audit().unwrap();
     engine.poll(&mut Completions::with_capacity(1), None).expect_err("for ever");
 }

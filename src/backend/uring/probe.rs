@@ -79,7 +79,7 @@ impl Offer {
 }
 
 /// Finds out what is there.
-pub(super) fn survey() -> Result<Offer, Refusal> {
+pub(super) fn probe() -> Result<Offer, Refusal> {
     let mut offer = CapSet::default();
     let mut trial = Trial { ring: richest_ring(&mut offer).map_err(Refusal::Setup)? };
     trial.run(opcode::Nop::new().build()).map_err(Refusal::Enter)?;
@@ -104,7 +104,7 @@ pub(super) fn survey() -> Result<Offer, Refusal> {
 }
 
 /// A ring with every setup flag that the kernel knows. A recent kernel takes all of them at once,
-/// and one ring is all that the survey makes: rings cost locked memory, and give it back only some
+/// and one ring is all that probing makes: rings cost locked memory, and give it back only some
 /// time after they are closed.
 fn richest_ring(offer: &mut CapSet) -> Result<IoUring, Errno> {
     use Capability::{CoopTaskrun, DeferTaskrun, Restrictions, SingleIssuer, SubmitAll};
@@ -355,14 +355,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_survey_leaves_no_descriptor_behind() {
+    fn probing_leaves_no_descriptor_behind() {
         let count = || std::fs::read_dir("/proc/self/fd").expect("procfs").count();
-        let first = survey();
+        let first = probe();
         let before = count();
-        assert_eq!(survey(), first);
+        assert_eq!(probe(), first);
         // Other tests run beside this one: allow for what they have open, not for one per round.
         for _ in 0..50 {
-            let _ = survey();
+            let _ = probe();
         }
         assert!(count() < before + 45, "{before} before, {} after", count());
     }
