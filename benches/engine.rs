@@ -303,24 +303,6 @@ fn timers(c: &mut Criterion) {
     }
 }
 
-/// The engine alone, without a kernel: a send, its completion, and a receive of as many bytes. An
-/// instruction too many shows here.
-fn user_space(c: &mut Criterion) {
-    let mut group = group(c, "user_space");
-    for conns in [1, 64, 1024] {
-        let mut engine = DryEngine::new(Config::default(), conns, Instant::now()).expect("memory");
-        group.throughput(Throughput::Elements(conns as u64));
-        let message = Bytes::from_static(&[7; 64]);
-        group.bench_function(BenchmarkId::new("submit and reap, 64 B", conns), |b| {
-            b.iter(|| {
-                let received =
-                    engine.round(|| message.clone().into()).expect("no kernel, no error");
-                assert_eq!(received, 64 * conns);
-            });
-        });
-    }
-}
-
 /// The simulator by itself: client and server in one simulated world, on one thread. An element is
 /// a completion.
 fn simulated(c: &mut Criterion) {
@@ -357,7 +339,7 @@ fn simulated(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, round_trip, connect, stream, timers, user_space, simulated);
+criterion_group!(benches, round_trip, connect, stream, timers, simulated);
 
 /// `cargo test` passes options that libtest knows and criterion does not, such as `--test-threads`:
 /// of those, only a filter and `--exact` mean anything here.

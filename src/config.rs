@@ -3,117 +3,9 @@
 
 use crate::caps::{CapSet, Capability};
 use crate::error::Error;
+use crate::tier::{Backend, Tier};
+use crate::tuning::{Tuning, range, setters};
 use std::time::Duration;
-
-/// Which of the kernel's interfaces an engine stands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Backend {
-    /// io_uring: operations are submission queue entries.
-    Uring,
-    /// epoll: the same operations, carried out on readiness.
-    Epoll,
-    /// A simulated network in memory. Only [`sim::World::engine`](crate::sim::World::engine) makes
-    /// engines on it.
-    Sim,
-}
-
-impl Backend {
-    /// `uring`, `epoll` or `sim`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Backend::Uring => "uring",
-            Backend::Epoll => "epoll",
-            Backend::Sim => "sim",
-        }
-    }
-
-    /// The backend of that name, of those that [`Engine::new`](crate::Engine::new) can choose:
-    /// `uring` and `epoll`.
-    pub fn from_name(name: &str) -> Option<Backend> {
-        [Backend::Uring, Backend::Epoll].into_iter().find(|backend| backend.name() == name)
-    }
-}
-
-impl std::fmt::Display for Backend {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// How the io_uring backend uses the kernel, from the best to the oldest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Tier {
-    /// 6.1 and later: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and recv, a provided-buffer
-    /// ring.
-    Deferred,
-    /// 6.0: the same with COOP_TASKRUN.
-    Multishot,
-    /// 5.7 to 5.19: FAST_POLL; single-shot operations that the engine arms again.
-    Oneshot,
-    /// 5.6: poll first, then the operation, so that no kernel worker is tied up. Only by name;
-    /// epoll is better there.
-    Polled,
-}
-
-impl Tier {
-    /// All of them, the best first.
-    pub const ALL: [Tier; 4] = [Tier::Deferred, Tier::Multishot, Tier::Oneshot, Tier::Polled];
-
-    /// `deferred`, `multishot`, `oneshot` or `polled`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Tier::Deferred => "deferred",
-            Tier::Multishot => "multishot",
-            Tier::Oneshot => "oneshot",
-            Tier::Polled => "polled",
-        }
-    }
-
-    /// The capabilities that the tier cannot do without, beside what every tier needs: io_uring as
-    /// of 5.6.
-    pub fn needs(self) -> &'static [Capability] {
-        use Capability::*;
-        match self {
-            Tier::Deferred => &[SingleIssuer, DeferTaskrun, MultishotRecv, BufRing, FastPoll],
-            Tier::Multishot => &[CoopTaskrun, MultishotRecv, BufRing, FastPoll],
-            Tier::Oneshot => &[FastPoll],
-            Tier::Polled => &[],
-        }
-    }
-
-    /// The first mainline kernel that has all of it. Distributions backport: an engine tries, it
-    /// never compares versions.
-    pub fn kernel(self) -> &'static str {
-        match self {
-            Tier::Deferred => "6.1",
-            Tier::Multishot => "6.0",
-            Tier::Oneshot => "5.7",
-            Tier::Polled => "5.6",
-        }
-    }
-
-    /// The tier of that name.
-    pub fn from_name(name: &str) -> Option<Tier> {
-        Tier::ALL.into_iter().find(|tier| tier.name() == name)
-    }
-}
-
-impl std::fmt::Display for Tier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-macro_rules! setters {
-    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
-        $($(#[$doc])*
-        pub fn $name(mut self, value: $type) -> Config {
-            self.$name = value;
-            self
-        })*
-    };
-}
 
 /// How an engine is made. Every method takes and returns the configuration, so that calls chain.
 ///
@@ -135,30 +27,19 @@ pub struct Config {
     pub(crate) disabled_by_environment: CapSet,
     pub(crate) ignore_environment: bool,
     pub(crate) hardened: bool,
-    pub(crate) submission_entries: u32,
-    pub(crate) completion_entries: u32,
-    pub(crate) workers_max: u32,
     pub(crate) connections_max: usize,
     pub(crate) listeners_max: usize,
     pub(crate) timers_max: usize,
     pub(crate) buffers: Option<(u32, u32)>,
-    pub(crate) buffers_low_watermark: Option<u32>,
     pub(crate) send_high_watermark: usize,
     pub(crate) send_low_watermark: usize,
-    pub(crate) send_entries_max: usize,
-    pub(crate) gather_max: usize,
-    pub(crate) budget: u32,
     pub(crate) spin: Duration,
-    pub(crate) turn_bytes: usize,
-    pub(crate) adaptive_receives: bool,
-    pub(crate) early_sends: bool,
-    pub(crate) zero_copy_threshold: Option<usize>,
-    pub(crate) zero_copy_anywhere: bool,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) linger: Duration,
     pub(crate) fin_wait: Duration,
     pub(crate) teardown_max: Duration,
+    pub(crate) tuning: Tuning,
 }
 
 impl Default for Config {
@@ -170,30 +51,19 @@ impl Default for Config {
             disabled_by_environment: CapSet::default(),
             ignore_environment: false,
             hardened: false,
-            submission_entries: 256,
-            completion_entries: 4096,
-            workers_max: 4,
             connections_max: 262_144,
             listeners_max: 1024,
             timers_max: 4 << 20,
             buffers: None,
-            buffers_low_watermark: None,
             send_high_watermark: 1 << 20,
             send_low_watermark: 256 << 10,
-            send_entries_max: 16_384,
-            gather_max: 64,
-            budget: 32,
             spin: Duration::ZERO,
-            turn_bytes: 256 << 10,
-            adaptive_receives: true,
-            early_sends: true,
-            zero_copy_threshold: Some(64 << 10),
-            zero_copy_anywhere: false,
             connect_timeout: Some(Duration::from_secs(30)),
             idle_timeout: None,
             linger: Duration::from_secs(10),
             fin_wait: Duration::from_millis(250),
             teardown_max: Duration::from_secs(1),
+            tuning: Tuning::default(),
         }
     }
 }
@@ -227,13 +97,6 @@ impl Config {
         self
     }
 
-    /// Below this number of untouched receive buffers data is copied to the heap, so that slow
-    /// consumers of leases do not starve the others. At least 1. Default: an eighth of the buffers.
-    pub fn buffers_low_watermark(mut self, count: u32) -> Config {
-        self.buffers_low_watermark = Some(count);
-        self
-    }
-
     /// The send queue of a connection, in bytes: at `high` sends are refused, at `low` they are
     /// welcome again ([`Event::Drained`](crate::Event::Drained)). One payload may go beyond `high`:
     /// the queue is bounded by `high` plus one payload. Default: 1 MiB and 256 KiB.
@@ -243,7 +106,7 @@ impl Config {
         self
     }
 
-    setters! {
+    setters! { Config:
         /// Does not look at `PROACTOR_BACKEND`, `PROACTOR_TIER` and `PROACTOR_DISABLE`. Default:
         /// false.
         ignore_environment: bool;
@@ -251,15 +114,6 @@ impl Config {
         /// 5.10): whatever else gets hold of it cannot open files or start other operations through
         /// it. No effect on epoll. Default: false.
         hardened: bool;
-        /// Submission queue entries, rounded up to a power of two: 2 to 32,768. A full queue is
-        /// submitted early, nothing is lost. Default: 256.
-        submission_entries: u32;
-        /// Completion queue entries, at least as many as submission entries, at most 65,536. An
-        /// overflow is kept by the kernel, at a cost. Default: 4,096.
-        completion_entries: u32;
-        /// The most kernel workers (each of bounded and unbounded work); 1 or more. None is needed
-        /// in normal operation. Default: 4.
-        workers_max: u32;
         /// The most connections. `connect` and `adopt` are refused at the limit; listeners pause,
         /// after admitting what the kernel had accepted already. Address space for as many, up to
         /// 262,144, is set aside when the engine is made (22 MiB; memory only as it is used).
@@ -269,14 +123,6 @@ impl Config {
         listeners_max: usize;
         /// The most timers of the caller. Default: 4,194,304.
         timers_max: usize;
-        /// The most payloads in the send queue of a connection; beyond it sends are refused as
-        /// above the high watermark, until half of them are gone. Default: 16,384.
-        send_entries_max: usize;
-        /// The most payloads gathered in one send, 1 to 1,024 (IOV_MAX). Default: 64.
-        gather_max: usize;
-        /// The most completions with data that one connection gets in one poll while others wait.
-        /// Default: 32.
-        budget: u32;
         /// How long to look for completions before sleeping, for those who pay CPU for latency: 20
         /// to 100 us are sensible, and 10 ms the most. A sleep and the wake-up from it cost some 5
         /// to 30 us; a completion that comes within the time given is taken without them, and the
@@ -292,40 +138,6 @@ impl Config {
         /// io_uring looks at memory shared with the kernel; epoll makes a system call a look
         /// (epoll_wait with no timeout).
         spin: Duration;
-        /// How many bytes a poll receives, at least, before it returns and leaves the rest to the
-        /// next one: what is then sent in answer is read again while it is in the cache next to a
-        /// core. 1 or more; `usize::MAX` for no such end. Default: 256 KiB.
-        ///
-        /// # Backends
-        /// For epoll. On io_uring the kernel receives, before the engine sees how much it is.
-        turn_bytes: usize;
-        /// Lets a connection begin with a single-shot receive, and go over to multishot with the
-        /// second: a connection of one request and one answer then has nothing to cancel when it is
-        /// closed, which is a twentieth of the CPU time of a connect, a request and a close. One
-        /// more entry for all others. And a connection that is made here and has something to send
-        /// begins to receive when that has left, as there is no answer before.
-        /// [`Stats::single_receives`](crate::Stats::single_receives) and
-        /// [`Stats::late_receives`](crate::Stats::late_receives) count. Default: true.
-        ///
-        /// # Backends
-        /// For io_uring in the tiers `deferred` and `multishot`; without effect elsewhere. Where
-        /// buffers are consumed piece by piece (6.12), single-shot receives have buffers of their
-        /// own, 64 of 4 KiB.
-        adaptive_receives: bool;
-        /// Lets what is queued before the first poll after `connect` leave with the end of the
-        /// handshake, and not a turn later. [`Stats::early_sends`](crate::Stats::early_sends)
-        /// counts. Default: true.
-        ///
-        /// # Backends
-        /// On io_uring (5.19) a single payload goes by an entry linked to the connect; on epoll
-        /// sends are tried right after connect(2) if the peer is on this machine.
-        early_sends: bool;
-        /// Payloads of at least this many bytes go by SEND_ZC, if the peer is neither on loopback
-        /// nor on a unix socket. `None` for never. Default: 64 KiB.
-        zero_copy_threshold: Option<usize>;
-        /// Lets zero-copy sends happen on loopback too, where they cost more than they save: for
-        /// tests. Default: false.
-        zero_copy_anywhere: bool;
         /// The timeout of connects that have none of their own. `None`: the kernel's own, about two
         /// minutes. Default: 30 s.
         connect_timeout: Option<Duration>;
@@ -341,21 +153,11 @@ impl Config {
         /// How long dropping the engine waits, while nothing moves, for the kernel to let go of its
         /// buffers before it leaks them. Default: 1 s.
         teardown_max: Duration;
+        /// Sizes and techniques that exist for benchmarks. Default: what was measured to be best.
+        tuning: Tuning;
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let range = |field: &'static str, value: usize, min: usize, max: usize| match (min..=max)
-            .contains(&value)
-        {
-            true => Ok(()),
-            false => {
-                Err(Error::Config { field, why: format!("{value} is outside {min} to {max}") })
-            }
-        };
-        range("submission_entries", self.submission_entries as usize, 2, 32_768)?;
-        let least = self.submission_entries.next_power_of_two();
-        range("completion_entries", self.completion_entries as usize, least as usize, 65_536)?;
-        range("workers_max", self.workers_max as usize, 1, 1 << 16)?;
         range("connections_max", self.connections_max, 1, 1 << 23)?;
         range("listeners_max", self.listeners_max, 1, 1 << 16)?;
         // Connections and listeners have a timer each, and a table has 2^24 slots.
@@ -370,27 +172,15 @@ impl Config {
                 });
             }
         }
-        if let Some(low) = self.buffers_low_watermark {
-            range(
-                "buffers_low_watermark",
-                low as usize,
-                1,
-                self.buffers.map_or(32_768, |(count, _)| count as usize),
-            )?;
-        }
         range("send_watermarks (high)", self.send_high_watermark, 1, usize::MAX)?;
         range("send_watermarks (low)", self.send_low_watermark, 0, self.send_high_watermark - 1)?;
-        range("send_entries_max", self.send_entries_max, 1, (1 << 20) - 1)?;
-        range("gather_max", self.gather_max, 1, 1024)?;
-        range("turn_bytes", self.turn_bytes, 1, usize::MAX)?;
-        range("budget", self.budget as usize, 1, u16::MAX as usize)?;
         range(
             "spin (ns)",
             usize::try_from(self.spin.as_nanos()).unwrap_or(usize::MAX),
             0,
             10_000_000,
         )?;
-        range("zero_copy_threshold", self.zero_copy_threshold.unwrap_or(1), 1, usize::MAX)?;
+        self.tuning.validate(self.buffers.map(|(count, _)| count))?;
         if self.backend == Some(Backend::Epoll) && self.tier.is_some() {
             return Err(Error::Config {
                 field: "tier",
@@ -475,12 +265,9 @@ mod tests {
             other => panic!("expected a refusal, got {other:?}"),
         };
         assert!(Config::default().validate().is_ok());
-        assert_eq!(field(Config::default().submission_entries(1)), "submission_entries");
-        assert_eq!(field(Config::default().completion_entries(255)), "completion_entries");
         assert_eq!(field(Config::default().buffers(3, 4096)), "buffers");
         assert_eq!(field(Config::default().send_watermarks(10, 10)), "send_watermarks (low)");
-        assert_eq!(field(Config::default().budget(0)), "budget");
-        assert_eq!(field(Config::default().turn_bytes(0)), "turn_bytes");
+        assert_eq!(field(Config::default().tuning(Tuning::default().budget(0))), "budget");
         assert_eq!(field(Config::default().backend(Backend::Epoll).tier(Tier::Polled)), "tier");
     }
 

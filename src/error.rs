@@ -115,7 +115,8 @@ pub enum Error {
     /// All connections of the engine have ended with
     /// [`CloseKind::Failed`](crate::CloseKind::Failed), and it can only be dropped.
     EngineFailed(&'static str),
-    /// The simulated world has nothing more for this engine. Only on the simulated backend.
+    /// The simulated world has nothing more for this engine. With the feature `sim`.
+    #[cfg(feature = "sim")]
     Simulation(Halt),
     /// The kernel refused.
     Os {
@@ -152,6 +153,7 @@ impl fmt::Display for Error {
             Error::Closing => f.write_str("the engine is closing and takes nothing new"),
             Error::Forked => f.write_str(FORKED),
             Error::EngineFailed(what) => write!(f, "the engine has failed: {what}"),
+            #[cfg(feature = "sim")]
             Error::Simulation(halt) => write!(f, "simulation: {halt}"),
             Error::Os { call, errno } => write!(f, "{call}: {errno}"),
         }
@@ -160,7 +162,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Why a simulated world has nothing more for who waits in it.
+/// Why a simulated world has nothing more for an engine that waits in it. With the feature `sim`.
+#[cfg(feature = "sim")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Halt {
@@ -174,6 +177,7 @@ pub enum Halt {
     Ended,
 }
 
+#[cfg(feature = "sim")]
 impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

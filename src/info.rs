@@ -1,8 +1,8 @@
 //! What an engine stands on. Owns: the report; nothing is decided here.
 
 use crate::caps::{CapabilityReport, Caps};
-use crate::config::{Backend, Tier};
 use crate::error::Errno;
+use crate::tier::{Backend, Tier};
 use std::fmt;
 
 /// Why an engine that was free to choose did not take io_uring.

@@ -11,8 +11,8 @@
 //! older kernels and for containers whose seccomp profile or sysctl forbids io_uring. Which one is
 //! in use, which capabilities, and why not the others is never a guess: see [`Engine::info`].
 //!
-//! For tests there is a third: [`sim`] runs engines, and the programs on them, on a network in
-//! memory, in virtual time, with faults drawn from a seed.
+//! For tests there is a third backend, behind the feature `sim`: `proactor::sim` runs engines, and
+//! the programs on them, on a network in memory, in virtual time, with faults drawn from a seed.
 //!
 //! ```no_run
 #![doc = include_str!("../examples/ping.rs")]
@@ -56,22 +56,25 @@ mod leak;
 mod mutant;
 mod net;
 mod options;
+#[cfg(feature = "sim")]
 pub mod sim;
 mod stats;
 #[allow(unsafe_code)]
 mod sys;
 mod table;
+mod tier;
 mod timer;
+mod tuning;
 mod waker;
 
 pub use buf::{Lease, Payload};
 pub use caps::{Capability, CapabilityReport, CapabilityState, REQUIREMENTS, Requirement};
 pub use completion::{CloseKind, CloseReason, Completion, Completions, Event};
-pub use config::{Backend, Config, Tier};
-#[doc(hidden)]
-pub use engine::DryEngine;
+pub use config::Config;
 pub use engine::{AdoptedId, Engine, leaked_engines};
-pub use error::{Errno, Error, Halt, SendError, WriteError};
+#[cfg(feature = "sim")]
+pub use error::Halt;
+pub use error::{Errno, Error, SendError, WriteError};
 pub use id::{ConnId, ListenerId, TimerId};
 pub use info::{Fallback, Info, Limits};
 #[cfg(feature = "mutants")]
@@ -79,4 +82,6 @@ pub use mutant::{Mutant, plant};
 pub use net::Addr;
 pub use options::{ConnectOptions, ListenOptions, ReadMode, SocketOptions};
 pub use stats::Stats;
+pub use tier::{Backend, Tier};
+pub use tuning::{Tuning, ZeroCopy};
 pub use waker::Waker;

@@ -381,7 +381,9 @@ impl Host {
     /// [`Error::Config`]; [`Error::Simulation`] while the host is down.
     pub fn engine(&self, config: Config) -> Result<Engine, Error> {
         let (world, host, epoch) = (Arc::clone(&self.world), self.index, self.epoch);
-        Engine::simulated(config, |tuning, inbox| Sim::new(world, host, tuning, inbox, epoch))
+        Engine::simulated(config, |parameters, inbox| {
+            Sim::new(world, host, parameters, inbox, epoch)
+        })
     }
 
     /// The name it was given.

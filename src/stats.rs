@@ -35,17 +35,17 @@ pub struct Stats {
     /// Receive completions with data.
     pub receives: u64,
     /// Receives started as single-shot where multishot is there
-    /// ([`Config::adaptive_receives`](crate::Config::adaptive_receives); io_uring only).
+    /// ([`Tuning::adaptive_receives`](crate::Tuning::adaptive_receives); io_uring only).
     pub single_receives: u64,
     /// First receives that waited until the first send of their connection had left
-    /// ([`Config::adaptive_receives`](crate::Config::adaptive_receives); io_uring only).
+    /// ([`Tuning::adaptive_receives`](crate::Tuning::adaptive_receives); io_uring only).
     pub late_receives: u64,
     /// Bytes received.
     pub bytes_received: u64,
     /// Send operations completed.
     pub sends: u64,
     /// Send operations that were started with the connect
-    /// ([`Config::early_sends`](crate::Config::early_sends)).
+    /// ([`Tuning::early_sends`](crate::Tuning::early_sends)).
     pub early_sends: u64,
     /// Bytes that the kernel took from send queues.
     pub bytes_sent: u64,

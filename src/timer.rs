@@ -54,6 +54,7 @@ impl Wheel {
         }
     }
 
+    #[cfg(feature = "sim")]
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
     }

@@ -6,7 +6,7 @@ pub mod echo;
 pub mod load;
 pub mod redis;
 
-use proactor::{Backend, Capability, Config, Engine, Tier, Waker};
+use proactor::{Backend, Capability, Config, Engine, Tier, Tuning, Waker, ZeroCopy};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,8 +61,8 @@ fn count_and_size(text: &str) -> Result<(u32, u32), String> {
 
 impl BackendArgs {
     pub fn config(&self) -> Result<Config, Failure> {
-        let mut config = Config::default()
-            .spin(Duration::from_micros(self.spin))
+        let mut config = Config::default().spin(Duration::from_micros(self.spin));
+        let mut tuning = Tuning::default()
             .adaptive_receives(!self.fixed_receives)
             .early_sends(!self.no_early_sends);
         if let Some(backend) = Backend::from_name(&self.backend) {
@@ -80,18 +80,18 @@ impl BackendArgs {
             config = config.buffers(count, size);
         }
         if let Some(bytes) = self.turn_bytes {
-            config = config.turn_bytes(bytes);
+            tuning = tuning.turn_bytes(bytes);
         }
         if let Some(budget) = self.budget {
-            config = config.budget(budget);
+            tuning = tuning.budget(budget);
         }
         if let Some(gather) = self.gather {
-            config = config.gather_max(gather);
+            tuning = tuning.gather_max(gather);
         }
         if let Some(bytes) = self.zero_copy {
-            config = config.zero_copy_threshold(Some(bytes)).zero_copy_anywhere(true);
+            tuning = tuning.zero_copy(ZeroCopy::Always(bytes));
         }
-        Ok(config)
+        Ok(config.tuning(tuning))
     }
 
     pub fn engine(&self) -> Result<Engine, Failure> {

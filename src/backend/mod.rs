@@ -53,9 +53,9 @@
 //! | `Shutdown` | nothing: [`Started::Done`]. Sends the FIN; no send may be in flight. |
 //! | `Close` | `Closed`, always. |
 
-pub(crate) mod dry;
 pub(crate) mod epoll;
 pub(crate) mod select;
+#[cfg(feature = "sim")]
 pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
@@ -253,7 +253,7 @@ pub(crate) trait Backend {
     type Socket;
 
     /// Bytes are received as [`Backend::next`] is asked, so that the engine decides how many a turn
-    /// takes (`Config::turn_bytes`).
+    /// takes (`Tuning::turn_bytes`).
     const RECEIVES_WHEN_ASKED: bool = false;
 
     /// Real time passes while somebody looks with waits of no time.
@@ -322,9 +322,9 @@ pub(crate) trait Backend {
     }
 }
 
-/// What a backend needs of the configuration, digested.
+/// What a backend needs of the configuration, with defaults filled in.
 #[derive(Clone, Debug)]
-pub(crate) struct Tuning {
+pub(crate) struct Parameters {
     /// Of the engine, for its keys.
     pub(crate) engine: EngineNumber,
     pub(crate) gather_max: usize,
@@ -335,18 +335,18 @@ pub(crate) struct Tuning {
     pub(crate) connections_reserved: usize,
 }
 
-impl Tuning {
+impl Parameters {
     /// `piecewise`: buffers are consumed piece by piece, so that few large ones do.
-    pub(crate) fn new(config: &Config, engine: EngineNumber, piecewise: bool) -> Tuning {
+    pub(crate) fn new(config: &Config, engine: EngineNumber, piecewise: bool) -> Parameters {
         let buffers =
             config.buffers.unwrap_or(if piecewise { (64, 64 << 10) } else { (1024, 4 << 10) });
         let low_watermark =
-            config.buffers_low_watermark.unwrap_or(buffers.0 / 8).clamp(1, buffers.0);
+            config.tuning.buffers_low_watermark.unwrap_or(buffers.0 / 8).clamp(1, buffers.0);
         let connections_reserved = config.connections_max.min(RESERVED_MAX);
-        Tuning {
+        Parameters {
             engine,
-            gather_max: config.gather_max,
-            budget: config.budget,
+            gather_max: config.tuning.gather_max,
+            budget: config.tuning.budget,
             low_watermark,
             buffers,
             connections_reserved,
@@ -359,7 +359,30 @@ impl Tuning {
 pub(crate) enum AnyBackend {
     Uring(Box<uring::Uring>),
     Epoll(Box<epoll::EpollBackend>),
+    #[cfg(feature = "sim")]
     Sim(Box<sim::Sim>),
+}
+
+/// What only a simulated world needs to know: it decides when which engine is polled.
+impl AnyBackend {
+    /// The time at which the engine must be polled although nothing completes.
+    #[inline]
+    pub(crate) fn note_deadline(&mut self, deadline: impl FnOnce() -> Option<u64>) {
+        match self {
+            #[cfg(feature = "sim")]
+            AnyBackend::Sim(sim) => sim.note_deadline(deadline()),
+            AnyBackend::Uring(_) | AnyBackend::Epoll(_) => drop(deadline),
+        }
+    }
+
+    /// Whether the world waits for this engine to be polled.
+    pub(crate) fn is_expected(&self) -> bool {
+        match self {
+            #[cfg(feature = "sim")]
+            AnyBackend::Sim(sim) => sim.is_expected(),
+            AnyBackend::Uring(_) | AnyBackend::Epoll(_) => false,
+        }
+    }
 }
 
 /// Runs an expression with the backend that is in use, borrowed as `$any` is.
@@ -368,6 +391,7 @@ macro_rules! with_backend {
         match $any {
             $crate::backend::AnyBackend::Uring($backend) => $body,
             $crate::backend::AnyBackend::Epoll($backend) => $body,
+            #[cfg(feature = "sim")]
             $crate::backend::AnyBackend::Sim($backend) => $body,
         }
     };

@@ -2,14 +2,15 @@
 
 use super::epoll::EpollBackend;
 use super::uring::setup::{self, NoRing};
-use super::{AnyBackend, Tuning};
+use super::{AnyBackend, Parameters};
 use crate::backend::uring::Refusal;
 use crate::caps::{Capability, CapabilityState, Caps};
-use crate::config::{Backend, Config};
+use crate::config::Config;
 use crate::error::{Errno, Error};
 use crate::id::EngineNumber;
 use crate::info::{Fallback, Info, Limits};
 use crate::sys;
+use crate::tier::Backend;
 use crate::waker::Inbox;
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ pub(crate) fn open(
     inbox: &Arc<Inbox>,
 ) -> Result<(AnyBackend, Info), Error> {
     let insists = config.backend == Some(Backend::Uring) || config.tier.is_some();
+    #[cfg(feature = "sim")]
     if config.backend == Some(Backend::Sim) {
         let why = "a simulated engine needs a world: `sim::World::engine` makes one".to_owned();
         return Err(Error::Unsupported { what: "backend `sim`".to_owned(), why });
@@ -84,10 +86,10 @@ fn open_epoll(
             caps.set(Capability::EpollPwait2, CapabilityState::Missing, errno.to_string())
         }
     }
-    let tuning = Tuning::new(config, engine, true);
-    let buffers = tuning.buffers;
+    let parameters = Parameters::new(config, engine, true);
+    let buffers = parameters.buffers;
     let precise = caps.uses(Capability::EpollPwait2);
-    let backend = EpollBackend::new(tuning, Arc::clone(inbox), precise)?;
+    let backend = EpollBackend::new(parameters, Arc::clone(inbox), precise)?;
     let info = Info {
         backend: Backend::Epoll,
         tier: None,
@@ -100,21 +102,6 @@ fn open_epoll(
         caps,
     };
     Ok((AnyBackend::Epoll(Box::new(backend)), info))
-}
-
-/// What an engine of a simulated world stands on.
-pub(crate) fn simulated(tuning: &Tuning) -> Info {
-    Info {
-        backend: Backend::Sim,
-        tier: None,
-        fallback: None,
-        notes: Vec::new(),
-        ring_entries: (0, 0),
-        buffers: tuning.buffers,
-        limits: Limits { nofile: None, memlock_bytes: None },
-        kernel: "simulated".to_owned(),
-        caps: Caps::not_probed("the network is simulated"),
-    }
 }
 
 fn limits() -> Limits {

@@ -119,6 +119,7 @@ impl Pool {
     ///
     /// # Panics
     /// If the buffer is not checked out or has less room.
+    #[cfg(feature = "sim")]
     pub(crate) fn write(&self, id: u16, offset: usize, bytes: &[u8]) {
         let (start, room) = self.room(id);
         let claimed = self.shared.buffers[id as usize].checked_out.get();

@@ -50,10 +50,12 @@ impl Listener {
         !std::mem::replace(&mut self.state.dirty, true)
     }
 
+    #[cfg(feature = "sim")]
     pub(super) fn has_timer(&self) -> bool {
         self.timer.is_some()
     }
 
+    #[cfg(feature = "sim")]
     pub(super) fn is_paused(&self) -> bool {
         self.state.paused
     }

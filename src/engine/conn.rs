@@ -200,6 +200,7 @@ impl Conn {
         self.ops.in_flight & !self.ops.cancelled & bit(kind) != 0
     }
 
+    #[cfg(feature = "sim")]
     pub(super) fn cancels_agree(&self) -> bool {
         self.ops.cancelled & !self.ops.in_flight == 0
     }

@@ -25,7 +25,7 @@ impl Engine {
     ///
     /// What is queued before the next poll leaves as soon as the connection is there, without a
     /// turn in between: on io_uring (5.19) if it is one payload, by an entry linked to the connect;
-    /// on epoll if the peer is on this machine. `Config::early_sends` turns it off.
+    /// on epoll if the peer is on this machine. `Tuning::early_sends` turns it off.
     pub fn connect(
         &mut self,
         addr: impl Into<Addr>,
@@ -59,7 +59,7 @@ impl Core {
     fn connect(&mut self, addr: Addr, options: ConnectOptions) -> Key {
         let mut conn =
             Conn::new(Phase::Connecting, options.tag, &options.socket, self.config.idle_timeout);
-        if addr.is_local() && !self.config.zero_copy_anywhere {
+        if addr.is_local() && !self.config.tuning.zero_copy.includes_local() {
             conn.set(flag::NO_ZERO_COPY);
         }
         conn.set(flag::PEER_KNOWN);
@@ -82,8 +82,9 @@ impl Core {
     ) -> Result<(), Full> {
         let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
         let Some(mut connect) = conn.take_connect() else { return Ok(()) };
-        if self.config.early_sends {
-            let least_zero_copy = self.config.zero_copy_threshold.unwrap_or(usize::MAX);
+        let tuning = &self.config.tuning;
+        if tuning.early_sends {
+            let least_zero_copy = tuning.zero_copy.bytes_min().unwrap_or(usize::MAX);
             connect.first = conn.send.take_early(B::EARLY_PAYLOADS, least_zero_copy);
         }
         let sends = connect.first.is_some();

@@ -14,7 +14,7 @@
 //!    is full, nothing more is taken from the backend in this turn: it stays with the kernel, which
 //!    holds the peers back.
 //! 6. **Bytes of a turn.** Where receives happen as they are asked for (epoll), a turn ends after
-//!    `Config::turn_bytes`.
+//!    `Tuning::turn_bytes`.
 //! 7. **Order of a turn.** What waited; what the flush completes at once; completions; timers; what
 //!    waited once more.
 //!
@@ -49,6 +49,7 @@ impl Quota {
         self.deferred > 0
     }
 
+    #[cfg(feature = "sim")]
     pub(super) fn deferred(&self) -> usize {
         self.deferred as usize
     }
@@ -100,6 +101,7 @@ impl Delivery {
     }
 
     /// How many events with a live connection wait, as `is_live` sees it.
+    #[cfg(feature = "sim")]
     pub(super) fn count(&self, is_live: impl Fn(Key) -> bool) -> usize {
         self.waiting.iter().filter(|completion| is_live(completion.conn.0)).count()
     }

@@ -8,17 +8,18 @@
 //! | `adopt` `timers` `foreign` | other calls |
 //! | `turn` `deliver` `staging` `parking` `spin` | a poll: its steps; what the caller is told and in which order; what waits to be started |
 //! | `endpoints` `conn` `admission` | what is open |
-//! | `failure` `teardown` `audit` `dry` | the end of an engine; checks; benchmarks |
+//! | `failure` `teardown` | the end of an engine |
+//! | `simulated` `audit` | engines in simulated worlds, and checks (feature `sim`) |
 
 mod accept;
 mod admission;
 mod adopt;
+#[cfg(feature = "sim")]
 mod audit;
 mod close;
 mod conn;
 mod connect;
 mod deliver;
-mod dry;
 mod endpoints;
 mod failure;
 mod foreign;
@@ -28,30 +29,31 @@ mod recv;
 mod recv_into;
 mod send;
 mod shutdown;
+#[cfg(feature = "sim")]
+mod simulated;
 mod spin;
 mod staging;
 mod teardown;
 mod timers;
 mod turn;
 
-use crate::backend::sim::Sim;
-use crate::backend::{AnyBackend, Backend as _, Side, Tuning, select, with_backend};
+use crate::backend::{AnyBackend, Backend as _, Side, select, with_backend};
 use crate::buf::{RecvBufPool, SendMemory};
 use crate::caps::Capability;
 use crate::completion::Completions;
-use crate::config::{Backend, Config};
+use crate::config::Config;
 use crate::error::Error;
 use crate::id::{ConnId, EngineNumberGuard, Key};
 use crate::info::Info;
 use crate::leak::Leakable;
 use crate::net::Addr;
 use crate::stats::Stats;
+use crate::tier::Backend;
 use crate::waker::{Inbox, Waker};
 use admission::Admission;
 pub use adopt::AdoptedId;
 use conn::Conn;
 use deliver::Delivery;
-pub use dry::DryEngine;
 use endpoints::Endpoints;
 use foreign::Watch;
 use parking::Parking;
@@ -153,21 +155,6 @@ impl Engine {
         Ok(Engine::on(config, number, inbox, backend, info))
     }
 
-    /// An engine in a simulated world. Neither the environment nor a backend that the configuration
-    /// names plays a part.
-    pub(crate) fn simulated(
-        config: Config,
-        place: impl FnOnce(Tuning, Arc<Inbox>) -> Result<Sim, Error>,
-    ) -> Result<Engine, Error> {
-        config.validate()?;
-        let inbox = Inbox::simulated();
-        let number = EngineNumberGuard::new();
-        let tuning = Tuning::new(&config, number.number(), true);
-        let info = select::simulated(&tuning);
-        let sim = place(tuning, Arc::clone(&inbox))?;
-        Ok(Engine::on(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
-    }
-
     fn on(
         config: Config,
         number: EngineNumberGuard,
@@ -212,7 +199,7 @@ impl Engine {
     /// If `completions` is full already, nothing is waited for, and 0 returned.
     ///
     /// # Errors
-    /// [`Error::Forked`] in a forked child. [`Error::Simulation`] if the host of a simulated engine
+    /// [`Error::Forked`] in a forked child. `Error::Simulation` if the host of a simulated engine
     /// crashed, or nothing will ever happen in its world. [`Error::Os`] if the kernel refuses to go
     /// on; connections cannot cause that. [`Error::EngineFailed`] if the kernel said something that
     /// cannot be true, once all connections were reported closed.
@@ -240,9 +227,7 @@ impl Engine {
         }));
         self.core.interrupted = polled.is_err();
         self.leave_foreign();
-        if let AnyBackend::Sim(sim) = &mut *self.backend {
-            sim.note_deadline(self.core.next_deadline());
-        }
+        self.backend.note_deadline(|| self.core.next_deadline());
         polled.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
@@ -264,8 +249,8 @@ impl Engine {
             return !self.core.delivery.is_empty() || self.core.interrupted;
         }
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
-        let expected = matches!(&*self.backend, AnyBackend::Sim(sim) if sim.is_expected());
-        due || expected || with_backend!(&*self.backend, backend => backend.has_next())
+        due || self.backend.is_expected()
+            || with_backend!(&*self.backend, backend => backend.has_next())
     }
 
     /// Receive buffers that are free now.
@@ -392,13 +377,15 @@ impl Core {
             admission: Admission::new(config.connections_max, config.listeners_max),
             staging: Staging::default(),
             parking: Parking::default(),
-            delivery: Delivery::new(config.budget, config.turn_bytes),
+            delivery: Delivery::new(config.tuning.budget, config.tuning.turn_bytes),
             timers: Timers::new(engine, config.timers_max),
             send_memory: SendMemory::default(),
             recv_bufs: RecvBufPool::default(),
             sent_tags: Vec::new(),
             zero_copy_threshold: config
-                .zero_copy_threshold
+                .tuning
+                .zero_copy
+                .bytes_min()
                 .filter(|_| zero_copy)
                 .unwrap_or(usize::MAX),
             stats: Stats::default(),

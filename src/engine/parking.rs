@@ -15,6 +15,7 @@ impl Parking {
         self.0.is_empty()
     }
 
+    #[cfg(feature = "sim")]
     pub(super) fn contains(&self, key: Key) -> bool {
         self.0.contains(&key)
     }

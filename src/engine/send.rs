@@ -209,7 +209,8 @@ impl Core {
         key: Key,
         add: impl FnOnce(&mut SendBatch, &mut SendMemory),
     ) -> Result<(), Refusal> {
-        let (high, entries_max) = (self.config.send_high_watermark, self.config.send_entries_max);
+        let (high, entries_max) =
+            (self.config.send_high_watermark, self.config.tuning.send_entries_max);
         let Some(conn) = self.endpoints.conn_mut(key) else { return Err(Refusal::Stale) };
         if !conn.may_queue() {
             return Err(Refusal::Closed);
@@ -342,11 +343,11 @@ impl Core {
     /// For a payload at the threshold.
     #[inline(never)]
     fn wants_zero_copy<B: Backend>(&mut self, backend: &B, key: Key) -> bool {
-        let anywhere = self.config.zero_copy_anywhere;
+        let local_too = self.config.tuning.zero_copy.includes_local();
         let Some(conn) = self.endpoints.conn_mut(key) else { return false };
         if !conn.has(flag::PEER_KNOWN) {
             conn.set(flag::PEER_KNOWN);
-            if !anywhere && backend.addr(key, Side::Peer).map_or(true, |addr| addr.is_local()) {
+            if !local_too && backend.addr(key, Side::Peer).map_or(true, |addr| addr.is_local()) {
                 conn.set(flag::NO_ZERO_COPY);
             }
         }
@@ -426,7 +427,8 @@ impl Core {
 
     /// Says that there is room for sends again, if there was none and now is.
     fn emit_drained(&mut self, key: Key, out: &mut Completions) {
-        let (low, entries_low) = (self.config.send_low_watermark, self.config.send_entries_max / 2);
+        let (low, entries_low) =
+            (self.config.send_low_watermark, self.config.tuning.send_entries_max / 2);
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if !conn.has(flag::FULL) || conn.send.bytes() > low || conn.send.entries() > entries_low {
             return;

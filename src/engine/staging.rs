@@ -58,6 +58,7 @@ impl Staging {
         self.listeners.pop_front()
     }
 
+    #[cfg(feature = "sim")]
     pub(super) fn lists(&self, conn: Key) -> bool {
         self.conns.contains(&conn)
     }

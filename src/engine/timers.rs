@@ -100,6 +100,7 @@ impl Timers {
     }
 
     /// All that are set, and how many of them are the caller's.
+    #[cfg(feature = "sim")]
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.wheel.len(), self.user)
     }

@@ -14,6 +14,7 @@ use signal::Signal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+#[cfg(feature = "sim")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Wakes an engine from any thread: its poll returns with [`Event::Woken`](crate::Event::Woken).
@@ -33,6 +34,7 @@ impl Waker {
         if !self.0.is_child() && self.0.signal.call() {
             match &self.0.line {
                 Line::Eventfd(fd) => sys::eventfd_signal(fd),
+                #[cfg(feature = "sim")]
                 Line::Flag(flag) => flag.store(true, Ordering::Release),
             }
         }
@@ -52,6 +54,7 @@ pub(crate) struct Inbox {
 enum Line {
     Eventfd(OwnedFd),
     /// In a simulated world, which looks at it.
+    #[cfg(feature = "sim")]
     Flag(AtomicBool),
 }
 
@@ -62,6 +65,7 @@ impl Inbox {
         Ok(Arc::new(Inbox { signal: Signal::new(), line, mark }))
     }
 
+    #[cfg(feature = "sim")]
     pub(crate) fn simulated() -> Arc<Inbox> {
         Arc::new(Inbox {
             signal: Signal::new(),
@@ -81,11 +85,13 @@ impl Inbox {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         match &self.line {
             Line::Eventfd(fd) => fd.as_fd(),
+            #[cfg(feature = "sim")]
             Line::Flag(_) => panic!("an inbox without a descriptor"),
         }
     }
 
     /// In a simulated world: whether somebody called.
+    #[cfg(feature = "sim")]
     pub(crate) fn is_rung(&self) -> bool {
         matches!(&self.line, Line::Flag(flag) if flag.load(Ordering::Acquire))
     }
@@ -94,6 +100,7 @@ impl Inbox {
     pub(crate) fn reset(&self) {
         match &self.line {
             Line::Eventfd(fd) => drop(sys::counter_reset(fd)),
+            #[cfg(feature = "sim")]
             Line::Flag(flag) => flag.store(false, Ordering::Release),
         }
     }

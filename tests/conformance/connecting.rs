@@ -184,15 +184,15 @@ pub fn requests_leave_with_the_connect(variant: &Variant) {
     // Both ends are in this process; one environment has 32 descriptors.
     let count = if descriptors_max() < 100 { 6 } else { 20 };
     let lens: Vec<usize> = (0..count).map(|index| lens[index % lens.len()] + index).collect();
-    let config = variant.config().submission_entries(2);
-    let rig = requests_before_the_connect(config.clone(), &lens);
+    let tuning = Tuning::default().ring_entries(2, 4096);
+    let rig = requests_before_the_connect(variant.config().tuning(tuning.clone()), &lens);
     let leave_early = rig.engine.info().backend != Backend::Uring || rig.uses(Capability::SocketOp);
     // The others are large enough for SEND_ZC.
     let small = lens.iter().filter(|len| **len < 64 << 10).count() as u64;
     assert_eq!(rig.engine.stats().early_sends, if leave_early { small } else { 0 });
     drop(rig);
-    let rig =
-        requests_before_the_connect(config.early_sends(false).adaptive_receives(false), &lens);
+    let tuning = tuning.early_sends(false).adaptive_receives(false);
+    let rig = requests_before_the_connect(variant.config().tuning(tuning), &lens);
     let stats = rig.engine.stats();
     assert_eq!((stats.early_sends, stats.late_receives, stats.single_receives), (0, 0, 0));
 }

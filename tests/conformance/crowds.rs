@@ -72,7 +72,7 @@ pub fn nine_thousand_connections(variant: &Variant) {
 
 pub fn tiny_queues(variant: &Variant) {
     // Four completion entries, two submission entries, one completion a poll: slow, and complete.
-    let mut rig = Rig::with(variant.config().submission_entries(2).completion_entries(4));
+    let mut rig = Rig::with(variant.config().tuning(Tuning::default().ring_entries(2, 4)));
     churn(&mut rig, 150, 40, 3_000);
     let (conn, peer) = rig.pair();
     let bytes = pattern(3 << 20);

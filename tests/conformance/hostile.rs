@@ -170,13 +170,7 @@ pub fn no_descriptors_is_an_error(_: &Variant) {
 
 pub fn hardened_ring(variant: &Variant) {
     let mut rig = match Engine::new(variant.config().hardened(true)) {
-        Ok(_) => Rig::with(
-            variant
-                .config()
-                .hardened(true)
-                .zero_copy_threshold(Some(4096))
-                .zero_copy_anywhere(true),
-        ),
+        Ok(_) => Rig::with(variant.config().hardened(true).tuning(zero_copy(4096))),
         Err(Error::Unsupported { why, .. }) => return skip(why),
         Err(error) => panic!("{error}"),
     };

@@ -161,8 +161,8 @@ pub fn panic_in_poll(variant: &Variant) {
 }
 
 pub fn panic_in_partial_sends(variant: &Variant) {
-    for zero_copy in [None, Some(4096)] {
-        let config = variant.config().zero_copy_threshold(zero_copy).zero_copy_anywhere(true);
+    for mode in [ZeroCopy::Never, ZeroCopy::Always(4096)] {
+        let config = variant.config().tuning(Tuning::default().zero_copy(mode));
         let mut rig = Rig::with(config.send_watermarks(64 << 20, 0));
         let (conn, peer) = rig.pair();
         let bombs = Bombs::default();
@@ -278,7 +278,7 @@ pub fn panic_after_close_and_abort(variant: &Variant) {
 pub fn panic_in_drop(variant: &Variant) {
     // What the kernel still reads stays as it is; on loopback a zero-copy send is read until the
     // peer does.
-    let config = variant.config().zero_copy_threshold(Some(1024)).zero_copy_anywhere(true);
+    let config = variant.config().tuning(zero_copy(1024));
     let mut rig = Rig::with(config.teardown_max(patience()));
     let bombs = Bombs::default();
     let listener = listen_local().unwrap();

@@ -120,7 +120,7 @@ pub fn leases_outlive_the_engine(variant: &Variant) {
 
 pub fn hot_connections_leave_room(variant: &Variant) {
     // One connection floods; another asks once. With a budget the second is heard within few polls.
-    let mut rig = Rig::with(variant.config().budget(4).buffers(64, 1024));
+    let mut rig = Rig::with(variant.config().tuning(Tuning::default().budget(4)).buffers(64, 1024));
     let (hot, mut flood) = rig.pair();
     let (calm, mut asker) = rig.pair();
     rig.out = Completions::with_capacity(16);
@@ -149,7 +149,7 @@ pub fn hot_connections_leave_room(variant: &Variant) {
 pub fn floods_stay_bounded(variant: &Variant) {
     // Faster than the caller takes it: what is received and not yet handed out stays bounded; the
     // rest stays with the peer.
-    let mut rig = Rig::with(variant.config().budget(1).buffers(512, 256));
+    let mut rig = Rig::with(variant.config().tuning(Tuning::default().budget(1)).buffers(512, 256));
     rig.out = Completions::with_capacity(8);
     let total = 4 << 20;
     let pairs: Vec<_> = (0..3).map(|_| rig.pair()).collect();

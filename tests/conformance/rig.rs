@@ -259,3 +259,8 @@ pub fn serve_echo(engine: &mut Engine, completion: Completion) {
         _ => {}
     }
 }
+
+/// Payloads of at least so many bytes are sent without a copy, on loopback too.
+pub fn zero_copy(bytes_min: usize) -> Tuning {
+    Tuning::default().zero_copy(ZeroCopy::Always(bytes_min))
+}

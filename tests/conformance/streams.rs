@@ -512,7 +512,7 @@ pub fn watermarks_bound_memory(variant: &Variant) {
 }
 
 pub fn entry_limit_is_full(variant: &Variant) {
-    let mut rig = Rig::with(variant.config().send_entries_max(10));
+    let mut rig = Rig::with(variant.config().tuning(Tuning::default().send_entries_max(10)));
     let (conn, mut peer) = rig.pair();
     for _ in 0..10 {
         rig.engine.send(conn, "x").unwrap();
@@ -529,8 +529,7 @@ pub fn entry_limit_is_full(variant: &Variant) {
 pub fn zero_copy_sends(variant: &Variant) {
     // On loopback a notification comes only when the peer has read: the payloads must live until
     // then.
-    let mut rig =
-        Rig::with(variant.config().zero_copy_threshold(Some(10_000)).zero_copy_anywhere(true));
+    let mut rig = Rig::with(variant.config().tuning(zero_copy(10_000)));
     let (conn, peer) = rig.pair();
     let reader = spawn(move || {
         sleep(Duration::from_millis(50));
@@ -635,7 +634,8 @@ pub fn two_messages_in_one_read(variant: &Variant) {
 /// A poll that is to end after one byte tells no more than it must, and nothing is lost between two
 /// of them.
 pub fn turns_end_after_their_bytes(variant: &Variant) {
-    let mut rig = Rig::with(variant.config().turn_bytes(1).buffers(64, 4096));
+    let mut rig =
+        Rig::with(variant.config().tuning(Tuning::default().turn_bytes(1)).buffers(64, 4096));
     let pairs: Vec<_> = (0..4).map(|_| rig.pair()).collect();
     let sent = pattern(20_000);
     for (_, peer) in &pairs {

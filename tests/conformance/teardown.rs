@@ -95,8 +95,7 @@ pub fn drop_while_filling(variant: &Variant) {
 }
 
 pub fn drop_zero_copy_in_flight(variant: &Variant) {
-    let mut rig =
-        Rig::with(variant.config().zero_copy_threshold(Some(4096)).zero_copy_anywhere(true));
+    let mut rig = Rig::with(variant.config().tuning(zero_copy(4096)));
     let (conn, peer) = rig.pair();
     for _ in 0..20 {
         let _ = rig.engine.send(conn, vec![1; 100_000]);

@@ -104,8 +104,9 @@ pub fn run(seed: u64, stage: &Stage) -> Result<Vec<Told>, String> {
         let config = Config::default()
             .buffers(1 << rng.below(6), 64 << rng.below(8))
             .send_watermarks(2_048 << rng.below(8), 1_024)
-            .gather_max(1 + rng.below(64))
-            .budget(1 + rng.below(16) as u32)
+            .tuning(
+                Tuning::default().gather_max(1 + rng.below(64)).budget(1 + rng.below(16) as u32),
+            )
             // The waits of a close are not what is compared.
             .fin_wait(Duration::from_secs(20))
             .linger(Duration::from_secs(20));

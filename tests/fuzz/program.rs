@@ -122,12 +122,14 @@ impl<'a> Program<'a> {
         let rng = &mut self.rng;
         let (buffers, size) = (1 << rng.below(7), 64 << rng.below(7));
         let high = 256 << rng.below(10);
+        let tuning = Tuning::default()
+            .send_entries_max(2 + rng.below(40))
+            .gather_max(1 + rng.below(40))
+            .budget(if rng.one_in(4) { 1 + rng.below(4) } else { 8 + rng.below(56) } as u32);
         let config = Config::default()
             .buffers(buffers, size)
             .send_watermarks(high, high / 4)
-            .send_entries_max(2 + rng.below(40))
-            .gather_max(1 + rng.below(40))
-            .budget(if rng.one_in(4) { 1 + rng.below(4) } else { 8 + rng.below(56) } as u32)
+            .tuning(tuning)
             .connections_max(if rng.one_in(4) { 3 } else { 200 })
             .linger(Duration::from_millis(20 + rng.below(2000) as u64))
             .fin_wait(Duration::from_millis([0, 1, 250][rng.below(3)]))

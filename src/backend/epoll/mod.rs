@@ -13,8 +13,8 @@ mod op;
 mod work;
 
 use super::{
-    Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started,
-    Tuning,
+    Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, Parameters, SendBatch,
+    Side, Started,
 };
 use crate::buf::Pool;
 use crate::error::{Errno, Error, Violation};
@@ -82,7 +82,7 @@ pub(crate) struct EpollBackend {
     pool: Pool,
     /// The pool buffer that is being filled.
     open_buffer: Option<u16>,
-    tuning: Tuning,
+    parameters: Parameters,
     precise_wait: bool,
     slots: Vec<Slot>,
     recv_bufs: RecvBufs,
@@ -104,7 +104,7 @@ pub(crate) struct EpollBackend {
 
 impl EpollBackend {
     pub(crate) fn new(
-        tuning: Tuning,
+        parameters: Parameters,
         inbox: Arc<Inbox>,
         precise_wait: bool,
     ) -> Result<EpollBackend, Error> {
@@ -112,8 +112,8 @@ impl EpollBackend {
         epoll
             .add(inbox.fd(), libc::EPOLLIN, WAKE_TOKEN)
             .map_err(|error| Error::os("epoll_ctl", &error))?;
-        let (count, size) = tuning.buffers;
-        let pool = Pool::new(count, size, tuning.low_watermark)
+        let (count, size) = parameters.buffers;
+        let pool = Pool::new(count, size, parameters.low_watermark)
             .map_err(|error| Error::os("mmap", &error))?;
         Ok(EpollBackend {
             epoll,
@@ -121,8 +121,8 @@ impl EpollBackend {
             inbox,
             pool,
             open_buffer: None,
-            slots: Vec::with_capacity(tuning.connections_reserved),
-            tuning,
+            slots: Vec::with_capacity(parameters.connections_reserved),
+            parameters,
             precise_wait,
             recv_bufs: RecvBufs::default(),
             done: VecDeque::new(),

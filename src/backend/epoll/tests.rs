@@ -2,8 +2,8 @@
 
 use super::{EpollBackend, Slot};
 use crate::backend::{
-    Backend, Completed, Connect, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side,
-    Started, Tuning,
+    Backend, Completed, Connect, OpKind, OpResult, Open, Operation, Outcome, Parameters, SendBatch,
+    Side, Started,
 };
 use crate::error::Errno;
 use crate::id::{EngineNumber, Key};
@@ -21,7 +21,7 @@ fn a_slot_is_small() {
 }
 
 fn backend() -> EpollBackend {
-    let tuning = Tuning {
+    let parameters = Parameters {
         engine: EngineNumber::TEST,
         gather_max: 64,
         budget: 32,
@@ -29,7 +29,7 @@ fn backend() -> EpollBackend {
         buffers: (4, 4096),
         connections_reserved: 4,
     };
-    EpollBackend::new(tuning, Inbox::new().unwrap(), false).unwrap()
+    EpollBackend::new(parameters, Inbox::new().unwrap(), false).unwrap()
 }
 
 fn key(slot: usize) -> Key {

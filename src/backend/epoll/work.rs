@@ -110,7 +110,7 @@ impl EpollBackend {
                 return Some(completed);
             }
             let key = self.work.pop_front()?;
-            let (turn, budget) = (self.turn, self.tuning.budget);
+            let (turn, budget) = (self.turn, self.parameters.budget);
             let Some(slot) = self.find(key) else { continue };
             slot.state &= !bit::LISTED;
             if !slot.can_work() {

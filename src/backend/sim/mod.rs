@@ -26,8 +26,8 @@ mod trace;
 mod view;
 
 use super::{
-    Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, SendBatch, Side,
-    Started, Tuning,
+    Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, Parameters,
+    SendBatch, Side, Started,
 };
 use crate::buf::{Lease, Pool, RecvBuf};
 use crate::error::{Errno, Error, Halt};
@@ -84,7 +84,7 @@ pub(crate) struct Sim {
     inbox: Arc<Inbox>,
     epoch: Instant,
     buffers: Buffers,
-    tuning: Tuning,
+    parameters: Parameters,
     stats: BackendStats,
     /// What the world knows of [`Sim::note_deadline`].
     deadline: Option<u64>,
@@ -151,12 +151,12 @@ impl Sim {
     pub(crate) fn new(
         world: Arc<Shared>,
         host: u32,
-        tuning: Tuning,
+        parameters: Parameters,
         inbox: Arc<Inbox>,
         epoch: Instant,
     ) -> Result<Sim, Error> {
-        let (count, size) = tuning.buffers;
-        let pool = Pool::new(count, size, tuning.low_watermark)
+        let (count, size) = parameters.buffers;
+        let pool = Pool::new(count, size, parameters.low_watermark)
             .map_err(|error| Error::os("mmap", &error))?;
         let (engine, status) = {
             let net = &mut world.lock().net;
@@ -174,7 +174,7 @@ impl Sim {
             inbox,
             epoch,
             buffers,
-            tuning,
+            parameters,
             stats: BackendStats::default(),
             deadline: None,
         })

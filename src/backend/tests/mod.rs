@@ -13,8 +13,8 @@ mod memory;
 mod rigs;
 
 use super::{
-    Backend, CloseMode, Completed, Connect, OpKind, Open, Operation, Outcome, SendBatch, Side,
-    Started, Tuning,
+    Backend, CloseMode, Completed, Connect, OpKind, Open, Operation, Outcome, Parameters,
+    SendBatch, Side, Started,
 };
 use crate::buf::{Lease, Payload, RecvBuf, RecvBufPool, SendMemory};
 use crate::error::Error;
@@ -41,7 +41,7 @@ trait Rig {
     const TAKES_NONSENSE: bool;
 
     /// `None` if the backend is unavailable; prints why.
-    fn make(&mut self, tuning: Tuning) -> Option<Self::Backend>;
+    fn make(&mut self, parameters: Parameters) -> Option<Self::Backend>;
 
     /// A connected pair, of which the backend's end gets the key.
     fn pair(&mut self, backend: &mut Self::Backend, key: Key, tcp: bool) -> Self::Peer;
@@ -146,7 +146,7 @@ impl<'a, R: Rig> Double<'a, R> {
     fn new(rig: &'a mut R, mut rng: Rng, tally: &'a mut Tally) -> Option<Self> {
         let number = EngineNumberGuard::new();
         let buffers = (rng.pick(&[4, 16, 64]), rng.pick(&[256, 4096, 16384]));
-        let backend = rig.make(Tuning {
+        let backend = rig.make(Parameters {
             engine: number.number(),
             gather_max: rng.pick(&[1, 3, 64]),
             budget: rng.pick(&[1, 4, 32]),

@@ -6,10 +6,12 @@ use crate::backend::epoll::EpollBackend;
 use crate::backend::sim::{Faults, Peer, Shared, Sim};
 use crate::backend::uring::Uring;
 use crate::backend::uring::setup::{self, NoRing};
-use crate::backend::{Backend, Open, Tuning};
+use crate::backend::{Backend, Open, Parameters};
 use crate::caps::Capability;
-use crate::config::{Config, Tier};
+use crate::config::Config;
 use crate::id::Key;
+use crate::tier::Tier;
+use crate::tuning::{Tuning, ZeroCopy};
 use crate::waker::Inbox;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -45,9 +47,9 @@ impl Rig for EpollRig {
     type Peer = Box<dyn Stream>;
     const TAKES_NONSENSE: bool = true;
 
-    fn make(&mut self, tuning: Tuning) -> Option<EpollBackend> {
+    fn make(&mut self, parameters: Parameters) -> Option<EpollBackend> {
         let precise_wait = EpollBackend::try_precise_wait().is_ok();
-        let backend = EpollBackend::new(tuning, Inbox::new().unwrap(), precise_wait);
+        let backend = EpollBackend::new(parameters, Inbox::new().unwrap(), precise_wait);
         backend.inspect_err(|error| eprintln!("skipped: no epoll: {error}")).ok()
     }
 
@@ -75,18 +77,19 @@ impl Rig for UringRig {
     type Peer = Box<dyn Stream>;
     const TAKES_NONSENSE: bool = true;
 
-    fn make(&mut self, tuning: Tuning) -> Option<Uring> {
+    fn make(&mut self, parameters: Parameters) -> Option<Uring> {
+        let tuning = Tuning::default()
+            .gather_max(parameters.gather_max)
+            .buffers_low_watermark(parameters.low_watermark)
+            .zero_copy(ZeroCopy::Always(1))
+            .ring_entries(16, 512);
         let config = Config::default()
             .ignore_environment(true)
             .tier(self.tier)
-            .gather_max(tuning.gather_max)
-            .buffers(tuning.buffers.0, tuning.buffers.1)
-            .buffers_low_watermark(tuning.low_watermark)
-            .zero_copy_threshold(Some(1))
-            .submission_entries(16)
-            .completion_entries(512);
+            .buffers(parameters.buffers.0, parameters.buffers.1)
+            .tuning(tuning);
         let config = self.without.iter().fold(config, |config, what| config.disable(*what));
-        let why = match setup::open(&config, tuning.engine, &Inbox::new().unwrap()) {
+        let why = match setup::open(&config, parameters.engine, &Inbox::new().unwrap()) {
             Ok(opened) => return Some(opened.backend),
             Err(NoRing::Refused(why)) => format!("{why:?}"),
             Err(NoRing::NoTier { why, .. }) => why,
@@ -179,7 +182,7 @@ impl Rig for SimRig {
     type Peer = SimPeer;
     const TAKES_NONSENSE: bool = false;
 
-    fn make(&mut self, tuning: Tuning) -> Option<Sim> {
+    fn make(&mut self, parameters: Parameters) -> Option<Sim> {
         self.seed += 1;
         let world = Shared::new(self.seed);
         let (near, far) = {
@@ -189,7 +192,7 @@ impl Rig for SimRig {
         };
         self.host = far;
         self.world = Some(Arc::clone(&world));
-        Some(Sim::new(world, near, tuning, Inbox::simulated(), Instant::now()).unwrap())
+        Some(Sim::new(world, near, parameters, Inbox::simulated(), Instant::now()).unwrap())
     }
 
     fn pair(&mut self, backend: &mut Sim, key: Key, tcp: bool) -> SimPeer {

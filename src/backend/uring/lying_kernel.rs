@@ -9,10 +9,12 @@ use crate::backend::{
 };
 use crate::buf::{Lease, Payload, RecvBufPool, SendMemory, assert_disjoint};
 use crate::caps::Capability;
-use crate::config::{Config, Tier};
+use crate::config::Config;
 use crate::id::{EngineNumber, Key};
 use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
+use crate::tier::Tier;
+use crate::tuning::Tuning;
 use crate::waker::Inbox;
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -71,8 +73,8 @@ fn key(slot: usize) -> Key {
 
 /// The ways to run a ring that differ in how it receives.
 fn config(way: usize) -> Config {
-    let config = Config::default().ignore_environment(true).submission_entries(512);
-    let config = config.completion_entries(1024).buffers(4, 256);
+    let tuning = Tuning::default().ring_entries(512, 1024);
+    let config = Config::default().ignore_environment(true).tuning(tuning).buffers(4, 256);
     match way {
         0 => config.tier(Tier::Deferred),
         1 => config.tier(Tier::Multishot).disable(Capability::Incremental),

@@ -6,11 +6,13 @@ use super::buffers::Buffers;
 use super::probe::{self, Offer, Refusal};
 use super::ring::{EnterMode, Ring};
 use super::{Style, Uring, sys};
-use crate::backend::Tuning;
+use crate::backend::Parameters;
 use crate::caps::{Capability, CapabilityState, Caps};
-use crate::config::{Config, Tier};
+use crate::config::Config;
 use crate::error::{Errno, Error};
 use crate::id::EngineNumber;
+use crate::tier::Tier;
+use crate::tuning::ZeroCopy;
 use crate::waker::Inbox;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
@@ -115,7 +117,7 @@ pub(crate) fn open(
 fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
     let config = choice.config;
     let mut notes = Vec::new();
-    let RingParts { uring, buffers, tuning, piecewise } = set_up(choice, tier, &mut notes)?;
+    let RingParts { uring, buffers, parameters, piecewise } = set_up(choice, tier, &mut notes)?;
     if let Some(errno) = choice.offer.no_register {
         notes.push(format!("io_uring_register is refused: {errno:?}: a filter or an LSM; buffer rings and all that builds on them are left out"));
     }
@@ -123,7 +125,7 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     let modern = tier != Tier::Polled;
     let os = |call| move |error: std::io::Error| NoRing::Error(Error::os(call, &error));
     if modern && choice.has(Capability::WorkerLimit) {
-        let limit = config.workers_max;
+        let limit = config.tuning.workers_max;
         uring
             .submitter()
             .register_iowq_max_workers(&mut [limit, limit])
@@ -151,35 +153,37 @@ fn build(choice: &Choice<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, 
     }
     let style = Style {
         multishot_recv: multishot,
-        adaptive_receives: multishot && config.adaptive_receives,
+        adaptive_receives: multishot && config.tuning.adaptive_receives,
         multishot_accept: modern
             && tier != Tier::Oneshot
             && choice.has(Capability::MultishotAccept),
         socket_op: modern && choice.has(Capability::SocketOp),
         polled: tier == Tier::Polled,
         deferred: tier == Tier::Deferred,
-        zero_copy: modern && choice.has(Capability::SendZc) && config.zero_copy_threshold.is_some(),
+        zero_copy: modern
+            && choice.has(Capability::SendZc)
+            && config.tuning.zero_copy.bytes_min().is_some(),
     };
     let ring_entries = (uring.params().sq_entries(), uring.params().cq_entries());
     let used = Used { tier, style, buf_ring: buffers.has_ring(), piecewise, mode, registered };
     let caps = report(choice, Some(&used));
-    let ring = Ring::new(uring, mode, config.gather_max, choice.engine);
-    let backend = Uring::new(ring, buffers, style, Arc::clone(inbox), &tuning);
-    Ok(Opened { backend, tier, caps, notes, ring_entries, buffers: tuning.buffers })
+    let ring = Ring::new(uring, mode, config.tuning.gather_max, choice.engine);
+    let backend = Uring::new(ring, buffers, style, Arc::clone(inbox), &parameters);
+    Ok(Opened { backend, tier, caps, notes, ring_entries, buffers: parameters.buffers })
 }
 
 /// A ring and the memory that goes with it.
 struct RingParts {
     uring: IoUring,
     buffers: Buffers,
-    tuning: Tuning,
+    parameters: Parameters,
     piecewise: bool,
 }
 
 /// Makes a ring with its buffers, smaller while the kernel has not memory enough for it.
 fn set_up(choice: &Choice<'_>, tier: Tier, notes: &mut Vec<String>) -> Result<RingParts, NoRing> {
     let config = choice.config;
-    let (mut entries, mut completions) = (config.submission_entries, config.completion_entries);
+    let (mut entries, mut completions) = config.tuning.ring_entries;
     loop {
         let errno = match probe::patiently(|| try_set_up(choice, tier, entries, completions)) {
             Ok(parts) => return Ok(parts),
@@ -214,13 +218,13 @@ fn try_set_up(
     let multishot = matches!(tier, Tier::Deferred | Tier::Multishot);
     let large_enough = uring.params().cq_entries() >= PIECEWISE_ENTRIES_MIN;
     let piecewise = multishot && large_enough && choice.has(Capability::Incremental);
-    let tuning = Tuning::new(choice.config, choice.engine, piecewise);
-    let (count, size) = tuning.buffers;
+    let parameters = Parameters::new(choice.config, choice.engine, piecewise);
+    let (count, size) = parameters.buffers;
     let buf_ring = tier != Tier::Polled && choice.has(Capability::BufRing);
-    let first = multishot && choice.config.adaptive_receives;
+    let first = multishot && choice.config.tuning.adaptive_receives;
     let buffers =
-        Buffers::new(&uring, (count, size, tuning.low_watermark), buf_ring, piecewise, first)?;
-    Ok(RingParts { uring, buffers, tuning, piecewise })
+        Buffers::new(&uring, (count, size, parameters.low_watermark), buf_ring, piecewise, first)?;
+    Ok(RingParts { uring, buffers, parameters, piecewise })
 }
 
 /// Sets a ring up with the flags of a tier.
@@ -351,8 +355,8 @@ impl Used {
             Capability::ExtArg => unless(self.mode.ext_arg),
             Capability::NoIowait => unless(self.mode.no_iowait),
             Capability::FastPoll => unless(tier != Tier::Polled),
-            Capability::SendZc if config.zero_copy_threshold.is_none() => {
-                Some("Config::zero_copy_threshold(None)".into())
+            Capability::SendZc if config.tuning.zero_copy == ZeroCopy::Never => {
+                Some("Tuning::zero_copy is Never".into())
             }
             Capability::SendZc => unless(self.style.zero_copy),
             Capability::Restrictions if !config.hardened => Some("Config::hardened is off".into()),

@@ -3,12 +3,14 @@
 use crate::backend::AnyBackend;
 use crate::backend::uring::Uring;
 use crate::completion::{CloseKind, Completion, Completions, Event};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::engine::{AdoptedId, Engine, leaked_engines};
 use crate::error::Error;
 use crate::error::SendError;
 use crate::id::{ConnId, ListenerId};
 use crate::options::{ConnectOptions, ListenOptions, SocketOptions};
+use crate::tier::Backend;
+use crate::tuning::Tuning;
 use bytes::{Bytes, BytesMut};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -36,8 +38,8 @@ struct Scene {
 fn scene() -> Option<Scene> {
     let config = Config::default()
         .ignore_environment(true)
-        .backend(config::Backend::Uring)
-        .budget(1)
+        .backend(Backend::Uring)
+        .tuning(Tuning::default().budget(1))
         .buffers(64, 64);
     let mut engine = match Engine::new(config) {
         Ok(engine) => engine,

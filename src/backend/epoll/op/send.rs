@@ -55,7 +55,7 @@ impl EpollBackend {
         let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; IOVECS_MAX];
         let mut count = 0;
         let mut given = 0;
-        for part in batch.parts(self.tuning.gather_max) {
+        for part in batch.parts(self.parameters.gather_max) {
             let iov_base = part.as_ptr().cast_mut().cast();
             iovecs[count].write(libc::iovec { iov_base, iov_len: part.len() });
             count += 1;

@@ -15,7 +15,7 @@ impl Sim {
         key: Key,
         mut batch: SendBatch,
     ) -> Started {
-        let max = self.tuning.gather_max;
+        let max = self.parameters.gather_max;
         if !self.start_in_world(|net, engine| net.start_send(engine, key, batch.parts(max))) {
             return Started::NoRoom(Operation::Send(batch));
         }

@@ -1,0 +1,40 @@
+//! Engines in simulated worlds. Owns: how one is made. Must not know how a world runs.
+
+use super::Engine;
+use crate::backend::sim::Sim;
+use crate::backend::{AnyBackend, Parameters};
+use crate::caps::Caps;
+use crate::config::Config;
+use crate::error::Error;
+use crate::id::EngineNumberGuard;
+use crate::info::{Info, Limits};
+use crate::tier::Backend;
+use crate::waker::Inbox;
+use std::sync::Arc;
+
+impl Engine {
+    /// An engine in a simulated world. The environment, and the backend and tier of the
+    /// configuration, have no effect.
+    pub(crate) fn simulated(
+        config: Config,
+        place: impl FnOnce(Parameters, Arc<Inbox>) -> Result<Sim, Error>,
+    ) -> Result<Engine, Error> {
+        config.validate()?;
+        let inbox = Inbox::simulated();
+        let number = EngineNumberGuard::new();
+        let parameters = Parameters::new(&config, number.number(), true);
+        let info = Info {
+            backend: Backend::Sim,
+            tier: None,
+            fallback: None,
+            notes: Vec::new(),
+            ring_entries: (0, 0),
+            buffers: parameters.buffers,
+            limits: Limits { nofile: None, memlock_bytes: None },
+            kernel: "simulated".to_owned(),
+            caps: Caps::not_probed("the network is simulated"),
+        };
+        let sim = place(parameters, Arc::clone(&inbox))?;
+        Ok(Engine::on(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
+    }
+}

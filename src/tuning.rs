@@ -1,0 +1,211 @@
+//! Tuning. Owns: the sizes and techniques of an engine that exist for benchmarks, their defaults
+//! and their validation. Must not hold what an application decides: that is in [`Config`].
+//!
+//! [`Config`]: crate::Config
+
+use crate::error::Error;
+
+/// Setters by value, so that calls chain.
+macro_rules! setters {
+    ($owner:ident: $($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
+        $($(#[$doc])*
+        pub fn $name(mut self, value: $type) -> $owner {
+            self.$name = value;
+            self
+        })*
+    };
+}
+pub(crate) use setters;
+
+/// Which payloads are sent without a copy in the kernel (SEND_ZC, io_uring on 6.0 and later).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ZeroCopy {
+    /// None.
+    Never,
+    /// Payloads of at least this many bytes, to peers that are neither on loopback nor on a unix
+    /// socket. There the kernel copies the bytes later, and the notification costs more than it
+    /// saves.
+    Remote(usize),
+    /// Payloads of at least this many bytes, to every peer.
+    Always(usize),
+}
+
+impl ZeroCopy {
+    /// The smallest payload that is sent without a copy. `None`: no payload is.
+    pub(crate) fn bytes_min(self) -> Option<usize> {
+        match self {
+            ZeroCopy::Never => None,
+            ZeroCopy::Remote(bytes) | ZeroCopy::Always(bytes) => Some(bytes),
+        }
+    }
+
+    /// Whether peers on loopback and on unix sockets count too.
+    pub(crate) fn includes_local(self) -> bool {
+        matches!(self, ZeroCopy::Always(_))
+    }
+}
+
+/// Sizes and techniques that exist for benchmarks: each default is the value that was measured to
+/// be best, and no program needs to change one. `docs/how-it-got-fast.md` has the measurements.
+///
+/// ```
+/// use proactor::{Backend, Config, Engine, Tuning};
+/// let tuning = Tuning::default().gather_max(16).early_sends(false);
+/// let engine = Engine::new(Config::default().backend(Backend::Epoll).tuning(tuning))?;
+/// # Ok::<(), proactor::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    pub(crate) ring_entries: (u32, u32),
+    pub(crate) workers_max: u32,
+    pub(crate) buffers_low_watermark: Option<u32>,
+    pub(crate) send_entries_max: usize,
+    pub(crate) gather_max: usize,
+    pub(crate) budget: u32,
+    pub(crate) turn_bytes: usize,
+    pub(crate) adaptive_receives: bool,
+    pub(crate) early_sends: bool,
+    pub(crate) zero_copy: ZeroCopy,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            ring_entries: (256, 4096),
+            workers_max: 4,
+            buffers_low_watermark: None,
+            send_entries_max: 16_384,
+            gather_max: 64,
+            budget: 32,
+            turn_bytes: 256 << 10,
+            adaptive_receives: true,
+            early_sends: true,
+            zero_copy: ZeroCopy::Remote(64 << 10),
+        }
+    }
+}
+
+impl Tuning {
+    /// Entries of the submission queue (2 to 32,768, rounded up to a power of two) and of the
+    /// completion queue (at least as many, at most 65,536). A full submission queue is submitted
+    /// early. What does not fit the completion queue is kept by the kernel, at a cost; nothing is
+    /// lost. Default: 256 and 4,096.
+    ///
+    /// # Backends
+    /// io_uring only.
+    pub fn ring_entries(mut self, submission: u32, completion: u32) -> Tuning {
+        self.ring_entries = (submission, completion);
+        self
+    }
+
+    /// Receives copy data to the heap while fewer than this number of receive buffers are
+    /// untouched, so that leases that are kept for long do not starve other connections. At least
+    /// 1. Default: an eighth of the buffers.
+    pub fn buffers_low_watermark(mut self, count: u32) -> Tuning {
+        self.buffers_low_watermark = Some(count);
+        self
+    }
+
+    setters! { Tuning:
+        /// The maximum of kernel workers, for bounded and for unbounded work each; at least 1.
+        /// Normal operation needs none (io_uring_register_iowq_max_workers(3), 5.15). Default: 4.
+        ///
+        /// # Backends
+        /// io_uring only.
+        workers_max: u32;
+        /// The maximum of payloads in the send queue of a connection. Above it a send is refused as
+        /// above the high watermark, until half of the payloads have left. Default: 16,384.
+        send_entries_max: usize;
+        /// The maximum of payloads that one send gathers, 1 to 1,024 (IOV_MAX). Default: 64.
+        gather_max: usize;
+        /// The maximum of completions with data that a connection gets in one poll while others
+        /// wait, 1 to 65,535. Default: 32.
+        budget: u32;
+        /// A poll returns after it has received this many bytes, and leaves the rest to the next
+        /// one: what is sent in answer is then still in the processor's cache. At least 1;
+        /// `usize::MAX` for no bound. Default: 256 KiB.
+        ///
+        /// # Backends
+        /// epoll only. On io_uring the kernel has received the bytes before the engine sees them.
+        turn_bytes: usize;
+        /// Adapts receives to short connections. A connection begins with a single-shot receive and
+        /// goes over to multishot with the second one: a connection of one request and one answer
+        /// then has no receive to cancel when it is closed. A connection that the engine made and
+        /// that has something to send begins to receive when that has left.
+        /// [`Stats::single_receives`](crate::Stats::single_receives) and
+        /// [`Stats::late_receives`](crate::Stats::late_receives) count. Default: true.
+        ///
+        /// # Backends
+        /// io_uring in the tiers `deferred` and `multishot`. Where buffers are consumed
+        /// incrementally (6.12), single-shot receives have 64 buffers of 4 KiB of their own.
+        adaptive_receives: bool;
+        /// Sends what is queued before the first poll after `connect` as soon as the handshake
+        /// ends, and not a turn later. [`Stats::early_sends`](crate::Stats::early_sends) counts.
+        /// Default: true.
+        ///
+        /// # Backends
+        /// On io_uring (5.19) a single payload is an entry linked to the connect. On epoll a send is
+        /// tried right after connect(2) if the peer is on this machine.
+        early_sends: bool;
+        /// Which payloads are sent by SEND_ZC. Default: [`ZeroCopy::Remote`], 64 KiB.
+        ///
+        /// # Backends
+        /// io_uring only (6.0).
+        zero_copy: ZeroCopy;
+    }
+
+    /// `buffers`: the number of receive buffers that the configuration names, if it does.
+    pub(crate) fn validate(&self, buffers: Option<u32>) -> Result<(), Error> {
+        let (submission, completion) = self.ring_entries;
+        range("ring_entries (submission)", submission as usize, 2, 32_768)?;
+        let least = submission.next_power_of_two() as usize;
+        range("ring_entries (completion)", completion as usize, least, 65_536)?;
+        range("workers_max", self.workers_max as usize, 1, 1 << 16)?;
+        if let Some(low) = self.buffers_low_watermark {
+            range("buffers_low_watermark", low as usize, 1, buffers.unwrap_or(32_768) as usize)?;
+        }
+        range("send_entries_max", self.send_entries_max, 1, (1 << 20) - 1)?;
+        range("gather_max", self.gather_max, 1, 1024)?;
+        range("budget", self.budget as usize, 1, u16::MAX as usize)?;
+        range("turn_bytes", self.turn_bytes, 1, usize::MAX)?;
+        range("zero_copy", self.zero_copy.bytes_min().unwrap_or(1), 1, usize::MAX)
+    }
+}
+
+/// Checks that a field is between two bounds, both included.
+pub(crate) fn range(
+    field: &'static str,
+    value: usize,
+    min: usize,
+    max: usize,
+) -> Result<(), Error> {
+    match (min..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(Error::Config { field, why: format!("{value} is outside {min} to {max}") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_range_is_refused_by_name() {
+        let field = |tuning: Tuning| match tuning.validate(Some(8)) {
+            Err(Error::Config { field, .. }) => field,
+            other => panic!("expected an error, got {other:?}"),
+        };
+        assert!(Tuning::default().validate(None).is_ok());
+        let tuning = Tuning::default;
+        assert_eq!(field(tuning().ring_entries(1, 4096)), "ring_entries (submission)");
+        assert_eq!(field(tuning().ring_entries(256, 255)), "ring_entries (completion)");
+        assert_eq!(field(tuning().workers_max(0)), "workers_max");
+        assert_eq!(field(tuning().buffers_low_watermark(9)), "buffers_low_watermark");
+        assert_eq!(field(tuning().send_entries_max(0)), "send_entries_max");
+        assert_eq!(field(tuning().gather_max(1025)), "gather_max");
+        assert_eq!(field(tuning().budget(0)), "budget");
+        assert_eq!(field(tuning().turn_bytes(0)), "turn_bytes");
+        assert_eq!(field(tuning().zero_copy(ZeroCopy::Always(0))), "zero_copy");
+    }
+}
