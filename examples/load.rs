@@ -1,7 +1,7 @@
 //! A load generator for echo servers. Every byte that comes back is verified.
 //!
 //! ```text
-//! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --size 64 --depth 1 --seconds 5
+//! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --size 64 --seconds 5
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --mode connect --conns 64 --json
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --rate 50000
 //! ```
@@ -51,7 +51,10 @@ struct Args {
     rate: Option<f64>,
     /// How long a close waits for the peer's FIN, in milliseconds. When a connection is closed here
     /// the whole answer is there: nothing can come late
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    #[arg(
+        long, value_name = "MILLISECONDS", default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=60_000)
+    )]
     fin_wait: u32,
     /// Print the result as one line of JSON, and no progress
     #[arg(long)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! redis-server --port 6379 --save '' &
-//! cargo run --release --example redis_client -- --addr 127.0.0.1:6379 --requests 100000 --pipeline 32
+//! cargo run --release --example redis_client -- --addr 127.0.0.1:6379 --requests 100000
 //! ```
 
 mod common;
@@ -20,7 +20,10 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:6379")]
     addr: Addr,
     /// Keys to set, and then to get
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(
+        long, default_value_t = 100_000,
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000_000)
+    )]
     requests: u64,
     /// Requests in flight
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=10_000))]

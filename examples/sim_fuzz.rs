@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --release --example sim_fuzz -- --seeds 0..10000
 //! cargo run --release --example sim_fuzz -- --seed 42 --trace
-//! cargo run --release --features mutants --example sim_fuzz -- --seeds 0..2000 --mutant lost-cancel
+//! cargo run --release --features mutants --example sim_fuzz -- --mutant lost-cancel
 //! ```
 //!
 //! The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU time, the

@@ -7,9 +7,9 @@
 //! lost, is applied again. The fix: the primary remembers what it answered.
 //!
 //! ```text
-//! cargo run --release --example sim_kv                   # finds the bug, and shows that the fix holds
-//! cargo run --release --example sim_kv -- --seed 3       # one seed of the version with the bug, event by event
-//! cargo run --release --example sim_kv -- --real         # the same programs on this machine's network
+//! cargo run --release --example sim_kv             # finds the bug, shows that the fix holds
+//! cargo run --release --example sim_kv -- --seed 3 # one seed with the bug, event by event
+//! cargo run --release --example sim_kv -- --real   # the same programs on a real network
 //! ```
 //!
 //! The guide "Testing your protocol" in the documentation walks through it.

@@ -16,7 +16,12 @@ macro_rules! capabilities {
 
         /// What each capability requires, and what is lost without it.
         pub const REQUIREMENTS: &[Requirement] = &[
-            $(Requirement { capability: Capability::$variant, name: $name, kernel: $kernel, lost: $lost },)*
+            $(Requirement {
+                capability: Capability::$variant,
+                name: $name,
+                kernel: $kernel,
+                lost: $lost,
+            },)*
         ];
     };
 }

@@ -20,22 +20,25 @@
 //!
 //! # The contracts
 //!
-//! - **Terminal contract.** Each [`ConnId`] ever handed out, by [`Engine::connect`], [`Engine::adopt`] or
-//!   [`Event::Accepted`], gets exactly one [`Event::Closed`], and nothing after it. (The exception is a connection that
-//!   the caller takes back with [`Engine::release`].)
-//! - **Order.** The bytes of one connection arrive in order, and leave in the order of the calls. One send operation is in
-//!   flight per connection; all that was queued in the meantime leaves gathered in the next one.
-//! - **Stale ids.** An id carries a generation. After `Closed` it names nothing: calls with it return an error, never
-//!   touch another connection.
+//! - **Terminal contract.** Each [`ConnId`] ever handed out, by [`Engine::connect`],
+//!   [`Engine::adopt`] or [`Event::Accepted`], gets exactly one [`Event::Closed`], and nothing
+//!   after it. (The exception is a connection that the caller takes back with
+//!   [`Engine::release`].)
+//! - **Order.** The bytes of one connection arrive in order, and leave in the order of the calls.
+//!   One send operation is in flight per connection; all that was queued in the meantime leaves
+//!   gathered in the next one.
+//! - **Stale ids.** An id carries a generation. After `Closed` it names nothing: calls with it
+//!   return an error, never touch another connection.
 //! - **Bounds.** Every queue has a limit in [`Config`]. At the limit a call hands the data back
 //!   ([`SendError::Full`]); nothing is dropped.
-//! - **Nothing blocks** but [`Engine::poll`], and that only as long as it was told to.
+//! - **Nothing blocks** but [`Engine::poll`], and that only as long as its timeout.
 //!
 //! # Where the backends differ
 //!
-//! A cancelled operation is exact on epoll and a race on io_uring (it may still succeed; the engine copes with
-//! both, and the simulated backend plays both). Sizes of partial receives, pacing, the order between different connections, batch sizes, and the moment at
-//! which descriptor exhaustion is noticed are unspecified everywhere.
+//! A cancelled operation is exact on epoll and a race on io_uring (it may still succeed; the engine
+//! handles both, and the simulated backend plays both). Sizes of partial receives, pacing, the
+//! order between different connections, batch sizes, and the moment at which descriptor exhaustion
+//! is noticed are unspecified everywhere.
 #![deny(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
 

@@ -162,7 +162,12 @@ mod tests {
     proptest! {
         /// Against a map that never forgets a key.
         #[test]
-        fn behaves_like_a_map_of_unique_keys(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..400)) {
+        fn behaves_like_a_map_of_unique_keys(
+            steps in prop::collection::vec(
+                (any::<bool>(), any::<prop::sample::Index>()),
+                1..400,
+            ),
+        ) {
             let mut table = Table::new(EngineNumber::TEST, 0);
             let mut model: HashMap<Key, usize> = HashMap::new();
             let mut given: Vec<Key> = Vec::new();

@@ -1,7 +1,7 @@
 //! The contract between the engine and what carries its operations out.
 //!
 //! ```text
-//! engine  --start-->  backend  --wait: submits all of it, sleeps-->  next: one completed operation at a time  -->  engine
+//! engine  --start-->  backend  --wait: submits all of it, sleeps-->  next  --completed-->  engine
 //! ```
 //!
 //! The engine's logic reads no clock, makes no system call and knows no descriptor: it names

@@ -319,7 +319,12 @@ mod tests {
         /// Claims in any order, several leases to a buffer: contents stay, counts return to where
         /// they began.
         #[test]
-        fn contents_stay_while_leased(steps in prop::collection::vec((0u8..4, 1usize..20, any::<prop::sample::Index>()), 1..300)) {
+        fn contents_stay_while_leased(
+            steps in prop::collection::vec(
+                (0u8..4, 1usize..20, any::<prop::sample::Index>()),
+                1..300,
+            ),
+        ) {
             let pool = Pool::new(8, 64, 2).unwrap();
             let mut open: Option<u16> = None;
             let mut leases: Vec<(Lease, Vec<u8>)> = Vec::new();
@@ -345,7 +350,8 @@ mod tests {
             if let Some(id) = open {
                 pool.put_back(id);
             }
-            prop_assert_eq!((pool.free(), pool.shared.untouched.get(), pool.shared.leases.get()), (8, 8, 0));
+            let counts = (pool.free(), pool.shared.untouched.get(), pool.shared.leases.get());
+            prop_assert_eq!(counts, (8, 8, 0));
         }
     }
 }

@@ -217,7 +217,9 @@ mod tests {
         /// what an operation was given stays as it was until it ends, and tags come in order, when
         /// their last byte is gone.
         #[test]
-        fn partial_completions_never_reorder_or_lose(steps in prop::collection::vec(step(), 1..120)) {
+        fn partial_completions_never_reorder_or_lose(
+            steps in prop::collection::vec(step(), 1..120),
+        ) {
             let mut memory = SendMemory::default();
             let mut queue = memory.queue();
             let (mut expected, mut taken_total) = (Vec::<u8>::new(), 0usize);
@@ -226,13 +228,21 @@ mod tests {
             let mut counter = 0u32;
             for step in steps {
                 let mut bytes = |len: usize| -> Vec<u8> {
-                    (0..len).map(|_| { counter = counter.wrapping_mul(1_664_525).wrapping_add(1_013_904_223); (counter >> 24) as u8 }).collect()
+                    let mut byte = || {
+                        counter = counter.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (counter >> 24) as u8
+                    };
+                    (0..len).map(|_| byte()).collect()
                 };
                 match step {
                     Step::Send(len, tagged) => {
                         let bytes = bytes(len);
                         expected.extend(&bytes);
-                        let tag = tagged.then(|| { next_tag += 1; tags.push_back((next_tag, expected.len())); next_tag });
+                        let tag = tagged.then(|| {
+                            next_tag += 1;
+                            tags.push_back((next_tag, expected.len()));
+                            next_tag
+                        });
                         queue.push(bytes.into(), tag);
                     }
                     Step::Write(len) => {
@@ -242,7 +252,8 @@ mod tests {
                     }
                     Step::Start(max) if away.is_none() && !queue.is_empty() => {
                         let queue = std::mem::replace(&mut queue, memory.queue());
-                        let parts = queue.parts(max).map(|part| (part.as_ptr(), part.to_vec())).collect();
+                        let copied = |part: &[u8]| (part.as_ptr(), part.to_vec());
+                        let parts = queue.parts(max).map(copied).collect();
                         away = Some(Away { queue, parts });
                     }
                     Step::Complete(part) if away.is_some() => {
@@ -250,10 +261,12 @@ mod tests {
                         for (start, copy) in &parts {
                             // SAFETY: what an operation was given must still be there, at the same
                             // address: that is the test.
-                            prop_assert_eq!(unsafe { std::slice::from_raw_parts(*start, copy.len()) }, &copy[..]);
+                            let there = unsafe { std::slice::from_raw_parts(*start, copy.len()) };
+                            prop_assert_eq!(there, &copy[..]);
                         }
                         let given: Vec<u8> = parts.into_iter().flat_map(|(_, copy)| copy).collect();
-                        prop_assert_eq!(&expected[taken_total..taken_total + given.len()], &given[..]);
+                        let rest = &expected[taken_total..];
+                        prop_assert_eq!(&rest[..given.len()], &given[..]);
                         let taken = part.index(given.len() + 1);
                         taken_total += taken;
                         let mut told = Vec::new();

@@ -85,7 +85,9 @@ impl Engine {
             .listener(key)
             .map(|listener| Rc::clone(&listener.options))
             .unwrap_or_default();
-        let opened = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Listen(&addr, &options)));
+        let opened = with_backend!(&mut *self.backend, backend => {
+            backend.open(key, Open::Listen(&addr, &options))
+        });
         self.core.listener_opened(key, opened)
     }
 

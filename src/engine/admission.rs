@@ -1,6 +1,6 @@
 //! Who may come in. Owns: the limits of connections and listeners, how many connections the caller
-//! knows, how many listeners are paused, and whether the engine is closing. Invariant: a call that asks
-//! for room gets it before anything is opened.
+//! knows, how many listeners are paused, and whether the engine is closing. Invariant: a call that
+//! asks for room gets it before anything is opened.
 
 use super::Core;
 use crate::error::Error;

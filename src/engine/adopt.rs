@@ -33,8 +33,10 @@ impl Engine {
                 self.core.room_for_conn()?;
                 let conn = Conn::new(Phase::Open, 0, &options, self.core.config.idle_timeout);
                 let key = self.core.endpoints.insert_conn(conn);
-                if let Err(error) = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Stream(fd)))
-                {
+                let opened = with_backend!(&mut *self.backend, backend => {
+                    backend.open(key, Open::Stream(fd))
+                });
+                if let Err(error) = opened {
                     self.core.endpoints.remove_conn(key);
                     return Err(error);
                 }
@@ -48,7 +50,9 @@ impl Engine {
                 let key = self
                     .core
                     .new_listener(ListenOptions { socket: options, ..ListenOptions::default() })?;
-                let opened = with_backend!(&mut *self.backend, backend => backend.open(key, Open::Listener(fd)));
+                let opened = with_backend!(&mut *self.backend, backend => {
+                    backend.open(key, Open::Listener(fd))
+                });
                 self.core.listener_opened(key, opened).map(AdoptedId::Listener)
             }
         }

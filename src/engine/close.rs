@@ -3,7 +3,8 @@
 //! in flight.
 //!
 //! ```text
-//! close:  flush the queue -> FIN -> discard input until the peer's FIN, at most fin_wait -> cancel what is left -> close
+//! close:  flush the queue -> FIN -> discard input until the peer's FIN, at most fin_wait
+//!         -> cancel what is left -> close
 //! abort:  cancel -> reset
 //! ```
 

@@ -80,8 +80,8 @@ pub fn leaked_engines() -> u64 {
 /// Calls only note what is wanted; [`Engine::poll`] hands it to the kernel. They may be made at any
 /// time, also from within the loop over the completions of a poll.
 ///
-/// Dropping an engine closes everything it has open, without flushing: call [`Engine::close_all`] first
-/// where that matters.
+/// Dropping an engine closes everything it has open, without flushing: call [`Engine::close_all`]
+/// first where that matters.
 ///
 /// # Forks
 /// An engine belongs to the process that made it. In a forked child each call that returns a

@@ -22,7 +22,9 @@ impl Drop for Engine {
         let gone = with_backend!(&*self.backend, backend => backend.is_gone());
         if !gone && self.core.failed.is_none() {
             self.refresh_clock();
-            with_backend!(&mut *self.backend, backend => self.core.tear_down(&mut **backend, patience));
+            with_backend!(&mut *self.backend, backend => {
+                self.core.tear_down(&mut **backend, patience)
+            });
         }
         // What the kernel may still use is leaked when the backend is dropped.
         if !with_backend!(&mut *self.backend, backend => backend.shut_down(patience)) {

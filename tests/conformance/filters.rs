@@ -107,19 +107,23 @@ type Numbers = &'static [(&'static str, libc::c_long)];
 /// The calls that a profile may name.
 #[rustfmt::skip]
 const CALLS: Numbers = numbers! {
-        SYS_accept4 SYS_add_key SYS_bind SYS_bpf SYS_brk SYS_capget SYS_capset SYS_chdir SYS_clock_gettime SYS_clock_nanosleep
-        SYS_clone SYS_clone3 SYS_close SYS_close_range SYS_connect SYS_dup SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl
-        SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2 SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_faccessat2 SYS_fchdir
-        SYS_fcntl SYS_fstat SYS_fstatfs SYS_futex SYS_getcwd SYS_getdents64 SYS_getegid SYS_geteuid SYS_getgid SYS_getpeername
-        SYS_getpid SYS_getppid SYS_getrandom SYS_getrusage SYS_getsockname SYS_getsockopt SYS_gettid SYS_getuid SYS_io_uring_enter
-        SYS_io_uring_register SYS_io_uring_setup SYS_ioctl SYS_keyctl SYS_kill SYS_listen SYS_lseek SYS_madvise SYS_mkdirat
-        SYS_mmap SYS_mount SYS_mprotect SYS_mremap SYS_munmap SYS_nanosleep SYS_newfstatat SYS_openat SYS_openat2
-        SYS_perf_event_open SYS_pipe2 SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64 SYS_ptrace SYS_read SYS_readlinkat
-        SYS_recvfrom SYS_recvmsg SYS_request_key SYS_restart_syscall SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn
-        SYS_sched_getaffinity SYS_sched_yield SYS_seccomp SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_tid_address
-        SYS_setgid SYS_setgroups SYS_setitimer SYS_setns SYS_setsockopt SYS_setuid SYS_shutdown SYS_sigaltstack SYS_socket
-        SYS_socketpair SYS_statx SYS_tgkill SYS_timerfd_create SYS_timerfd_settime SYS_umask SYS_umount2 SYS_uname SYS_unlinkat
-        SYS_unshare SYS_userfaultfd SYS_wait4 SYS_waitid SYS_write SYS_writev
+        SYS_accept4 SYS_add_key SYS_bind SYS_bpf SYS_brk SYS_capget SYS_capset SYS_chdir
+        SYS_clock_gettime SYS_clock_nanosleep SYS_clone SYS_clone3 SYS_close SYS_close_range
+        SYS_connect SYS_dup SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait
+        SYS_epoll_pwait2 SYS_eventfd2 SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_faccessat2
+        SYS_fchdir SYS_fcntl SYS_fstat SYS_fstatfs SYS_futex SYS_getcwd SYS_getdents64 SYS_getegid
+        SYS_geteuid SYS_getgid SYS_getpeername SYS_getpid SYS_getppid SYS_getrandom SYS_getrusage
+        SYS_getsockname SYS_getsockopt SYS_gettid SYS_getuid SYS_io_uring_enter
+        SYS_io_uring_register SYS_io_uring_setup SYS_ioctl SYS_keyctl SYS_kill SYS_listen SYS_lseek
+        SYS_madvise SYS_mkdirat SYS_mmap SYS_mount SYS_mprotect SYS_mremap SYS_munmap SYS_nanosleep
+        SYS_newfstatat SYS_openat SYS_openat2 SYS_perf_event_open SYS_pipe2 SYS_ppoll SYS_prctl
+        SYS_pread64 SYS_prlimit64 SYS_ptrace SYS_read SYS_readlinkat SYS_recvfrom SYS_recvmsg
+        SYS_request_key SYS_restart_syscall SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask
+        SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield SYS_seccomp SYS_sendmsg SYS_sendto
+        SYS_set_robust_list SYS_set_tid_address SYS_setgid SYS_setgroups SYS_setitimer SYS_setns
+        SYS_setsockopt SYS_setuid SYS_shutdown SYS_sigaltstack SYS_socket SYS_socketpair SYS_statx
+        SYS_tgkill SYS_timerfd_create SYS_timerfd_settime SYS_umask SYS_umount2 SYS_uname
+        SYS_unlinkat SYS_unshare SYS_userfaultfd SYS_wait4 SYS_waitid SYS_write SYS_writev
 };
 
 /// Those that newer architectures do without.
@@ -142,8 +146,8 @@ const OLD_CALLS: [&str; 13] = [
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const OLD_NUMBERS: Numbers = numbers! {
-        SYS_access SYS_arch_prctl SYS_dup2 SYS_epoll_wait SYS_fork SYS_open SYS_poll SYS_readlink SYS_unlink SYS_vfork SYS_getrlimit
-        SYS_stat SYS_lstat
+        SYS_access SYS_arch_prctl SYS_dup2 SYS_epoll_wait SYS_fork SYS_open SYS_poll SYS_readlink
+        SYS_unlink SYS_vfork SYS_getrlimit SYS_stat SYS_lstat
 };
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_NUMBERS: Numbers = &[];

@@ -53,49 +53,60 @@ type Group = (Mark, &'static str, &'static [Scenario]);
 
 macro_rules! scenarios {
     ($($mark:ident $module:ident: $($name:ident)*;)*) => {
-        const SCENARIOS: &[Group] = &[$((Mark::$mark, stringify!($module), &[$((stringify!($name), $module::$name),)*]),)*];
+        const SCENARIOS: &[Group] = &[$((
+            Mark::$mark,
+            stringify!($module),
+            &[$((stringify!($name), $module::$name),)*],
+        ),)*];
     };
 }
 
 scenarios! {
-    Ordinary connecting: connect_ipv4 connect_ipv6 connect_unix_path connect_unix_abstract connect_refused connect_unix_missing
-        connect_unreachable connect_hangs_until_its_timeout connect_timeout_leaves_others_alone sends_wait_behind_the_connect
-        requests_leave_with_the_connect
-        close_while_connecting_flushes abort_while_connecting local_address impossible_addresses connect_limit
-        unix_backlog_full;
-    Ordinary streams: echo_one_byte_at_a_time echo_64_mib many_small_writes_in_order tagged_sends zero_length_sends
-        gathered_payloads_of_every_kind peer_half_closes_first we_half_close_first reads_pause_and_resume
-        pause_holds_the_end_back paused_connections_tell_hangups
+    Ordinary connecting: connect_ipv4 connect_ipv6 connect_unix_path connect_unix_abstract
+        connect_refused connect_unix_missing connect_unreachable connect_hangs_until_its_timeout
+        connect_timeout_leaves_others_alone sends_wait_behind_the_connect
+        requests_leave_with_the_connect close_while_connecting_flushes abort_while_connecting
+        local_address impossible_addresses connect_limit unix_backlog_full;
+    Ordinary streams: echo_one_byte_at_a_time echo_64_mib many_small_writes_in_order tagged_sends
+        zero_length_sends gathered_payloads_of_every_kind peer_half_closes_first we_half_close_first
+        reads_pause_and_resume pause_holds_the_end_back paused_connections_tell_hangups
         recv_into_takes_over recv_into_short recv_into_while_paused watermarks_bound_memory
-        entry_limit_is_full zero_copy_sends proxy_by_lease tags_and_addresses two_messages_in_one_read
-        turns_end_after_their_bytes;
-    Ordinary closing: close_flushes_everything close_with_unread_input_loses_nothing close_gives_up_at_the_linger_deadline
-        abort_resets peer_resets_while_we_send peer_resets_after_data idle_timeout idle_timeout_is_put_off_by_traffic
-        stale_ids_are_errors races_of_close_abort_and_data close_all_closes_everything close_all_gives_up_in_time
+        entry_limit_is_full zero_copy_sends proxy_by_lease tags_and_addresses
+        two_messages_in_one_read turns_end_after_their_bytes;
+    Ordinary closing: close_flushes_everything close_with_unread_input_loses_nothing
+        close_gives_up_at_the_linger_deadline abort_resets peer_resets_while_we_send
+        peer_resets_after_data idle_timeout idle_timeout_is_put_off_by_traffic stale_ids_are_errors
+        races_of_close_abort_and_data close_all_closes_everything close_all_gives_up_in_time
         close_with_peer_option closed_reason_tells_who;
-    Ordinary accepting: accept_many close_listener_stops_accepting listener_errors connections_max_pauses_listeners
-        accepted_inherit_options ipv6_listener;
+    Ordinary accepting: accept_many close_listener_stops_accepting listener_errors
+        connections_max_pauses_listeners accepted_inherit_options ipv6_listener;
     Kernel accepting: adopt_a_socketpair adopt_a_listener release_gives_the_descriptor_back;
     Isolated accepting: descriptors_run_out connect_without_descriptors;
-    Ordinary pools: fifty_connections_on_one_buffer fifty_connections_on_two_buffers leaked_leases_only_shrink_the_pool
-        leases_kept_for_long leases_outlive_the_engine hot_connections_leave_room floods_stay_bounded;
+    Ordinary pools: fifty_connections_on_one_buffer fifty_connections_on_two_buffers
+        leaked_leases_only_shrink_the_pool leases_kept_for_long leases_outlive_the_engine
+        hot_connections_leave_room floods_stay_bounded;
     Ordinary crowds: tiny_queues completions_of_one nine_thousand_connections;
-    Ordinary timing: poll_times_out long_waits_leave_nothing_behind endless_durations timers_fire_in_order timers_move_and_cancel
-        an_overdue_timer_does_not_block a_hundred_thousand_timers spinning_finds_what_comes_and_rests_when_nothing_does wake_from_another_thread wake_storm wakes_are_coalesced;
+    Ordinary timing: poll_times_out long_waits_leave_nothing_behind endless_durations
+        timers_fire_in_order timers_move_and_cancel an_overdue_timer_does_not_block
+        a_hundred_thousand_timers spinning_finds_what_comes_and_rests_when_nothing_does
+        wake_from_another_thread wake_storm wakes_are_coalesced;
     Kernel timing: foreign_loop;
     IsolatedKernel timing: signal_storm;
-    Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent drop_with_leases
-        drop_while_accepting drop_while_filling drop_zero_copy_in_flight drop_with_timers engines_in_a_row
-        many_engines_on_one_thread;
-    IsolatedKernel teardown: fork_in_the_middle fork_refuses_every_call fork_drops_nothing fork_makes_its_own_engine
-        fork_wakes_nobody;
-    Ordinary panics: panic_in_poll panic_in_partial_sends panic_before_the_wait panic_after_close_and_abort panic_in_drop;
+    Ordinary teardown: drop_idle drop_while_connecting drop_with_receives_armed drop_half_sent
+        drop_with_leases drop_while_accepting drop_while_filling drop_zero_copy_in_flight
+        drop_with_timers engines_in_a_row many_engines_on_one_thread;
+    IsolatedKernel teardown: fork_in_the_middle fork_refuses_every_call fork_drops_nothing
+        fork_makes_its_own_engine fork_wakes_nobody;
+    Ordinary panics: panic_in_poll panic_in_partial_sends panic_before_the_wait
+        panic_after_close_and_abort panic_in_drop;
     Kernel panics: panic_in_a_foreign_loop;
     Isolated panics: panic_in_drop_while_panicking;
     Kernel hostile: urgent_data_reaches_nobody_else;
-    IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few slow_readers_hold_no_workers;
-    Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why environment_decides
-        capabilities_are_reported refused_tiers_say_why no_descriptors_is_an_error;
+    IsolatedKernel hostile: hardened_ring little_memlock_unprivileged worker_threads_stay_few
+        slow_readers_hold_no_workers;
+    Once hostile: seccomp_eperm seccomp_enosys seccomp_enter_only forced_backend_says_why
+        environment_decides capabilities_are_reported refused_tiers_say_why
+        no_descriptors_is_an_error;
     IsolatedKernel memory: five_thousand_clients;
     Once profile: is_well_formed;
     Kernel lossy: a_hundred_mib_out a_hundred_mib_in;

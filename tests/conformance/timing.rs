@@ -42,7 +42,8 @@ pub fn long_waits_leave_nothing_behind(variant: &Variant) {
         rig.engine.poll(&mut rig.out, Some(Duration::from_secs(hours * 3600))).unwrap();
         let event = rig.out.pop().map(|completion| (completion.conn, completion.event));
         assert!(
-            matches!(&event, Some((from, Event::Received(data))) if *from == conn && data.len() == 1),
+            matches!(&event, Some((from, Event::Received(data)))
+                if *from == conn && data.len() == 1),
             "{event:?}"
         );
     }
@@ -320,7 +321,8 @@ pub fn foreign_loop(variant: &Variant) {
             got = drain(&mut rig);
         }
         assert!(
-            matches!(&got[..], [Completion { event: Event::Received(data), .. }] if data[..] == [round]),
+            matches!(&got[..], [Completion { event: Event::Received(data), .. }]
+                if data[..] == [round]),
             "{got:?}"
         );
     }

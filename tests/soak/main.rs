@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! cargo test --release --test soak                              # some seconds
-//! PROACTOR_SOAK_MINUTES=30 PROACTOR_SOAK_CONNECTIONS=2000 cargo test --release --test soak -- --nocapture
+//! export PROACTOR_SOAK_MINUTES=30 PROACTOR_SOAK_CONNECTIONS=2000
+//! cargo test --release --test soak -- --nocapture               # an hour
 //! ```
 //!
 //! `PROACTOR_SOAK_MINUTES` is for each of the two backends (`soak/uring`, `soak/epoll`); the

@@ -138,10 +138,10 @@ impl Epoll {
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<&[libc::epoll_event]> {
         use std::os::fd::AsRawFd;
         let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
+        let fd = self.fd.as_raw_fd();
         let (events, room) = (self.events.as_mut_ptr(), self.events.len() as i32);
         // SAFETY: there is room for so many events.
-        match check(unsafe { libc::epoll_wait(self.fd.as_raw_fd(), events, room, timeout) } as isize)
-        {
+        match check(unsafe { libc::epoll_wait(fd, events, room, timeout) } as isize) {
             Ok(count) => Ok(&self.events[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(&[]),
             Err(error) => Err(error),

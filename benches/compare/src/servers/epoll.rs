@@ -14,7 +14,10 @@ const LEAST_ROOM: usize = 2048;
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Bytes of a read
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    #[arg(
+        long, default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(1..=16 << 20)
+    )]
     read: u32,
     /// Reads go through so many bytes, each beginning where the last one ended, instead of using
     /// the same ones again

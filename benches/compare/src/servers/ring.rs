@@ -58,7 +58,10 @@ pub struct Options {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(2..=32_768))]
     pub buffers: u16,
     /// Bytes of each provided buffer, or of a connection's own
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(64..=16 << 20))]
+    #[arg(
+        long, default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(64..=16 << 20)
+    )]
     pub buffer_size: u32,
     /// Buffers are consumed piece by piece (6.12)
     #[arg(long)]
