@@ -14,6 +14,9 @@ const OURS: RGBColor = RGBColor(31, 119, 180);
 const BASE: RGBColor = RGBColor(90, 90, 90);
 const OTHERS: RGBColor = RGBColor(170, 178, 189);
 
+/// What writes the charts.
+const COMMAND: &str = "cargo run --release --manifest-path benches/compare/Cargo.toml";
+
 /// Writes the tables below one another, as ratios to their baselines: shorter is better.
 pub fn write(path: &Path, title: &str, tables: &[&Table]) -> Result<(), Box<dyn Error>> {
     let heights: Vec<i32> =
@@ -27,7 +30,15 @@ pub fn write(path: &Path, title: &str, tables: &[&Table]) -> Result<(), Box<dyn 
         panel(&area, table, top)?;
         top += height;
     }
-    Ok(area.present()?)
+    area.present()?;
+    drop(area);
+    Ok(std::fs::write(path, with_description(&std::fs::read_to_string(path)?))?)
+}
+
+/// The file names the command that wrote it.
+fn with_description(svg: &str) -> String {
+    let (head, rest) = svg.split_once('\n').unwrap_or((svg, ""));
+    format!("{head}\n<desc>Written by {COMMAND}</desc>\n{rest}")
 }
 
 fn drawn(table: &Table) -> impl Iterator<Item = &Row> {

@@ -18,11 +18,14 @@ pub fn describe() -> String {
     let kind = if cpuinfo.contains(" hypervisor ") { "virtual machine" } else { "machine" };
     let memory = first_after("/proc/meminfo", "MemTotal").unwrap_or_default();
     format!(
-        "- {}\n- {kind} with {cores} cores ({cpu}), {memory} of memory\n- Linux {kernel}, loopback, TCP congestion control {congestion}\n- {}, release profile\n- proactor {}; {}\n",
+        "- {}\n- {kind} with {cores} cores ({cpu}), {memory} of memory\n\
+         - Linux {kernel}, loopback, TCP congestion control {congestion}\n- {}, release profile\n\
+         - proactor {}\n- {}\n- {}\n",
         output("date", &["-u", "+%Y-%m-%d"]),
         output("rustc", &["--version"]),
         output("git", &["rev-parse", "--short", "HEAD"]),
-        versions().join(", "),
+        versions()[..4].join(", "),
+        versions()[4..].join(", "),
     )
 }
 

@@ -1,10 +1,13 @@
 //! Proactor against loops written by hand and against other engines, measured in one run.
 //!
 //! ```text
-//! cargo run --release --manifest-path benches/compare/Cargo.toml              # everything; writes BENCHMARKS.md and its charts
-//! cargo run --release --manifest-path benches/compare/Cargo.toml -- --quick   # in under three minutes, prints only
+//! cargo run --release --manifest-path benches/compare/Cargo.toml
+//! cargo run --release --manifest-path benches/compare/Cargo.toml -- --quick
 //! cargo run --release --manifest-path benches/compare/Cargo.toml -- techniques
 //! ```
+//!
+//! The first measures everything and writes `docs/benchmarks.md` and its charts. The second takes
+//! less than three minutes and only prints. The third writes `docs/techniques.md`.
 
 mod bufring;
 mod chart;

@@ -125,23 +125,27 @@ pub fn run(choice: &Choice) -> io::Result<()> {
         ("Tail latency", &tail),
         ("Memory", &memory),
     ];
-    std::fs::write(library().join("BENCHMARKS.md"), page(&all))?;
-    println!("written: BENCHMARKS.md and docs/charts");
+    std::fs::write(library().join("docs/benchmarks.md"), page(&all))?;
+    println!("written: docs/benchmarks.md and docs/charts");
     Ok(())
 }
 
 fn page(sections: &[(&str, &[Table])]) -> String {
     let mut text = String::from(
         "# Benchmarks\n\n\
-         Written by `cargo run --release --manifest-path benches/compare/Cargo.toml`; run that to measure your own machine (`--quick` for under three\n\
-         minutes, `--only` and `--with` for parts, `-- --help` for the rest).\n\n",
+         Written by `cargo run --release --manifest-path benches/compare/Cargo.toml`. Run it to measure\n\
+         your own machine: `-- --quick` takes less than three minutes, `--only` and `--with` select\n\
+         parts, `-- --help` has the rest.\n\n",
     );
     text += &machine::describe();
-    text += "\nEverything runs on one thread: what is measured on core 0, the other side on core 1. All contenders of a table are up at once, and the\n\
-             load goes round them in short slices, so that a busy neighbour hits all of them alike. The ratio is taken within each round; shown are\n\
-             medians over the rounds, and the least and the most ratio. Less is better. CPU time is user and system time of the process, and holds the\n\
-             kernel's TCP, most of it. The peers run as their documentation advises; their servers are in `benches/compare/src/servers/`.\n\n\
-             ![servers](docs/charts/servers.svg)\n\n![clients](docs/charts/clients.svg)\n\n![latency](docs/charts/latency.svg)\n\n";
+    text += "\nEach program has one thread: the measured one runs on core 0, the other side on core 1. All\n\
+             contenders of a table run at once, and the load goes round them in short slices, so that a\n\
+             busy neighbour slows all of them down alike. The ratio is taken within each round. The\n\
+             tables show medians over the rounds, and the least and the most ratio. Less is better.\n\
+             CPU time is user and system time of the process; most of it is the kernel's TCP. The peers\n\
+             run as their documentation advises; their servers are in `benches/compare/src/servers/`.\n\n\
+             ![servers](charts/servers.svg)\n\n![clients](charts/clients.svg)\n\n\
+             ![latency](charts/latency.svg)\n\n";
     for (section, tables) in sections.iter().filter(|(_, tables)| !tables.is_empty()) {
         text += &format!("## {section}\n\n");
         tables.iter().for_each(|table| text += &table.markdown());
@@ -174,7 +178,7 @@ impl Plan<'_> {
                 "64 B, 64 unix connections",
                 Echo { unix: true, ..tcp(64, 64, 1) },
                 0,
-                "Unix sockets, where the kernel is cheaper and the rest shows.",
+                "On unix sockets the kernel takes less time, so differences in user space show.",
             ),
         ];
         let mut tables = Vec::new();
@@ -234,7 +238,8 @@ impl Plan<'_> {
             let series = measure::client(arguments, &programs, pace, &mut self.progress.teller());
             let note = match arguments.contains("stream") {
                 true => {
-                    "The epoll client writes each message by itself. The engine's client gathers what a turn queued."
+                    "The epoll client writes each message by itself. The engine's client gathers\n\
+                     what a turn queued."
                 }
                 false => "",
             };
@@ -256,7 +261,8 @@ impl Plan<'_> {
         let pace = self.choice.pace((11, 500), (3, 200));
         let series =
             measure::latency("--conns 1", "p50_us", &programs, pace, &mut self.progress.teller());
-        let note = "The client sleeps between its requests in all rows; with `Config::spin` only the server does not.";
+        let note = "The client sleeps between its requests in all rows. With `Config::spin` the\n\
+                    server does not sleep.";
         vec![self.finish(Table::of(name, "p50, us", 0, &series, note))]
     }
 
@@ -297,16 +303,18 @@ impl Plan<'_> {
             .zip(&seen.stalled)
             .map(|(program, part)| format!("{} {:.0}%", program.name, part * 100.0));
         let note = format!(
-            "64 B on 50 connections, at half of the rate that the epoll loop reaches in the same round ({:.0} requests/s, {:.0} to {:.0}). An open loop:\n\
-             requests are sent when they are due, and their time counts from then (for a server of your own: `load --rate`). It goes round the contenders\n\
-             in slices of {} ms. Left out are those in which an answer took longer than {} us, a hundred times what a server needs: the machine stood still\n\
-             in them. They were: {}.",
+            "64 B on 50 connections, at half of the rate that the epoll loop reaches in the same round\n\
+             ({:.0} requests/s, {:.0} to {:.0}). An open loop: requests are sent when they are due, and their\n\
+             time counts from then (for a server of your own: `load --rate`). It goes round the\n\
+             contenders in slices of {} ms. Left out are slices in which an answer took longer than {} us,\n\
+             a hundred times what a server needs: the machine stood still in them. Left out were:\n\n\
+             - {}",
             seen.rate.median,
             seen.rate.least,
             seen.rate.most,
             seen.slice.as_secs_f64() * 1e3,
             measure::STALL.as_micros(),
-            each.collect::<Vec<_>>().join("; ")
+            each.collect::<Vec<_>>().join("\n- ")
         );
         let notes = [note.as_str(), "As above.", "As above."];
         let tables = quantiles.iter().zip(&seen.quantiles).zip(notes);
@@ -359,7 +367,8 @@ impl Plan<'_> {
             }
         }
         let note = format!(
-            "Growth of the resident memory from {few} to {many} idle connections, without the kernel's sockets."
+            "Growth of the resident memory from {few} to {many} idle connections, without the kernel's\n\
+             sockets."
         );
         vec![
             self.finish(Table::of("user memory of an idle connection", "bytes", 0, &growth, &note)),

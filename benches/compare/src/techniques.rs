@@ -175,13 +175,16 @@ fn clients(choice: &Choice, progress: &mut Progress) -> Option<Table> {
 fn page(columns: &[(&str, Vec<Series>)], clients: Option<&Table>) -> String {
     let mut text = String::from(
         "# Techniques, measured\n\n\
-         Written by `cargo run --release --manifest-path benches/compare/Cargo.toml -- techniques`. What they are and which are used:\n\
-         [How it got fast](how-it-got-fast.md).\n\n",
+         Written by `cargo run --release --manifest-path benches/compare/Cargo.toml -- techniques`.\n\
+         [How it got fast](how-it-got-fast.md) explains the techniques and says which are used.\n\n",
     );
     text += &machine::describe();
-    text += "\n## Servers\n\nCPU time of the server per request, as a ratio to the bare ring as it is (the second row) in the same round: medians over the rounds, in\n\
-             brackets the least and the most. The rows show what was added to the command of the first column's beginning: `proactor-compare serve ring`,\n\
-             `echo_server --backend uring` (engine) or `--backend epoll` (engine on epoll).\n\n";
+    text += "\n## Servers\n\n\
+             CPU time of the server per request, as a ratio to the unchanged bare ring (the second row)\n\
+             in the same round: medians over the rounds, in brackets the least and the most. A row\n\
+             names a server and the arguments that were added to its command: `proactor-compare serve\n\
+             ring` (bare ring), `proactor-compare serve epoll` (epoll loop), `echo_server --backend uring`\n\
+             (engine), `echo_server --backend epoll` (engine on epoll).\n\n";
     text += &format!(
         "| |{}\n",
         columns.iter().map(|(name, _)| format!(" {name} |")).collect::<String>()
@@ -202,8 +205,11 @@ fn page(columns: &[(&str, Vec<Series>)], clients: Option<&Table>) -> String {
         text += "\n";
     }
     if let Some(clients) = clients {
-        text += "\n## Clients\n\nCPU time of a client per connection that is opened, asked and closed. The commands are `proactor-compare client`, the same with `--ring`, and\n\
-                 `load --mode connect --backend uring` (engine) or `--backend epoll` (engine on epoll).\n\n";
+        text += "\n## Clients\n\n\
+                 CPU time of a client per connection: connect, one request, close. The commands are\n\
+                 `proactor-compare client` (epoll client), `proactor-compare client --ring` (bare ring\n\
+                 client), `load --mode connect --backend uring` (engine) and `load --mode connect\n\
+                 --backend epoll` (engine on epoll).\n\n";
         text += &clients.markdown();
     }
     text.trim_end().to_owned() + "\n"
