@@ -1,10 +1,48 @@
-//! Holds the documents against the code, so that they cannot drift apart.
+//! Holds the documents against the code, so that they cannot drift apart: the kernel document, the
+//! README, the page on speed. The names in other documents are in `documents/architecture.rs`; line
+//! lengths and links are in `documents/layout.rs`.
+
+#[path = "documents/architecture.rs"]
+mod architecture;
+#[path = "documents/layout.rs"]
+mod layout;
 
 use proactor::{Capability, REQUIREMENTS, Tier};
+use std::path::Path;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 fn read(name: &str) -> String {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    let path = root().join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files below a folder whose names end so, as paths from the root, in order. Build outputs and
+/// hidden files are left out.
+fn every_file(folder: &str, extension: &str) -> Vec<String> {
+    let (mut files, mut folders) = (Vec::new(), vec![root().join(folder)]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy();
+            let is_built = path.is_dir() && path.join("CACHEDIR.TAG").exists();
+            if is_built || name.starts_with('.') || name == "target" {
+                continue;
+            }
+            let inside = path.strip_prefix(root()).expect("below the root");
+            match path.is_dir() {
+                true => folders.push(path),
+                false if path.extension().is_some_and(|of| of == extension) => {
+                    files.push(inside.to_string_lossy().into_owned());
+                }
+                false => {}
+            }
+        }
+    }
+    files.sort_unstable();
+    files
 }
 
 /// The rows of a table whose header starts so, as lists of cells.
@@ -66,17 +104,7 @@ fn the_table_of_tiers_is_the_code_s_own() {
 
 /// All sources of the library, to look a name up in.
 fn sources() -> String {
-    let (mut text, mut folders) = (String::new(), vec![std::path::PathBuf::from("src")]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("a folder of sources") {
-            let path = entry.expect("an entry").path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false => text.push_str(&std::fs::read_to_string(path).expect("a source")),
-            }
-        }
-    }
-    text
+    every_file("src", "rs").iter().map(|file| read(file)).collect()
 }
 
 /// Words of the kernel that look like names of ours.
@@ -184,11 +212,27 @@ fn the_tables_of_kernels_are_whole_and_without_failures() {
     assert!(rows.iter().all(|row| row[3].contains(" 0 failed")));
 }
 
+/// Without indentation, empty lines left out.
+fn flat(text: &str) -> String {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(|line| line.to_owned() + "\n")
+        .collect()
+}
+
 #[test]
-fn the_example_of_the_readme_is_one_that_compiles() {
-    let example = read("examples/ping.rs");
-    let body = &example[example.find("use proactor").expect("imports")..];
-    assert!(read("README.md").contains(body), "README.md does not show examples/ping.rs as it is");
+fn the_code_of_the_readme_is_that_of_an_example() {
+    let (readme, example) = (read("README.md"), flat(&read("examples/ping.rs")));
+    let blocks: Vec<&str> = readme.split("```rust\n").skip(1).collect();
+    assert!(!blocks.is_empty(), "README.md shows code");
+    for block in blocks {
+        let code = flat(block.split("```").next().expect("closed"));
+        assert!(
+            code.lines().count() >= 10 && example.contains(&code),
+            "README.md shows code that is not in examples/ping.rs:\n{code}"
+        );
+    }
 }
 
 #[test]
@@ -220,13 +264,14 @@ fn the_page_on_speed_names_what_can_be_run() {
         checked += 1;
     }
     assert!(checked >= 8, "{checked} variants");
-    let benchmarks = read("BENCHMARKS.md");
+    let benchmarks = read("docs/benchmarks.md");
     for chart in ["servers", "clients", "latency"] {
-        let path = format!("docs/charts/{chart}.svg");
-        assert!(benchmarks.contains(&path) && read(&path).contains("<svg"), "{path}");
+        let path = format!("charts/{chart}.svg");
+        let svg = read(&format!("docs/{path}"));
+        assert!(benchmarks.contains(&path) && svg.contains("<svg"), "{path}");
     }
     for peer in ["mio", "tokio", "tokio-uring", "monoio", "compio", "glommio", "a10", "ringline"] {
-        assert!(benchmarks.contains(&format!("| {peer} |")), "{peer} is not in BENCHMARKS.md");
+        assert!(benchmarks.contains(&format!("| {peer} |")), "{peer} is not in docs/benchmarks.md");
     }
 }
 

@@ -1,0 +1,144 @@
+//! Holds what ARCHITECTURE.md and SECURITY.md name against the sources: files, functions, types.
+
+use crate::{every_file, quoted, read, root};
+
+/// A document whose names are checked, and how many files, functions and types it names at least.
+const DOCUMENTS: &[(&str, [usize; 3])] =
+    &[("ARCHITECTURE.md", [30, 30, 10]), ("SECURITY.md", [8, 12, 20])];
+
+/// Finds a path of a document: from the root, below `src/`, or below `src/backend/`.
+fn file(path: &str) -> Option<String> {
+    let places = ["", "src/", "src/backend/"].map(|place| format!("{place}{path}"));
+    places.into_iter().find(|place| root().join(place).exists())
+}
+
+/// The text of a file, or of all Rust files in a folder.
+fn text_of(path: &str) -> String {
+    match root().join(path).is_dir() {
+        true => every_file(path, "rs")
+            .iter()
+            .filter(|file| !file.starts_with("tests/documents"))
+            .map(|file| read(file))
+            .collect(),
+        false => read(path),
+    }
+}
+
+fn has_function(text: &str, name: &str) -> bool {
+    text.contains(&format!("fn {name}(")) || text.contains(&format!("fn {name}<"))
+}
+
+fn is_path(word: &str) -> bool {
+    word.ends_with(".rs") || word.starts_with("src/") || word.starts_with("tests/")
+}
+
+/// The parts of a line that may be names: code spans; in a picture, words.
+fn names(line: &str, in_picture: bool) -> Vec<&str> {
+    let separators = [' ', ',', ';', ':', '|'];
+    match in_picture {
+        true => line.split(separators).collect(),
+        false => quoted(line),
+    }
+}
+
+/// What is wrong with the names in a text, and how many files, functions and types were checked.
+///
+/// - A path exists.
+/// - A function, written `name()`, is in the file that the line names before it, if it names one;
+///   otherwise in some file.
+/// - Each part of `Type::part` or `Type` is a word of the sources.
+fn check(text: &str) -> (Vec<String>, [usize; 3]) {
+    let sources = text_of("src") + &text_of("tests");
+    let word = |name: &str| {
+        let borders = |c: char| !c.is_alphanumeric() && c != '_';
+        sources.split(borders).any(|word| word == name)
+    };
+    let (mut wrong, mut counts, mut in_picture) = (Vec::new(), [0; 3], false);
+    for line in text.lines() {
+        if line.starts_with("```") {
+            in_picture = !in_picture && line == "```text";
+            continue;
+        }
+        // A picture has two columns, each with a file and its functions.
+        let mut owner: Option<String> = None;
+        for name in names(line, in_picture) {
+            let problem = if is_path(name) {
+                counts[0] += 1;
+                owner = file(name);
+                owner.is_none().then(|| format!("no file {name}"))
+            } else if let Some(function) = name.strip_suffix("()") {
+                counts[1] += 1;
+                let function = function.rsplit("::").next().unwrap_or(function);
+                let found = match &owner {
+                    Some(owner) => has_function(&text_of(owner), function),
+                    None => has_function(&sources, function),
+                };
+                (!found)
+                    .then(|| format!("no function {name} in {}", owner.as_deref().unwrap_or("src")))
+            } else if name.starts_with(|c: char| c.is_ascii_uppercase()) && !name.contains(' ') {
+                let name = name.split('(').next().unwrap_or_default();
+                let of_type = name.chars().any(|c| c.is_ascii_lowercase());
+                counts[2] += usize::from(of_type);
+                let unknown = name.split("::").find(|part| of_type && !word(part));
+                unknown.map(|part| format!("no {part} (of {name})"))
+            } else {
+                None
+            };
+            wrong.extend(problem);
+        }
+    }
+    (wrong, counts)
+}
+
+#[test]
+fn what_the_documents_name_is_in_the_sources() {
+    for (document, least) in DOCUMENTS {
+        let (wrong, counts) = check(&read(document));
+        assert!(wrong.is_empty(), "{document}: {wrong:#?}");
+        let enough = counts.iter().zip(least).all(|(count, least)| count >= least);
+        assert!(enough, "{document}: only {counts:?} names were found, of {least:?} at least");
+    }
+}
+
+#[test]
+fn a_name_that_is_not_there_is_found() {
+    for (line, problem) in [
+        ("`src/engine/gone.rs` has it", "no file src/engine/gone.rs"),
+        ("see `src/engine/send.rs` `translate()`", "no function translate() in src/engine/send.rs"),
+        ("`no_such_function()` does it", "no function no_such_function() in src"),
+        ("`Config::no_such_limit`", "no no_such_limit (of Config::no_such_limit)"),
+        ("```text\nengine/send.rs   gone()\n```", "no function gone() in src/engine/send.rs"),
+    ] {
+        assert_eq!(check(line).0, [problem], "{line}");
+    }
+    let right = "`src/engine/send.rs` `sent_in_part()`, `Engine::send`, `Event::Closed(reason)`";
+    assert_eq!(check(right), (Vec::new(), [1, 1, 2]));
+}
+
+#[test]
+fn the_modules_that_may_use_unsafe_are_those_of_the_document() {
+    let document = read("ARCHITECTURE.md");
+    let section = document.split("## Imports and `unsafe`").nth(1).expect("the section");
+    let mut named: Vec<String> = quoted(section)
+        .into_iter()
+        .skip_while(|name| *name != "unsafe_code")
+        .filter(|name| is_path(name))
+        .map(|name| match name.ends_with('/') {
+            true => format!("{name}mod.rs"),
+            false => name.to_owned(),
+        })
+        .collect();
+    let allowed = "allow(unsafe_code)";
+    let mut found: Vec<String> = every_file("src", "rs")
+        .into_iter()
+        .filter(|file| file != "src/lib.rs" && read(file).contains(&format!("#![{allowed}]")))
+        .collect();
+    for rest in read("src/lib.rs").split(&format!("#[{allowed}]\n")).skip(1) {
+        let module = rest.lines().next().and_then(|line| line.split(' ').next_back());
+        let module = module.expect("a module").trim_end_matches(';');
+        found.push(format!("src/{module}.rs"));
+    }
+    named.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(named, found);
+}
