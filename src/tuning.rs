@@ -145,8 +145,8 @@ impl Tuning {
         /// Default: true.
         ///
         /// # Backends
-        /// On io_uring (5.19) a single payload is an entry linked to the connect. On epoll a send is
-        /// tried right after connect(2) if the peer is on this machine.
+        /// On io_uring (5.19) a single payload is an entry linked to the connect. On epoll a send
+        /// is tried right after connect(2) if the peer is on this machine.
         early_sends: bool;
         /// Which payloads are sent by SEND_ZC. Default: [`ZeroCopy::Remote`], 64 KiB.
         ///
