@@ -1,57 +1,65 @@
-//! The contract between the engine and what carries its operations out.
+//! The contract between the engine and its backends.
 //!
 //! ```text
-//! engine  --start-->  backend  --wait: submits all of it, sleeps-->  next  --completed-->  engine
+//! engine                    backend                      kernel, or simulated network
+//! start(key, operation) --> keeps the operation
+//! wait(until) ------------> submits what was started --> executes it
+//!                           waits for a completion <---- completes it
+//! next() <----------------- returns one completion
 //! ```
 //!
-//! The engine's logic reads no clock, makes no system call and knows no descriptor: it names
-//! connections and listeners by [`Key`] and has the time from [`Backend::now`]. So a backend can be
-//! a kernel interface or a simulated world.
+//! The engine starts operations, waits, and takes completions. It reads no clock, makes no system
+//! call and holds no descriptor: it names a connection or listener by its [`Key`] and takes the
+//! time from [`Backend::now`]. A backend is therefore a kernel interface (`uring`, `epoll`) or a
+//! simulated network (`sim`).
 //!
-//! # An operation owns its memory
+//! # Memory
 //!
-//! An [`Operation`] owns all that the kernel reads or writes until it has completed: the payloads
-//! of a send, the buffer of a receive, the address of a connect. [`Backend::start`] takes it by
-//! value. It comes back by value from [`Backend::next`], or from `start` itself if there was no
-//! room or a send was over at once. No function of the contract takes a reference that outlives the
-//! call. So nothing above a backend can free, move or change that memory while the kernel uses it:
-//! it is out of reach until the backend gives it back. An engine can start, cancel, drop and forget
-//! in any order, and the worst that follows is a wrong event, not a use after free; `tests.rs`
-//! beside this file holds such an engine against each backend. What a backend still has in the
-//! kernel's hands when it is dropped, by whatever panic, is leaked, and nothing else.
+//! An [`Operation`] owns all memory that the kernel reads or writes for it: the payloads of a send,
+//! the buffer of a receive, the address of a connect. [`Backend::start`] takes the operation by
+//! value. The memory comes back by value: from [`Backend::next`] when the operation completes, or
+//! from `start` if there was no room or the send completed at once. No function of the contract
+//! takes a reference that outlives the call.
 //!
-//! # Rules for every backend
+//! The engine therefore cannot free, move or change memory that the kernel uses. An engine that
+//! starts, cancels and drops in the wrong order gets wrong events, never a use after free; the
+//! tests in `tests/` check this on each backend. A backend that is dropped with operations in
+//! flight, also by a panic, leaks the memory that the kernel may still use, and only that.
 //!
-//! 1. **Starting never completes.** What came of an operation is told by [`Backend::next`] alone,
-//!    also a failure to start (no descriptor for the socket, say). Two exceptions:
-//!    [`Operation::Shutdown`] is over when `start` returns, and a send that a backend can try by
-//!    itself may be ([`Started::Sent`]).
-//! 2. **One final completion.** Each operation in flight ends with exactly one [`Completed`]
-//!    without `more`. Before it there may be any number with `more`. A cancel is advice and can't
-//!    be lost: the operation may still succeed, or have been cut short, and then ends.
-//! 3. **One at a time.** The engine has at most one operation of an [`OpKind`] in flight per key,
-//!    `RecvInto` counting as a receive, and none at all when it starts a close.
-//! 4. **A close ends the key.** After its completion the backend knows nothing of the key, and the
-//!    slot can be used again under another one. What still comes for the old key is counted and
-//!    dropped.
-//! 5. **No room loses nothing.** [`Started::NoRoom`] gives the operation back as it was: the engine
+//! # Rules
+//!
+//! 1. **Results come from `next`.** This includes a failure to start, such as EMFILE for the socket
+//!    of a connect. Two operations may complete in `start`: [`Operation::Shutdown`] always does
+//!    ([`Started::Done`]), and a backend may try a send at once ([`Started::Sent`]).
+//! 2. **One final completion.** An operation in flight ends with exactly one [`Completed`] that has
+//!    `more` unset. A multishot operation has any number of completions with `more` set before it.
+//!    A cancelled operation ends too: with ECANCELED, or with a full or partial success if the
+//!    cancel came too late.
+//! 3. **One operation of a kind.** Per key, at most one operation of each [`OpKind`] is in flight.
+//!    `RecvInto` counts as a receive. When a close starts, no other operation is in flight.
+//! 4. **A close ends the key.** After `Closed` the backend has no state for the key, and its slot
+//!    can be used under a new key. What the kernel still reports for the old key is counted
+//!    (`unknown_completions`) and dropped; only a `Released` is handed out.
+//! 5. **`NoRoom` changes nothing.** [`Started::NoRoom`] returns the operation as it was. The engine
 //!    starts it again after the next [`Backend::wait`].
-//! 6. **Claims are checked.** What the kernel says and memory safety rests on (a buffer id, a
-//!    length) is checked each time. If it does not hold, the backend hands out nothing more, and
-//!    each `wait` is [`Error::EngineFailed`].
+//! 6. **Kernel values are checked.** Each buffer id and length that memory safety depends on is
+//!    checked. After a violation `next` returns nothing more, and each `wait` fails with
+//!    [`Error::EngineFailed`].
 //!
-//! # The operations
+//! # Operations
 //!
-//! | operation | completes with |
-//! |---|---|
-//! | `Connect` | `Connected`. Makes the socket too. If the first send was given along, `Sent` follows: ECANCELED if the connect failed, 0 bytes if nothing was tried. |
-//! | `Accept` | `Accepted` with `more` until cancelled or failed, or one and no more: then the engine starts it again. A socket gets its key by [`Backend::open`], or is dropped, which closes it. |
-//! | `Recv` | `Received`, with `more` or without; `RecvEnded`: the end of the stream, or an error. ENOBUFS: the pool has no buffer; nothing is lost, the engine starts again when there is one. |
-//! | `RecvInto` | `Filled`: the buffer, with that many bytes more in it; 0 is the end of the stream. |
-//! | `Send` | `Sent`: the queue, and how many of its bytes were taken, from 0 (start again) to all. Of a zero-copy send the backend keeps a share of the payload, and gives it back as `Released`. |
-//! | `WatchHangup` | `HungUp`, once the peer has sent its FIN or reset the connection; at once if it did before. Takes no byte and no error from the socket. It may be in flight at a `release`. |
-//! | `Shutdown` | nothing: [`Started::Done`]. Sends the FIN; no send may be in flight. |
-//! | `Close` | `Closed`, always. |
+//! | operation | does | completes with |
+//! |---|---|---|
+//! | `Connect` | creates a socket for the key and connects it; sends `first` if it can | `Connected`. With `first`, a send is in flight too, and its `Sent` follows: 0 bytes if it was not tried, ECANCELED if the connect failed. |
+//! | `Accept` | accepts connections of a listener | `Accepted` with `more` for each connection, or one without `more`, after which the engine starts it again. `AcceptFailed` if it was cancelled or failed. The socket gets a key by [`Backend::open`]; dropping it closes it. |
+//! | `Recv` | receives into buffers of the pool | `Received` with `more`, or one without `more`, after which the engine starts it again. `RecvEnded` at the end of the stream or with an error; ENOBUFS means that the pool has no buffer: no byte is lost, and the engine starts the receive again when a buffer is free. |
+//! | `RecvInto` | receives into the caller's buffer | `Filled`: the buffer, and how many bytes were appended. 0 is the end of the stream. |
+//! | `Send` | sends from the front of the batch | `Sent`: the batch, and how many of its bytes were taken, from 0 (the engine starts it again) to all. A zero-copy send keeps a share of the payload, and a `Released` returns it when the kernel no longer reads it. |
+//! | `WatchHangup` | waits for the peer's FIN or RST; takes neither bytes nor the error from the socket | `HungUp`, at once if the peer has hung up already. May be in flight at a [`Backend::release`], which ends it without a completion. |
+//! | `Shutdown` | sends the FIN; no send may be in flight | nothing: `start` returns `Done`. |
+//! | `Close` | closes the socket and ends the key | `Closed`. It does not fail. |
+//!
+//! `Released` and `Woken` complete no operation: rules 2 and 3 do not count them.
 
 pub(crate) mod epoll;
 pub(crate) mod select;
@@ -72,23 +80,24 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// What the engine asks for. Owns all that the kernel reads or writes meanwhile.
+/// An operation to start. Owns all memory that the kernel reads or writes for it.
 #[derive(Debug)]
 pub(crate) enum Operation {
     Connect(Box<Connect>),
     Accept,
-    /// Into a buffer of the pool.
+    /// Receives into buffers of the pool.
     Recv,
-    /// Into the caller's buffer.
+    /// Receives into the caller's buffer.
     RecvInto(Box<RecvBuf>),
     Send(SendBatch),
-    /// Tells when the peer has gone, without reading.
+    /// Completes when the peer has sent its FIN or RST. Reads nothing.
     WatchHangup,
+    /// Sends the FIN.
     Shutdown,
     Close(CloseMode),
 }
 
-/// A kind of operation that can be in flight, and be cancelled.
+/// A kind of operation that can be in flight and can be cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum OpKind {
@@ -100,50 +109,52 @@ pub(crate) enum OpKind {
     Close,
 }
 
-/// What a send has of a connection's payloads: all that was queued, of which one operation takes as
-/// much as it can.
+/// The payloads of a send: the send queue of a connection at the start of the operation. The
+/// operation takes as many bytes from its front as it can.
 pub(crate) type SendBatch = Box<SendQueue>;
 
-/// What a connect needs to know.
+/// The parameters of a connect.
 #[derive(Debug)]
 pub(crate) struct Connect {
     pub(crate) addr: Addr,
     pub(crate) options: ConnectOptions,
-    /// What can be sent as soon as the connection is there, of at most [`Backend::EARLY_PAYLOADS`]
+    /// Sent as soon as the connection is established. Has at most [`Backend::EARLY_PAYLOADS`]
     /// payloads.
     pub(crate) first: Option<SendBatch>,
 }
 
-/// What the peer sees of a close.
+/// How the peer learns of a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CloseMode {
-    /// A FIN, if none was sent yet.
+    /// By a FIN, if none was sent before.
     Orderly,
+    /// By an RST.
     Reset,
 }
 
-/// What came of [`Backend::start`].
+/// The result of [`Backend::start`].
 #[derive(Debug)]
 pub(crate) enum Started {
+    /// The operation completes in [`Backend::next`].
     InFlight,
-    /// The operation was over at once, and completes with nothing.
+    /// The operation has completed, without an outcome.
     Done,
-    /// There is no room before the next wait: nothing happened.
+    /// There is no room before the next wait. The operation was not started.
     NoRoom(Operation),
-    /// The send was tried at once, and nothing is in flight.
+    /// The send has completed.
     Sent(SendBatch, OpResult),
 }
 
-/// The result of an operation as a CQE has it: a number of bytes, or a negative error number.
+/// The result of an operation, as in a CQE: a number of bytes, or a negative error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpResult(i32);
 
 impl OpResult {
     /// # Panics
-    /// Beyond 2 GiB, which no operation takes (MAX_RW_COUNT).
+    /// From 2 GiB on. No operation transfers that much: the kernel's MAX_RW_COUNT is less.
     #[inline]
     pub(crate) fn bytes(count: usize) -> OpResult {
-        OpResult(i32::try_from(count).expect("an operation takes less than 2 GiB"))
+        OpResult(i32::try_from(count).expect("an operation transfers less than 2 GiB"))
     }
 
     #[inline]
@@ -151,7 +162,7 @@ impl OpResult {
         OpResult(-errno.0.saturating_abs().max(1))
     }
 
-    /// What a completion queue entry says.
+    /// The `res` field of a CQE.
     #[inline]
     pub(crate) fn of_cqe(result: i32) -> OpResult {
         OpResult(result)
@@ -163,30 +174,30 @@ impl OpResult {
     }
 }
 
-/// What came of an operation.
+/// What an operation completed with.
 #[derive(Debug)]
 pub(crate) enum Outcome<S> {
-    /// Bytes arrived.
+    /// Received bytes, in a buffer of the pool.
     Received(Lease),
-    /// A receive into the pool ended: at the end of the stream, or with an error.
+    /// The end of a receive into the pool: the end of the stream, or an error.
     RecvEnded(Result<(), Errno>),
-    /// The caller's buffer of a receive comes back, with that many bytes more.
+    /// The caller's buffer, and how many bytes were appended to it.
     Filled(Box<RecvBuf>, OpResult),
-    /// A send ended. That many bytes of the batch were taken.
+    /// The batch, and how many of its bytes were taken.
     Sent(SendBatch, OpResult),
-    /// The kernel has let go of a payload of a zero-copy send.
+    /// The kernel no longer reads this payload of a zero-copy send (IORING_CQE_F_NOTIF).
     Released(Box<Payload>),
-    /// The peer sent its FIN, or reset the connection.
+    /// The peer sent its FIN or RST.
     HungUp(Result<(), Errno>),
     Connected(Result<(), Errno>),
     Accepted(S),
     AcceptFailed(Errno),
     Closed,
-    /// The waker was called. Belongs to no key.
+    /// The waker was called. The key is [`Key::NONE`].
     Woken,
 }
 
-/// A completed operation, or with `more` a part of one that goes on.
+/// A completion. With `more`, the operation stays in flight (IORING_CQE_F_MORE).
 #[derive(Debug)]
 pub(crate) struct Completed<S> {
     pub(crate) key: Key,
@@ -202,36 +213,27 @@ impl<S> Completed<S> {
     }
 }
 
-/// What gets a key.
+/// What [`Backend::open`] gives a key to.
 #[derive(Debug)]
 pub(crate) enum Open<'a, S> {
-    /// Binds and listens.
+    /// A new listener: binds and listens.
     Listen(&'a Addr, &'a ListenOptions),
-    /// A connection that an accept told of.
+    /// An accepted connection.
     Accepted(S),
-    /// A connected descriptor.
+    /// A connected socket of the caller.
     Stream(OwnedFd),
-    /// A listening descriptor.
+    /// A listening socket of the caller.
     Listener(OwnedFd),
 }
 
-/// An end of a connection.
+/// One of the two addresses of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Local,
     Peer,
 }
 
-/// The address of an end of a socket, for backends that have descriptors.
-fn addr_of(fd: Option<BorrowedFd<'_>>, side: Side) -> io::Result<Addr> {
-    let fd = fd.ok_or(io::ErrorKind::NotConnected)?;
-    match side {
-        Side::Local => socket::local_addr(fd),
-        Side::Peer => socket::peer_addr(fd),
-    }
-}
-
-/// Counters that only a backend can keep.
+/// Counters of a backend: see [`Stats`](crate::Stats).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BackendStats {
     pub(crate) syscalls: u64,
@@ -247,96 +249,101 @@ pub(crate) struct BackendStats {
     pub(crate) kernel_violations: u64,
 }
 
-/// See the module's documentation for the rules.
+/// A backend. The rules are in the [module](self)'s documentation. Times are nanoseconds since
+/// [`Backend::epoch`].
 pub(crate) trait Backend {
-    /// An accepted connection that has no key yet. Dropping it closes it.
+    /// An accepted connection without a key. Dropping it closes it.
     type Socket;
 
-    /// Bytes are received as [`Backend::next`] is asked, so that the engine decides how many a turn
-    /// takes (`Tuning::turn_bytes`).
+    /// Receives happen in [`Backend::next`], as on epoll. The engine can then stop a turn at
+    /// `Tuning::turn_bytes`, and further bytes stay in the socket.
     const RECEIVES_WHEN_ASKED: bool = false;
 
-    /// Real time passes while somebody looks with waits of no time.
+    /// Time passes during repeated waits with a timeout of zero, so that the engine can spin.
     const CAN_SPIN: bool = true;
 
-    /// So many payloads can be sent with the connect.
+    /// The most payloads that [`Connect::first`] can have.
     const EARLY_PAYLOADS: usize = 1;
 
     /// The instant at which [`Backend::now`] was zero.
     fn epoch(&self) -> Instant;
 
-    /// Nanoseconds since the epoch.
+    /// The time.
     fn now(&self) -> u64;
 
-    /// Gives a socket a key. Synchronous: the caller wants to know the port, or the error. On an
-    /// error the backend knows nothing of the key.
+    /// Gives a key to a new or existing socket. Completes in the call, because the caller needs
+    /// the port or the error. After an error the backend has no state for the key.
     fn open(&mut self, key: Key, what: Open<'_, Self::Socket>) -> Result<(), Error>;
 
-    /// Starts an operation.
+    /// Starts an operation. It is submitted by the next [`Backend::wait`] at the latest.
     fn start(&mut self, key: Key, operation: Operation) -> Started;
 
-    /// Advises an operation in flight to end.
+    /// Requests that an operation in flight ends. Has no effect if none of the kind is in flight.
     fn cancel(&mut self, key: Key, kind: OpKind);
 
-    /// Submits all that was started, and waits until something has completed, or until the time
-    /// `until` (`None`: for ever; a time that has passed: not at all). May return early with
-    /// nothing.
+    /// Submits what was started, and waits for a completion until the time `until` (`None`:
+    /// without a limit; a time in the past: not at all). May return early without a completion.
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error>;
 
-    /// The next completed operation. Never blocks.
+    /// The next completion. Does not block.
     fn next(&mut self) -> Option<Completed<Self::Socket>>;
 
-    /// True if [`Backend::next`] has something, or a wait of no time would find something.
+    /// True if [`Backend::next`] may have a completion without a wait, or after a wait with a
+    /// timeout of zero.
     fn has_next(&self) -> bool;
 
-    /// How many buffers receives could find now.
+    /// How many buffers of the pool receives can use now.
     fn free_buffers(&self) -> usize;
 
-    /// The address of an end of a connection, or of a listener (`Side::Local`).
+    /// An address of a connection, or the `Side::Local` address of a listener.
     fn addr(&self, key: Key, side: Side) -> io::Result<Addr>;
 
-    /// The descriptor, where there is one.
+    /// The descriptor of a key. `None` on backends without descriptors.
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>>;
 
-    /// Gives the descriptor of a connection back, and forgets the key. Nothing is in flight but a
-    /// watch for a hang-up, which ends with this.
+    /// Returns the descriptor of a connection to the caller, and ends the key. No operation but a
+    /// `WatchHangup` may be in flight; that ends without a completion.
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
 
-    /// A descriptor that is readable when there is something to reap. Called at most once.
+    /// A descriptor that is readable when there are completions to reap, for a foreign event loop.
+    /// Called at most once.
     fn watch_fd(&mut self) -> Result<OwnedFd, Error>;
 
-    /// Makes `watch_fd`'s descriptor unreadable until the next thing happens. What happened before
-    /// is seen by `has_next`.
+    /// Makes the descriptor of [`Backend::watch_fd`] unreadable until the next completion.
+    /// [`Backend::has_next`] reports completions from before this call.
     fn watch_reset(&mut self);
 
     fn stats(&self) -> BackendStats;
 
-    /// The end. Cancels what the backend has of its own in flight, and waits while something comes
-    /// within `patience`. False if the kernel may still use memory: that will be leaked.
+    /// Cancels the operations that the backend started for itself (for its waker), and reaps
+    /// completions until none has come for `patience`. Returns false if the kernel may still use
+    /// memory: dropping the backend then leaks it.
     fn shut_down(&mut self, patience: Duration) -> bool;
 
-    /// True if what the backend stands on is gone: nothing is in flight any more, and nothing is
-    /// left to wait for.
+    /// True if the network under the backend has ended: nothing is in flight, and nothing will
+    /// complete. Only the simulated backend has such an end.
     fn is_gone(&self) -> bool {
         false
     }
 }
 
-/// What a backend needs of the configuration, with defaults filled in.
+/// The part of the configuration that a backend needs, with defaults filled in.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters {
-    /// Of the engine, for its keys.
+    /// Part of each key of the engine.
     pub(crate) engine: EngineNumber,
     pub(crate) gather_max: usize,
     pub(crate) budget: u32,
     pub(crate) low_watermark: u32,
+    /// How many buffers the pool has, and the size of each in bytes.
     pub(crate) buffers: (u32, u32),
-    /// Connections to set aside address space for.
+    /// For how many connections tables reserve capacity.
     pub(crate) connections_reserved: usize,
 }
 
 impl Parameters {
-    /// `piecewise`: buffers are consumed piece by piece, so that few large ones do.
+    /// `piecewise`: several receives share a buffer (IOU_PBUF_RING_INC on io_uring), so that the
+    /// default is few and large buffers.
     pub(crate) fn new(config: &Config, engine: EngineNumber, piecewise: bool) -> Parameters {
         let buffers =
             config.buffers.unwrap_or(if piecewise { (64, 64 << 10) } else { (1024, 4 << 10) });
@@ -354,7 +361,7 @@ impl Parameters {
     }
 }
 
-/// The backends an engine can have, matched once per call of the engine, not once per operation.
+/// The backend of an engine. Matched once per call of the engine, not once per operation.
 #[derive(Debug)]
 pub(crate) enum AnyBackend {
     Uring(Box<uring::Uring>),
@@ -363,9 +370,9 @@ pub(crate) enum AnyBackend {
     Sim(Box<sim::Sim>),
 }
 
-/// What only a simulated world needs to know: it decides when which engine is polled.
+/// For the simulated backend, whose world schedules the polls of its engines. No effect on others.
 impl AnyBackend {
-    /// The time at which the engine must be polled although nothing completes.
+    /// Sets the time at which the engine must be polled even if nothing completes.
     #[inline]
     pub(crate) fn note_deadline(&mut self, deadline: impl FnOnce() -> Option<u64>) {
         match self {
@@ -375,7 +382,7 @@ impl AnyBackend {
         }
     }
 
-    /// Whether the world waits for this engine to be polled.
+    /// True if that time has come.
     pub(crate) fn is_expected(&self) -> bool {
         match self {
             #[cfg(feature = "sim")]
@@ -385,7 +392,16 @@ impl AnyBackend {
     }
 }
 
-/// Runs an expression with the backend that is in use, borrowed as `$any` is.
+/// An address of a socket, for backends that have descriptors.
+fn addr_of(fd: Option<BorrowedFd<'_>>, side: Side) -> io::Result<Addr> {
+    let fd = fd.ok_or(io::ErrorKind::NotConnected)?;
+    match side {
+        Side::Local => socket::local_addr(fd),
+        Side::Peer => socket::peer_addr(fd),
+    }
+}
+
+/// Evaluates `$body` with `$backend` bound to the backend in `$any`.
 macro_rules! with_backend {
     ($any:expr, $backend:ident => $body:expr) => {
         match $any {
