@@ -1,13 +1,17 @@
-//! The epoll backend: operations are tried at once, and wait for readiness only if they must.
+//! The epoll backend: an operation is tried with a non-blocking system call, and waits for
+//! readiness if that returns EAGAIN.
 //!
-//! Owns: the epoll instance, the sockets, and what operations hold while they wait. Each
-//! descriptor is registered once, edge-triggered, so no epoll_ctl happens in steady state: for
-//! input at first, and for output too from the moment that a send finds its peer slow. (On a unix
-//! socket each read of the peer is an edge for whoever watches output: one wake-up a request, for
-//! nothing.) Invariant: nothing is in the kernel's hands between two calls, so what this backend
-//! holds can be dropped at any time. Must not know: connection states, send queues, timers.
+//! Owns: the epoll instance, the sockets, and the memory of operations that wait. Invariant: the
+//! kernel holds no memory between two calls, so the backend can be dropped at any time. Must not
+//! know: connection states, send queues, timers.
 //!
-//! An operation is one file in `op/` and one bit of [`Slot::state`]; `work.rs` is the turn.
+//! Each descriptor is registered once, edge-triggered, so that a steady connection needs no
+//! epoll_ctl(2). It is registered for input first, and for output too after the first send that was
+//! cut short: on a unix socket each read of the peer is an edge for output, which would cost one
+//! wake-up a request.
+//!
+//! An operation is one file in `op/` and one bit of [`Slot::state`]. `work.rs` waits and runs the
+//! work list.
 
 mod op;
 mod work;
@@ -22,7 +26,7 @@ use crate::id::Key;
 use crate::net::{Addr, socket};
 use crate::sys::Epoll;
 use crate::waker::Inbox;
-use op::{RecvBufs, Retry};
+use op::{ConnectRetry, RecvBufs};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -31,15 +35,17 @@ use std::time::{Duration, Instant};
 
 /// The token of the waker: the bits of [`Key::NONE`]. Other tokens are the bits of a slot's key.
 const WAKE_TOKEN: u64 = u64::MAX;
+/// The events of each descriptor; [`INPUT_OUTPUT`] after the first partial send.
 const INPUT: libc::c_int = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
-const BOTH: libc::c_int = INPUT | libc::EPOLLOUT;
+const INPUT_OUTPUT: libc::c_int = INPUT | libc::EPOLLOUT;
 const EVENTS_PER_WAIT: usize = 512;
 
 /// Bits of [`Slot::state`]: readiness, armed operations, and whether the slot is on the work list.
 mod bit {
     pub(super) const READABLE: u16 = 1;
     pub(super) const WRITABLE: u16 = 1 << 1;
-    /// RDHUP, HUP or ERR was seen: a short read proves nothing; read until EAGAIN or the end.
+    /// EPOLLRDHUP, EPOLLHUP or EPOLLERR was reported. A short read then does not mean that the
+    /// socket is empty: reads continue until EAGAIN or the end of the stream.
     pub(super) const HUNG_UP: u16 = 1 << 2;
     pub(super) const CONNECT: u16 = 1 << 3;
     pub(super) const RECV: u16 = 1 << 4;
@@ -47,16 +53,16 @@ mod bit {
     /// The batch in [`super::Slot::send`] waits for writability.
     pub(super) const SEND: u16 = 1 << 6;
     pub(super) const ACCEPT: u16 = 1 << 7;
-    pub(super) const LISTED: u16 = 1 << 8;
-    /// A unix connect that found the backlog full.
+    pub(super) const IN_WORK_LIST: u16 = 1 << 8;
+    /// A connect to a unix socket found the backlog full, and is retried.
     pub(super) const RETRY: u16 = 1 << 9;
-    /// A send was cut short: the next one waits for the edge.
+    /// A send was cut short: the next one waits for the edge of EPOLLOUT.
     pub(super) const BLOCKED: u16 = 1 << 10;
-    /// Registered for output too.
-    pub(super) const WATCHES_OUTPUT: u16 = 1 << 11;
-    /// A watch for a hang-up waits for [`HUNG_UP`].
-    pub(super) const HANGUP: u16 = 1 << 12;
-    /// What is armed and waits for readiness.
+    /// Registered for EPOLLOUT too.
+    pub(super) const OUTPUT_REGISTERED: u16 = 1 << 11;
+    /// A `WatchHangup` waits for [`HUNG_UP`].
+    pub(super) const WATCH_HANGUP: u16 = 1 << 12;
+    /// Armed operations that wait for readiness.
     pub(super) const OPERATIONS: u16 = CONNECT | RECV | RECV_INTO | SEND | ACCEPT;
 }
 
@@ -64,13 +70,13 @@ mod bit {
 #[derive(Debug, Default)]
 struct Slot {
     fd: Option<OwnedFd>,
-    /// Of the key; 0 if the slot is free.
+    /// The generation of the key; 0 if the slot is free.
     generation: u32,
     state: u16,
-    /// Reads or accepts in turn `turn`, against the budget.
+    /// Operations performed in turn `turn`, limited by the budget.
     spent: u16,
     turn: u32,
-    /// Waits for writability ([`bit::SEND`]), or was given along with a connect that is pending.
+    /// Waits for writability ([`bit::SEND`]), or for the end of a pending connect.
     send: Option<SendBatch>,
 }
 
@@ -80,24 +86,25 @@ pub(crate) struct EpollBackend {
     epoch: Instant,
     inbox: Arc<Inbox>,
     pool: Pool,
-    /// The pool buffer that is being filled.
+    /// The pool buffer that the next receive continues to fill.
     open_buffer: Option<u16>,
     parameters: Parameters,
     precise_wait: bool,
     slots: Vec<Slot>,
     recv_bufs: RecvBufs,
-    /// Completed operations that [`Backend::next`] has not handed out yet.
+    /// Completions that [`Backend::next`] has not returned yet.
     done: VecDeque<Completed<OwnedFd>>,
-    /// Slots with an armed operation in a ready direction. A key that was closed since is skipped.
+    /// The work list: slots with an armed operation in a ready direction. Keys that were closed
+    /// since are skipped.
     work: VecDeque<Key>,
-    /// Slots that have used up their budget for this turn.
+    /// Slots that have used up their budget of this turn.
     spent: VecDeque<Key>,
-    retries: Vec<Retry>,
+    retries: Vec<ConnectRetry>,
     events: Box<[libc::epoll_event]>,
     turn: u32,
-    /// Turns since the kernel was asked.
-    unasked: u32,
-    /// What the kernel claimed that cannot be: nothing is handed out any more.
+    /// Turns since the last epoll_wait(2).
+    turns_since_wait: u32,
+    /// The kernel returned an invalid value: nothing more completes.
     failed: Option<Violation>,
     stats: BackendStats,
 }
@@ -131,28 +138,32 @@ impl EpollBackend {
             retries: Vec::new(),
             events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_PER_WAIT].into(),
             turn: 0,
-            unasked: 0,
+            turns_since_wait: 0,
             failed: None,
             stats: BackendStats::default(),
         })
     }
 
-    /// Whether epoll_pwait2 exists and is allowed.
+    /// Whether epoll_pwait2(2) exists (Linux 5.11) and no filter forbids it.
     pub(crate) fn try_precise_wait() -> Result<(), Errno> {
         let epoll = Epoll::new().map_err(|error| Errno::of(&error))?;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }];
         epoll.wait_precise(&mut events, Some(Duration::ZERO)).map(drop)
     }
 
-    /// The slot of a key that the engine holds.
+    /// The slot of an open key.
     #[inline(always)]
     fn slot(&mut self, key: Key) -> &mut Slot {
         let slot = &mut self.slots[key.slot()];
-        assert_eq!(slot.generation, key.generation(), "the engine names only what it holds");
+        assert_eq!(
+            slot.generation,
+            key.generation(),
+            "the engine uses a key that it did not open, or closed"
+        );
         slot
     }
 
-    /// The slot of a key that may be closed by now.
+    /// The slot of a key that may have been closed.
     #[inline(always)]
     fn find(&mut self, key: Key) -> Option<&mut Slot> {
         self.slots.get_mut(key.slot()).filter(|slot| slot.generation == key.generation())
@@ -164,7 +175,7 @@ impl EpollBackend {
             self.slots.resize_with(index + 1, Slot::default);
         }
         let slot = &mut self.slots[index];
-        assert_eq!(slot.generation, 0, "a slot is used again after the close of its last key");
+        assert_eq!(slot.generation, 0, "the last key of the slot was not closed");
         *slot = Slot { fd, generation: key.generation(), ..Slot::default() };
     }
 
@@ -175,31 +186,31 @@ impl EpollBackend {
     fn vacate(&mut self, key: Key) -> Option<OwnedFd> {
         let slot = self.slot(key);
         let in_flight = slot.state & (bit::OPERATIONS | bit::RETRY) != 0 || slot.send.is_some();
-        assert!(!in_flight, "no operation is in flight at the end of a key");
+        assert!(!in_flight, "an operation is in flight at the end of its key");
         std::mem::take(slot).fd
     }
 
-    /// Registers the descriptor of a slot.
+    /// Adds the descriptor of a slot to the epoll instance.
     fn register(&mut self, key: Key, events: libc::c_int) -> Result<(), Errno> {
         self.stats.syscalls += 1;
         let slot = &mut self.slots[key.slot()];
         if events & libc::EPOLLOUT != 0 {
-            slot.state |= bit::WATCHES_OUTPUT;
+            slot.state |= bit::OUTPUT_REGISTERED;
         }
-        let fd = slot.fd.as_ref().expect("registered with a descriptor").as_fd();
+        let fd = slot.fd.as_ref().expect("a slot is registered after it has a descriptor").as_fd();
         self.epoll.add(fd, events, key.bits()).map_err(|error| Errno::of(&error))
     }
 
-    /// Lets edges tell of output too. If there is room again already, that is the first edge.
-    fn watch_output(&mut self, key: Key) -> Result<(), Errno> {
+    /// Registers for output too. If the socket is writable, epoll_ctl(2) makes an edge at once.
+    fn register_output(&mut self, key: Key) -> Result<(), Errno> {
         let slot = self.slot(key);
-        if slot.state & bit::WATCHES_OUTPUT != 0 {
+        if slot.state & bit::OUTPUT_REGISTERED != 0 {
             return Ok(());
         }
-        slot.state |= bit::WATCHES_OUTPUT;
+        slot.state |= bit::OUTPUT_REGISTERED;
         self.stats.syscalls += 1;
         let fd = self.slots[key.slot()].fd.as_ref().expect("a send has a socket").as_fd();
-        self.epoll.modify(fd, BOTH, key.bits()).map_err(|error| Errno::of(&error))
+        self.epoll.modify(fd, INPUT_OUTPUT, key.bits()).map_err(|error| Errno::of(&error))
     }
 
     /// Queues a final completion for [`Backend::next`].
@@ -215,7 +226,7 @@ impl Slot {
     }
 
     #[inline]
-    fn can_work(&self) -> bool {
+    fn can_progress(&self) -> bool {
         let input = bit::RECV | bit::RECV_INTO | bit::ACCEPT;
         let output = bit::SEND | bit::CONNECT;
         self.state & bit::READABLE != 0 && self.state & input != 0
@@ -257,8 +268,8 @@ impl Backend for EpollBackend {
             Operation::RecvInto(recv_buf) => self.start_recv_into(key, recv_buf),
             Operation::Connect(connect) => self.start_connect(key, connect),
             Operation::Accept => self.start_accept(key),
-            Operation::WatchHangup => self.start_watch(key),
-            Operation::Shutdown => self.shut_down_output(key),
+            Operation::WatchHangup => self.start_hangup(key),
+            Operation::Shutdown => self.shutdown_write(key),
             Operation::Close(mode) => self.close(key, mode),
         }
     }
@@ -297,7 +308,7 @@ impl Backend for EpollBackend {
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {
         let fd = self.fd(key).ok_or(Error::State("the connection has no descriptor"))?;
         self.epoll.remove(fd).map_err(|error| Error::os("epoll_ctl", &error))?;
-        Ok(self.vacate(key).expect("it was just there"))
+        Ok(self.vacate(key).expect("checked above"))
     }
 
     fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
@@ -305,7 +316,7 @@ impl Backend for EpollBackend {
     }
 
     fn watch_reset(&mut self) {
-        // An epoll instance is unreadable by itself once its events are taken.
+        // An epoll instance becomes unreadable when its events are taken.
     }
 
     fn stats(&self) -> BackendStats {
@@ -313,7 +324,7 @@ impl Backend for EpollBackend {
     }
 
     fn shut_down(&mut self, _patience: Duration) -> bool {
-        // Nothing is ever in the kernel's hands between calls.
+        // The kernel holds no memory between calls.
         true
     }
 }

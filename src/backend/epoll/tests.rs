@@ -1,4 +1,4 @@
-//! What the epoll backend promises beyond what `backend/tests.rs` shows of all backends.
+//! Tests of what is particular to the epoll backend. `backend/tests/` tests all backends.
 
 use super::{EpollBackend, Slot};
 use crate::backend::{
@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 const CANCELED: Errno = Errno(libc::ECANCELED);
 
 #[test]
-fn a_slot_is_small() {
+fn a_slot_has_24_bytes() {
     assert_eq!(size_of::<Slot>(), 24);
 }
 
@@ -55,7 +55,7 @@ fn connect(backend: &mut EpollBackend, key: Key, addr: &Addr) {
     assert!(matches!(started, Started::InFlight));
 }
 
-/// All completions of some turns.
+/// All completions of ten turns.
 fn completions(backend: &mut EpollBackend) -> Vec<Completed<OwnedFd>> {
     let mut all = Vec::new();
     for _ in 0..10 {
@@ -65,7 +65,7 @@ fn completions(backend: &mut EpollBackend) -> Vec<Completed<OwnedFd>> {
     all
 }
 
-/// Checks that these are the end of a connect, and behind it of the send that went along.
+/// Checks for two completions: of a connect, then of the send that was started with it.
 fn assert_ended(all: Vec<Completed<OwnedFd>>, connected: Result<(), Errno>, sent: OpResult) {
     let [connect, send] = <[_; 2]>::try_from(all).expect("two completions");
     assert!(matches!(connect.outcome, Outcome::Connected(result) if result == connected));
@@ -74,7 +74,7 @@ fn assert_ended(all: Vec<Completed<OwnedFd>>, connected: Result<(), Errno>, sent
 }
 
 #[test]
-fn the_first_send_goes_along_to_a_local_peer() {
+fn a_connect_to_a_local_peer_sends_its_first_batch() {
     let mut backend = backend();
     let addr = listen(&mut backend, &"127.0.0.1:0".parse().unwrap(), 16);
     connect(&mut backend, key(1), &addr);
@@ -83,7 +83,7 @@ fn the_first_send_goes_along_to_a_local_peer() {
 }
 
 #[test]
-fn the_first_send_fails_with_its_connect() {
+fn a_failed_connect_cancels_its_first_send() {
     let mut backend = backend();
     let addr = listen(&mut backend, &"127.0.0.1:0".parse().unwrap(), 16);
     let started = backend.start(key(0), Operation::Close(crate::backend::CloseMode::Orderly));
@@ -92,13 +92,13 @@ fn the_first_send_fails_with_its_connect() {
     connect(&mut backend, key(1), &addr);
     let refused = Err(Errno(libc::ECONNREFUSED));
     assert_ended(completions(&mut backend), refused, OpResult::failed(CANCELED));
-    let nowhere = Addr::UnixAbstract(b"proactor-nobody-listens-here".to_vec());
-    connect(&mut backend, key(2), &nowhere);
+    let unbound = Addr::UnixAbstract(b"proactor-no-listener".to_vec());
+    connect(&mut backend, key(2), &unbound);
     assert_ended(completions(&mut backend), refused, OpResult::failed(CANCELED));
 }
 
-/// A unix listener whose backlog is full, and a connect to it that tries again and again.
-fn pending(name: &str) -> (EpollBackend, Vec<OwnedFd>, Addr) {
+/// A unix listener whose backlog is full, and a pending connect to it.
+fn pending_connect(name: &str) -> (EpollBackend, Vec<OwnedFd>, Addr) {
     let mut backend = backend();
     let name = Addr::UnixAbstract(format!("proactor-{name}-{}", std::process::id()).into_bytes());
     let addr = listen(&mut backend, &name, 0);
@@ -111,8 +111,8 @@ fn pending(name: &str) -> (EpollBackend, Vec<OwnedFd>, Addr) {
 }
 
 #[test]
-fn a_cancelled_connect_gives_the_batch_back_once() {
-    let (mut backend, _fds, _) = pending("connect");
+fn a_cancelled_connect_returns_its_batch_once() {
+    let (mut backend, _fds, _) = pending_connect("connect");
     for kind in [OpKind::Connect, OpKind::Send, OpKind::Connect] {
         backend.cancel(key(2), kind);
     }
@@ -121,8 +121,8 @@ fn a_cancelled_connect_gives_the_batch_back_once() {
 }
 
 #[test]
-fn a_cancelled_first_send_leaves_the_connect() {
-    let (mut backend, fds, _) = pending("send");
+fn a_cancelled_first_send_does_not_cancel_the_connect() {
+    let (mut backend, fds, _) = pending_connect("send");
     backend.cancel(key(2), OpKind::Send);
     let all = completions(&mut backend);
     let [Completed { outcome: Outcome::Sent(batch, result), .. }] = &all[..] else { panic!() };
@@ -135,9 +135,9 @@ fn a_cancelled_first_send_leaves_the_connect() {
 }
 
 #[test]
-fn a_failed_open_leaves_nothing() {
+fn a_failed_open_leaves_no_key() {
     let mut backend = backend();
-    // epoll_ctl(2) refuses regular files.
+    // epoll_ctl(2) fails with EPERM for a regular file.
     let file = || OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
     assert!(backend.open(key(1), Open::Stream(file())).is_err());
     assert!(backend.open(key(1), Open::Listener(file())).is_err());

@@ -1,7 +1,7 @@
-//! The turn of the epoll backend. Owns: readiness and the work list. Invariant: a slot with an
-//! armed operation in a ready direction is on a list, so no edge is lost; a slot that has spent
-//! its budget goes behind all others, until the next wait. Must not know: how an operation is
-//! tried.
+//! The turn of the epoll backend. Owns: readiness and the work list. Invariants: a slot with an
+//! armed operation in a ready direction is on a list, so no edge is lost; a slot that has used up
+//! its budget continues after the next wait, behind all others. Must not know: the system calls of
+//! operations.
 
 use super::{Completed, EpollBackend, Outcome, SendBatch, WAKE_TOKEN, bit};
 use crate::backend::{Backend, OpResult};
@@ -10,10 +10,10 @@ use crate::id::Key;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// While there is work, the kernel is asked for more of it only once in so many turns.
-const TURNS_PER_WAIT: u32 = 8;
-/// How long a connect to a unix socket with a full backlog waits before it tries again: no
-/// readiness tells of it.
+/// While the work list is not empty, epoll_wait(2) is called once in this many turns.
+const WAIT_TURNS_MAX: u32 = 8;
+/// How long a connect to a unix socket with a full backlog waits before it is retried. No readiness
+/// event reports that the backlog has room: connect(2) returns EAGAIN.
 const UNIX_RETRY: Duration = Duration::from_millis(2);
 
 impl EpollBackend {
@@ -29,12 +29,12 @@ impl EpollBackend {
         self.renew_budgets();
         if self.has_next() {
             timeout = Some(Duration::ZERO);
-            self.unasked += 1;
-            if self.unasked < TURNS_PER_WAIT && self.retries.is_empty() {
+            self.turns_since_wait += 1;
+            if self.turns_since_wait < WAIT_TURNS_MAX && self.retries.is_empty() {
                 return Ok(());
             }
         }
-        self.unasked = 0;
+        self.turns_since_wait = 0;
         if !self.retries.is_empty() {
             timeout = Some(timeout.map_or(UNIX_RETRY, |timeout| timeout.min(UNIX_RETRY)));
         }
@@ -50,13 +50,13 @@ impl EpollBackend {
         };
         for index in 0..count {
             let event = self.events[index];
-            self.note_ready(event.u64, event.events as i32);
+            self.apply_event(event.u64, event.events as i32);
         }
         self.retry_connects();
         Ok(())
     }
 
-    fn note_ready(&mut self, token: u64, events: i32) {
+    fn apply_event(&mut self, token: u64, events: i32) {
         if token == WAKE_TOKEN {
             self.inbox.reset();
             self.complete(Key::NONE, Outcome::Woken);
@@ -69,7 +69,7 @@ impl EpollBackend {
         let slot = self.slot(key);
         if events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
             slot.state |= bit::HUNG_UP | bit::READABLE;
-            self.note_hangup(key);
+            self.check_hangup(key);
         }
         let slot = self.slot(key);
         if events & libc::EPOLLIN != 0 {
@@ -78,26 +78,26 @@ impl EpollBackend {
         if events & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
             slot.state = slot.state & !bit::BLOCKED | bit::WRITABLE;
         }
-        self.list(key);
+        self.add_work(key);
     }
 
-    /// Puts a slot on the work list if an armed operation of it can go on.
+    /// Adds a slot to the work list if an armed operation of it can continue.
     #[inline]
-    pub(super) fn list(&mut self, key: Key) {
+    pub(super) fn add_work(&mut self, key: Key) {
         let slot = &mut self.slots[key.slot()];
-        if slot.state & bit::LISTED == 0 && slot.can_work() {
-            slot.state |= bit::LISTED;
+        if slot.state & bit::IN_WORK_LIST == 0 && slot.can_progress() {
+            slot.state |= bit::IN_WORK_LIST;
             self.work.push_back(key);
         }
     }
 
-    /// Arms an operation, of which `kind` are the bits that exclude each other.
+    /// Arms an operation. `kind` has the bits of all operations of the same kind.
     #[inline]
     pub(super) fn arm(&mut self, key: Key, operation: u16, kind: u16) {
         let slot = self.slot(key);
-        assert_eq!(slot.state & kind, 0, "one operation of a kind at a time");
+        assert_eq!(slot.state & kind, 0, "an operation of the kind is in flight");
         slot.state |= operation;
-        self.list(key);
+        self.add_work(key);
     }
 
     #[inline(always)]
@@ -112,22 +112,22 @@ impl EpollBackend {
             let key = self.work.pop_front()?;
             let (turn, budget) = (self.turn, self.parameters.budget);
             let Some(slot) = self.find(key) else { continue };
-            slot.state &= !bit::LISTED;
-            if !slot.can_work() {
+            slot.state &= !bit::IN_WORK_LIST;
+            if !slot.can_progress() {
                 continue;
             }
             if slot.turn != turn {
                 (slot.turn, slot.spent) = (turn, 0);
             }
             if u32::from(slot.spent) >= budget {
-                slot.state |= bit::LISTED;
+                slot.state |= bit::IN_WORK_LIST;
                 self.spent.push_back(key);
                 continue;
             }
             slot.spent = slot.spent.saturating_add(1);
             let state = slot.state;
             if state & bit::OPERATIONS != bit::RECV
-                && let Some(completed) = self.work_on(key, state)
+                && let Some(completed) = self.progress(key, state)
             {
                 return Some(completed);
             }
@@ -140,15 +140,15 @@ impl EpollBackend {
         }
     }
 
-    /// Does one thing for a slot that can work, except the most common. `None`: a receive into the
-    /// pool is left to do, or nothing.
+    /// Performs one operation of a slot on the work list, except a receive into the pool, which the
+    /// caller inlines. `None`: nothing has completed.
     #[inline(never)]
-    fn work_on(&mut self, key: Key, state: u16) -> Option<Completed<OwnedFd>> {
+    fn progress(&mut self, key: Key, state: u16) -> Option<Completed<OwnedFd>> {
         let writable = state & bit::WRITABLE != 0;
         let completed = if writable && state & bit::CONNECT != 0 {
-            Some(self.connected(key))
+            Some(self.finish_connect(key))
         } else if writable && state & bit::SEND != 0 {
-            Some(self.send_writable(key))
+            Some(self.finish_waiting_send(key))
         } else if state & bit::READABLE == 0 {
             None
         } else if state & bit::ACCEPT != 0 {
@@ -158,24 +158,24 @@ impl EpollBackend {
         } else {
             return None;
         };
-        self.list(key);
+        self.add_work(key);
         completed
     }
 
-    /// A new turn: those that spent their budget may go on.
+    /// Starts a turn: slots that had used up their budget continue.
     fn renew_budgets(&mut self) {
         self.turn = self.turn.wrapping_add(1);
         self.work.append(&mut self.spent);
     }
 
-    /// The kernel claimed what cannot be.
+    /// The kernel returned an invalid value.
     #[cold]
     pub(super) fn fail(&mut self, violation: Violation) {
         self.stats.kernel_violations += 1;
         self.failed.get_or_insert(violation);
     }
 
-    /// Queues the end of a send.
+    /// Queues the completion of a send.
     pub(super) fn complete_send(&mut self, key: Key, batch: SendBatch, result: OpResult) {
         self.complete(key, Outcome::Sent(batch, result));
     }

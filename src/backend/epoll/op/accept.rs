@@ -1,5 +1,5 @@
-//! Accepting. Owns: accept4(2). Invariant: an armed accept goes on until it is cancelled or fails;
-//! an accepted descriptor has an owner from its first moment. Must not know: limits of the engine.
+//! Accepting. Owns: accept4(2). Invariants: an armed accept stays armed until it is cancelled or
+//! fails; an accepted descriptor is an `OwnedFd` at once. Must not know: limits of the engine.
 #![allow(unsafe_code)]
 
 use super::super::{Completed, EpollBackend, Outcome, bit};
@@ -14,22 +14,22 @@ impl EpollBackend {
         Started::InFlight
     }
 
-    /// Accepts one connection. `None`: nobody is waiting.
+    /// Accepts one connection. `None`: the backlog is empty.
     pub(in super::super) fn accept(&mut self, key: Key) -> Option<Completed<OwnedFd>> {
         let fd = self.slot(key).raw_fd();
         loop {
             self.stats.syscalls += 1;
             let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
             let none = std::ptr::null_mut();
-            // SAFETY: takes no pointers: no address is asked for.
+            // SAFETY: both pointers are null: the address of the peer is not returned.
             let accepted = unsafe { libc::accept4(fd, none, std::ptr::null_mut(), flags) };
             if accepted >= 0 {
-                // SAFETY: accept4 has just made this descriptor, and nobody else has it.
+                // SAFETY: accept4 has just created this descriptor, so it has no other owner.
                 let socket = unsafe { OwnedFd::from_raw_fd(accepted) };
                 return Some(Completed { key, more: true, outcome: Outcome::Accepted(socket) });
             }
             match Errno::last() {
-                // A signal, or the connection was gone before it was accepted.
+                // A signal, or the peer reset the connection before it was accepted.
                 Errno(libc::EINTR | libc::ECONNABORTED) => continue,
                 Errno(libc::EAGAIN) => {
                     self.slot(key).state &= !bit::READABLE;

@@ -1,5 +1,6 @@
-//! The close of connections and listeners. Owns: the end of a key. Invariant: nothing of the key
-//! stays in the backend but its completion. It is over at once, so there is nothing to cancel.
+//! Closing connections and listeners. Owns: the end of a key. Invariant: after a close the backend
+//! has no state for the key but its completion. close(2) completes at once, so a close cannot be
+//! cancelled.
 
 use super::super::{EpollBackend, Outcome};
 use crate::backend::{CloseMode, Started};
@@ -8,7 +9,7 @@ use crate::net::socket;
 
 impl EpollBackend {
     pub(in super::super) fn close(&mut self, key: Key, mode: CloseMode) -> Started {
-        // A key that was never started has no slot.
+        // A key that was never opened has no slot.
         if self.find(key).is_some()
             && let Some(fd) = self.vacate(key)
         {
@@ -16,9 +17,9 @@ impl EpollBackend {
                 self.stats.syscalls += 1;
                 socket::reset_on_close(&fd);
             }
-            // The registration goes with the descriptor. A duplicate elsewhere (in a forked child,
-            // say) keeps it alive: then edges of a key that nobody knows are counted and dropped,
-            // until the duplicate is closed.
+            // The registration ends with the last descriptor of the socket (epoll(7)). A duplicate,
+            // for instance in a forked child, keeps it: until that is closed, edges of the unknown
+            // key are counted and dropped.
             self.stats.syscalls += 1;
             drop(fd);
         }

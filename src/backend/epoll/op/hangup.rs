@@ -1,6 +1,6 @@
-//! Watching for a hang-up. Owns: a bit of the slot; each descriptor is registered for EPOLLRDHUP
-//! from the start, and EPOLLHUP and EPOLLERR come unasked (epoll_ctl(2)). Must not know: whether
-//! reads are paused.
+//! Waiting for a hang-up. Owns: [`bit::WATCH_HANGUP`]. Each descriptor is registered for
+//! EPOLLRDHUP, and epoll always reports EPOLLHUP and EPOLLERR (epoll_ctl(2)), so no system call is
+//! needed. Must not know: whether reads are paused.
 
 use super::super::{EpollBackend, Outcome, bit};
 use crate::backend::Started;
@@ -8,25 +8,25 @@ use crate::error::Errno;
 use crate::id::Key;
 
 impl EpollBackend {
-    pub(in super::super) fn start_watch(&mut self, key: Key) -> Started {
+    pub(in super::super) fn start_hangup(&mut self, key: Key) -> Started {
         let slot = self.slot(key);
-        assert_eq!(slot.state & bit::HANGUP, 0, "one watch at a time");
-        slot.state |= bit::HANGUP;
-        self.note_hangup(key);
+        assert_eq!(slot.state & bit::WATCH_HANGUP, 0, "a WatchHangup is in flight");
+        slot.state |= bit::WATCH_HANGUP;
+        self.check_hangup(key);
         Started::InFlight
     }
 
-    /// Completes a watch if the peer has hung up.
-    pub(in super::super) fn note_hangup(&mut self, key: Key) {
+    /// Completes a `WatchHangup` if the peer has hung up.
+    pub(in super::super) fn check_hangup(&mut self, key: Key) {
         let slot = self.slot(key);
-        if slot.state & bit::HUNG_UP != 0 && slot.state & bit::HANGUP != 0 {
-            slot.state &= !bit::HANGUP;
+        if slot.state & bit::HUNG_UP != 0 && slot.state & bit::WATCH_HANGUP != 0 {
+            slot.state &= !bit::WATCH_HANGUP;
             self.complete(key, Outcome::HungUp(Ok(())));
         }
     }
 
-    pub(super) fn cancel_watch(&mut self, key: Key) {
-        if self.disarm(key, bit::HANGUP) {
+    pub(super) fn cancel_hangup(&mut self, key: Key) {
+        if self.disarm(key, bit::WATCH_HANGUP) {
             self.complete(key, Outcome::HungUp(Err(Errno(libc::ECANCELED))));
         }
     }

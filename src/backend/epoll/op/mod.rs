@@ -1,6 +1,6 @@
 //! The operations, one a file: how each is started and cancelled, its system call, and what the
-//! answer means for readiness. Owns: what all of them use. Must not know: in which order slots
-//! get their turn.
+//! result means for readiness. Owns: the functions that all of them use. Must not know: the order
+//! in which slots are served.
 
 mod accept;
 mod close;
@@ -11,7 +11,7 @@ mod recv_into;
 mod send;
 mod shutdown;
 
-pub(super) use connect::Retry;
+pub(super) use connect::ConnectRetry;
 pub(super) use recv_into::RecvBufs;
 
 use super::EpollBackend;
@@ -25,7 +25,7 @@ fn canceled() -> OpResult {
 }
 
 impl EpollBackend {
-    /// An operation that is not armed has completed, or was never started.
+    /// Cancels an operation, if it is armed.
     pub(super) fn cancel_operation(&mut self, key: Key, kind: OpKind) {
         if self.find(key).is_none() {
             return;
@@ -38,14 +38,14 @@ impl EpollBackend {
                 self.cancel_recv_into(key);
             }
             OpKind::Send => self.cancel_send(key),
-            OpKind::Hangup => self.cancel_watch(key),
+            OpKind::Hangup => self.cancel_hangup(key),
             OpKind::Close => {}
         }
     }
 
-    /// Repeats a system call that a signal interrupted.
+    /// Makes a system call, and repeats it while it fails with EINTR.
     #[inline(always)]
-    fn patiently(&mut self, call: impl Fn() -> isize) -> Result<usize, Errno> {
+    fn retry_interrupted(&mut self, call: impl Fn() -> isize) -> Result<usize, Errno> {
         loop {
             self.stats.syscalls += 1;
             match usize::try_from(call()).map_err(|_| Errno::last()) {

@@ -1,6 +1,6 @@
 //! Receiving into the pool, and recv(2), which `recv_into.rs` uses too. Owns: the pool buffer that
-//! is being filled. Invariant: that buffer is checked out, and a lease never covers the part of it
-//! that recv(2) may still write. Must not know: who waits for a buffer.
+//! is being filled. Invariant: that buffer is checked out, and no lease covers the part of it that
+//! recv(2) may still write. Must not know: which connections wait for a buffer.
 #![allow(unsafe_code)]
 
 use super::super::{Completed, EpollBackend, Outcome, bit};
@@ -11,8 +11,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
-/// The next buffer is opened when less than this is left, so that no read is cut short for a rest.
-const LEAST_ROOM: u32 = 2048;
+/// A buffer with less room than this is not filled further: a small rest would cut the next read
+/// short.
+const ROOM_BYTES_MIN: u32 = 2048;
 
 impl EpollBackend {
     #[inline(always)]
@@ -21,7 +22,7 @@ impl EpollBackend {
         Started::InFlight
     }
 
-    /// One read into the pool. `None`: nothing is there yet.
+    /// One read into the pool. `None`: the socket is empty.
     #[inline(always)]
     pub(in super::super) fn recv(&mut self, key: Key) -> Option<Completed<OwnedFd>> {
         let Some(buffer) = self.open_buffer.take().or_else(|| self.pool.checkout()) else {
@@ -30,15 +31,16 @@ impl EpollBackend {
         self.pool.rewind(buffer);
         let (start, size) = self.pool.room(buffer);
         let mut room = NonNull::slice_from_raw_parts(start.cast(), size as usize);
-        // SAFETY: `Pool::room` of a buffer that is checked out: mapped, and neither a lease nor
-        // anybody else refers to it before `deliver`. `self.pool` keeps the mapping.
+        // SAFETY: `Pool::room` of a checked-out buffer is mapped memory that no lease covers before
+        // `deliver`, and the only other reference to the buffer, `self.open_buffer`, was taken
+        // above. `self.pool` keeps the mapping.
         let result = self.recv_at(key, unsafe { room.as_mut() });
         let Ok(len @ 1..) = result else {
-            self.keep_open(buffer);
+            self.keep_buffer_open(buffer);
             return self.recv_ended(key, result.map(drop));
         };
-        self.list(key);
-        let more = size - len as u32 >= LEAST_ROOM.min(self.pool.size());
+        self.add_work(key);
+        let more = size - len as u32 >= ROOM_BYTES_MIN.min(self.pool.size());
         if more {
             self.open_buffer = Some(buffer);
         }
@@ -60,15 +62,15 @@ impl EpollBackend {
         Some(Completed::last(key, Outcome::RecvEnded(result)))
     }
 
-    fn keep_open(&mut self, buffer: u16) {
+    fn keep_buffer_open(&mut self, buffer: u16) {
         match self.pool.room(buffer).1 == self.pool.size() {
             true => self.pool.put_back(buffer),
             false => self.open_buffer = Some(buffer),
         }
     }
 
-    /// One recv(2), and what it means for readiness. `Ok` is at most the length of the room: that
-    /// many bytes at its start were written.
+    /// Calls recv(2) and updates readiness. `Ok(n)`: n bytes at the start of the room were written,
+    /// and n is at most its length.
     #[inline(always)]
     pub(super) fn recv_at(
         &mut self,
@@ -78,16 +80,16 @@ impl EpollBackend {
         let fd = self.slot(key).raw_fd();
         let (start, len) = (room.as_mut_ptr(), room.len());
         // SAFETY: `room` is an exclusive borrow of `len` bytes that outlives the call.
-        let result = self.patiently(|| unsafe { libc::recv(fd, start.cast(), len, 0) });
+        let result = self.retry_interrupted(|| unsafe { libc::recv(fd, start.cast(), len, 0) });
         let slot = &mut self.slots[key.slot()];
         match result {
             Err(Errno(libc::EAGAIN)) => slot.state &= !(bit::READABLE | bit::HUNG_UP),
-            // A short read emptied the socket, and what comes next makes a new edge.
+            // A short read means that the socket is empty: the next data makes an edge (epoll(7)).
             Ok(taken) if taken < len && slot.state & bit::HUNG_UP == 0 => {
                 slot.state &= !bit::READABLE;
             }
             Ok(taken) if taken > len => {
-                self.fail(Violation("recv(2) tells of more bytes than there was room for"));
+                self.fail(Violation("recv(2) returned more than the length of its buffer"));
                 return Err(Errno(libc::EOVERFLOW));
             }
             _ => {}

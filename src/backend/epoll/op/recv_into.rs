@@ -1,6 +1,6 @@
 //! Receiving into the caller's buffer. Owns: the buffers of armed receives, by slot. Invariant: a
-//! slot has a buffer here exactly while its [`bit::RECV_INTO`] is set. Must not know: what the
-//! buffer is for, or how much of it is missing.
+//! slot has a buffer here exactly while its [`bit::RECV_INTO`] is set. Must not know: how many
+//! bytes the caller still wants.
 #![allow(unsafe_code)]
 
 use super::super::{Completed, EpollBackend, Outcome, bit};
@@ -11,7 +11,7 @@ use crate::error::Errno;
 use crate::id::Key;
 use std::os::fd::OwnedFd;
 
-/// Buffers by slot. Grows with the first use of a slot: most connections have none, ever.
+/// Buffers by slot. Kept outside of the slots, because most connections never use one.
 #[derive(Debug, Default)]
 pub(in super::super) struct RecvBufs(Vec<Option<Box<RecvBuf>>>);
 
@@ -21,7 +21,7 @@ impl RecvBufs {
             self.0.resize_with(key.slot() + 1, || None);
         }
         let before = self.0[key.slot()].replace(recv_buf);
-        assert!(before.is_none(), "one receive at a time");
+        assert!(before.is_none(), "a receive is in flight");
     }
 
     fn take(&mut self, key: Key) -> Box<RecvBuf> {
@@ -40,7 +40,7 @@ impl EpollBackend {
         Started::InFlight
     }
 
-    /// One read into the caller's buffer. `None`: nothing is there yet.
+    /// One read into the caller's buffer. `None`: the socket is empty.
     pub(in super::super) fn recv_into(&mut self, key: Key) -> Option<Completed<OwnedFd>> {
         let mut recv_buf = self.recv_bufs.take(key);
         let result = self.recv_at(key, recv_buf.room());
@@ -52,7 +52,7 @@ impl EpollBackend {
         let result = match result {
             Ok(len) => {
                 // SAFETY: `recv_at` wrote `len` bytes at the start of the room, and checked that
-                // they are no more than its length.
+                // `len` is at most its length.
                 unsafe { recv_buf.advance(len) };
                 OpResult::bytes(len)
             }

@@ -1,5 +1,5 @@
-//! The end of a connection's output. Owns: shutdown(2). It is over when it returns, so there is
-//! nothing to cancel. Must not know: whether all was sent.
+//! Shutting down the write side. Owns: shutdown(2), which completes at once. Must not know: whether
+//! the send queue is empty.
 
 use super::super::EpollBackend;
 use crate::backend::Started;
@@ -7,7 +7,7 @@ use crate::id::Key;
 use crate::net::socket;
 
 impl EpollBackend {
-    pub(in super::super) fn shut_down_output(&mut self, key: Key) -> Started {
+    pub(in super::super) fn shutdown_write(&mut self, key: Key) -> Started {
         self.stats.syscalls += 1;
         if let Some(fd) = &self.slot(key).fd {
             socket::shutdown_write(fd);
