@@ -301,7 +301,7 @@ impl World {
     pub fn has_ready(&self) -> bool {
         let net = &self.shared().lock().net;
         let due = |deadline: Option<u64>| deadline.is_some_and(|deadline| deadline <= net.now);
-        net.engines.iter().any(|engine| engine.waiting() > 0 || due(engine.deadline))
+        net.engines.iter().any(|engine| engine.ready_len() > 0 || due(engine.deadline))
     }
 
     /// Waits, and lets the programs run.
@@ -416,11 +416,11 @@ impl Host {
         let actor = world.add_actor();
         let handle = Program { world: Arc::clone(&world), actor, result: Arc::clone(&result) };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            if world.first_turn(actor) {
+            if world.begin_actor(actor) {
                 let ended = catch_unwind(AssertUnwindSafe(program));
                 *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
             }
-            world.last_turn(actor);
+            world.end_actor(actor);
         });
         let thread = thread.expect("a thread for the program");
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);

@@ -1,9 +1,8 @@
-//! What will happen in the world, in order of time. Owns: the queue of coming events, and what each
-//! does when its time has come. Events of the same moment happen in the order in which they were
-//! made.
+//! Scheduled events. Owns: the queue of events, and the effect of each. Invariant: events happen in
+//! order of time; those of the same time in the order in which they were scheduled.
 
 use super::net::Net;
-use super::op::Notice;
+use super::op::Ready;
 use super::sock::SockId;
 use super::trace::Kind;
 use crate::backend::OpKind;
@@ -13,24 +12,27 @@ use std::collections::BinaryHeap;
 
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The first piece on its way to a socket arrives.
+    /// The first segment in flight to a socket arrives.
     Arrive(SockId),
+    /// A SYN arrives.
     Syn {
         client: SockId,
         attempt: u32,
     },
+    /// The answer to a SYN arrives, or the connect times out.
     ConnectEnd {
         client: SockId,
         errno: i32,
     },
-    Probe {
+    /// An unacknowledged segment is sent again, or its reset arrives.
+    Retransmit {
         sock: SockId,
         attempt: u32,
     },
-    /// A delayed completion.
-    Tell {
+    /// A delayed entry of the queue of an engine.
+    Ready {
         engine: u32,
-        notice: Notice,
+        ready: Ready,
     },
     /// A delayed cancel.
     Cancel {
@@ -38,76 +40,80 @@ pub(crate) enum Event {
         key: Key,
         kind: OpKind,
     },
+    /// The end of a partition between two hosts.
     Heal(u32, u32),
     Restart(u32),
+    /// A scheduled [`Script`](super::Script), by its index.
     Script(usize),
 }
 
+/// An event with its time and number.
 #[derive(Debug)]
-struct Coming {
+struct Scheduled {
     at: u64,
     number: u64,
     event: Event,
 }
 
-impl PartialEq for Coming {
-    fn eq(&self, other: &Coming) -> bool {
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
         self.number == other.number
     }
 }
 
-impl Eq for Coming {}
+impl Eq for Scheduled {}
 
-impl PartialOrd for Coming {
-    fn partial_cmp(&self, other: &Coming) -> Option<Ordering> {
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Coming {
-    /// The greatest is the first to come.
-    fn cmp(&self, other: &Coming) -> Ordering {
+impl Ord for Scheduled {
+    /// Reversed: the greatest of a [`BinaryHeap`] is popped first.
+    fn cmp(&self, other: &Scheduled) -> Ordering {
         (other.at, other.number).cmp(&(self.at, self.number))
     }
 }
 
+/// The queue of events.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
-    heap: BinaryHeap<Coming>,
+    heap: BinaryHeap<Scheduled>,
     number: u64,
 }
 
 impl Events {
     pub(crate) fn push(&mut self, at: u64, event: Event) {
         self.number += 1;
-        self.heap.push(Coming { at, number: self.number, event });
+        self.heap.push(Scheduled { at, number: self.number, event });
     }
 
-    pub(crate) fn tell(&mut self, at: u64, engine: u32, notice: Notice) {
-        self.push(at, Event::Tell { engine, notice });
+    pub(crate) fn push_ready(&mut self, at: u64, engine: u32, ready: Ready) {
+        self.push(at, Event::Ready { engine, ready });
     }
 
-    /// When the next one comes.
+    /// The time of the next event.
     pub(crate) fn next_at(&self) -> Option<u64> {
-        self.heap.peek().map(|coming| coming.at)
+        self.heap.peek().map(|scheduled| scheduled.at)
     }
 }
 
 impl Net {
-    /// Lets the next event happen, if it is due by `until`. Returns whether one did.
+    /// Executes the next event if it is due by `until`. Returns whether it was.
     pub(crate) fn step(&mut self, until: u64) -> bool {
         match self.events.heap.peek() {
-            Some(coming) if coming.at <= until => {}
+            Some(scheduled) if scheduled.at <= until => {}
             _ => return false,
         }
-        let Coming { at, event, .. } = self.events.heap.pop().expect("just seen");
+        let Scheduled { at, event, .. } = self.events.heap.pop().expect("peeked above");
         self.now = self.now.max(at);
         match event {
             Event::Arrive(sock) => self.arrive(sock),
             Event::Syn { client, attempt } => self.syn(client, attempt),
-            Event::ConnectEnd { client, errno } => self.connect_ends(client, errno),
-            Event::Probe { sock, attempt } => self.probe_ends(sock, attempt),
-            Event::Tell { engine, notice } => self.push_ready(engine, notice),
+            Event::ConnectEnd { client, errno } => self.end_connect(client, errno),
+            Event::Retransmit { sock, attempt } => self.retransmit(sock, attempt),
+            Event::Ready { engine, ready } => self.push_ready(engine, ready),
             Event::Cancel { engine, key, kind } => self.cancel_now(engine, key, kind),
             Event::Heal(a, b) => self.heal(a, b),
             Event::Restart(host) => self.restart(host),
@@ -116,43 +122,44 @@ impl Net {
         true
     }
 
-    /// Moves the clock, when nothing happens before.
+    /// Moves the clock. No event may be due before `to`.
     pub(crate) fn advance(&mut self, to: u64) {
         self.now = self.now.max(to);
     }
 
-    /// Cuts two hosts from each other: packets wait, as TCP sends them again, until it is healed.
+    /// Partitions two hosts: segments wait until the partition heals, because TCP retransmits them.
     pub(crate) fn cut(&mut self, a: u32, b: u32) {
         self.trace.add(self.now, Kind::Cut, a, u64::from(b), 0);
-        self.way_mut(a, b).cut = true;
-        self.way_mut(b, a).cut = true;
+        self.direction_mut(a, b).cut = true;
+        self.direction_mut(b, a).cut = true;
     }
 
-    pub(crate) fn cut_for_a_while(&mut self, a: u32, b: u32) {
-        if !self.way(a, b).cut {
+    /// Partitions two hosts, and schedules the end of it.
+    pub(crate) fn cut_temporarily(&mut self, a: u32, b: u32) {
+        if !self.direction(a, b).cut {
             self.cut(a, b);
-            let at = self.now + self.some_outage();
+            let at = self.now + self.draw_outage_ns();
             self.events.push(at, Event::Heal(a, b));
         }
     }
 
     pub(crate) fn heal(&mut self, a: u32, b: u32) {
         self.trace.add(self.now, Kind::Heal, a, u64::from(b), 0);
-        self.way_mut(a, b).cut = false;
-        self.way_mut(b, a).cut = false;
-        self.unstall(a, b);
+        self.direction_mut(a, b).cut = false;
+        self.direction_mut(b, a).cut = false;
+        self.resume_stalled(a, b);
     }
 
-    /// A host loses its power: nothing of it is left, and nobody is told.
+    /// A host loses its power: its sockets vanish, and no FIN or RST is sent.
     pub(crate) fn crash(&mut self, host: u32) {
         if !std::mem::replace(&mut self.hosts[host as usize].up, false) {
             return;
         }
         self.trace.add(self.now, Kind::Crash, host, 0, 0);
         for engine in self.engines.iter_mut().filter(|engine| engine.host == host) {
-            engine.die();
+            engine.terminate();
         }
-        self.vanish(host);
+        self.remove_sockets(host);
     }
 
     pub(crate) fn restart(&mut self, host: u32) {
@@ -161,7 +168,7 @@ impl Net {
         }
         self.trace.add(self.now, Kind::Restart, host, 0, 0);
         for other in 0..self.hosts.len() as u32 {
-            self.unstall(host, other);
+            self.resume_stalled(host, other);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What can go wrong in a simulated world. Owns: the kinds of faults, and a plan: how likely each
-//! is, and how long the ones that take time last.
+//! Faults of a simulated world. Owns: the kinds of faults, and a plan: the probability of each, and
+//! the longest duration of those that take time. Must not know: how a fault is carried out.
 
 use super::rng::Rng;
 use std::fmt;
@@ -13,7 +13,7 @@ macro_rules! faults {
         pub enum Fault { $($(#[$doc])* $kind,)* }
 
         impl Fault {
-            /// All of them.
+            /// All kinds.
             pub const ALL: &[Fault] = &[$(Fault::$kind,)*];
 
             /// The name, as in traces: `short-read`.
@@ -25,55 +25,56 @@ macro_rules! faults {
 }
 
 faults! {
-    /// A completion is told late, by up to [`Faults::delay_max`].
+    /// A completion is late, by up to [`Faults::delay_max`].
     Delay "delay";
-    /// A completion overtakes others of the same engine. (What the contract orders stays in order.)
+    /// A completion overtakes others of the same engine. Completions whose order the engine may
+    /// rely on stay in order.
     Reorder "reorder";
-    /// A receive gets only a part of what is there.
+    /// A receive gets a part of the bytes that have arrived.
     ShortRead "short-read";
-    /// A send takes only a part of what there is room for.
+    /// A send takes fewer bytes than there is room for.
     ShortWrite "short-write";
-    /// A send finds no room at first, takes nothing, and has to be started again.
+    /// A send takes no byte although there is room, and must be started again.
     SpuriousSend "spurious-send";
     /// The connection is reset in the middle of a send, after any number of its bytes.
     Reset "reset";
-    /// A connect is refused although somebody listens.
+    /// A connect is refused although a listener exists.
     Refuse "refuse";
-    /// The packets of a connect are lost: nobody ever answers.
+    /// The SYN of a connect is not answered: it fails with ETIMEDOUT.
     Hang "hang";
-    /// A connection is gone when it is accepted: ECONNABORTED.
+    /// A connection is reset before it is accepted: ECONNABORTED.
     AbortAccept "abort-accept";
-    /// An accept or connect finds no descriptor: EMFILE.
+    /// An accept or connect fails for lack of descriptors: EMFILE.
     Descriptors "descriptors";
-    /// A receive finds no buffer in the pool: ENOBUFS.
+    /// A receive fails for lack of buffers: ENOBUFS.
     Buffers "buffers";
-    /// A multishot operation ends before its time and has to be started again.
+    /// A multishot operation ends after a completion and must be started again.
     MultishotEnd "multishot-end";
-    /// The submission queue is full: the operation has to be started again after the next wait.
+    /// The submission queue is full: the operation must be started again after the next wait.
     QueueFull "queue-full";
-    /// The final completion of a cancelled operation comes late, by up to [`Faults::delay_max`].
+    /// The final completion of a cancelled operation is late, by up to [`Faults::delay_max`].
     LateFinal "late-final";
     /// A cancel is late, by up to [`Faults::delay_max`]: the operation may succeed first.
     CancelLoses "cancel-loses";
-    /// A wait returns early with nothing.
+    /// A wait returns early without a completion.
     EarlyWait "early-wait";
-    /// A packet between two hosts finds the network cut between them, for up to
+    /// The network between two hosts is partitioned when a segment is sent, for up to
     /// [`Faults::partition_max`].
     Partition "partition";
-    /// A host crashes while an engine of it waits, and restarts after up to
-    /// [`Faults::partition_max`]: its connections and listeners are gone, and its engines answer
-    /// [`Error::Simulation`](crate::Error::Simulation).
+    /// A host crashes when an engine on it waits, and restarts after up to
+    /// [`Faults::partition_max`]. Its connections and listeners are lost, and polls of its engines
+    /// fail with [`Error::Simulation`](crate::Error::Simulation).
     Crash "crash";
 }
 
 impl Fault {
-    /// The fault of that name.
+    /// The fault with this name.
     pub fn from_name(name: &str) -> Option<Fault> {
         Fault::ALL.iter().copied().find(|fault| fault.name() == name)
     }
 
-    /// True if a correct program cannot tell that it happened: no connection fails of it, and no
-    /// byte is lost.
+    /// True if the fault fails no connection and loses no byte, so that a correct program behaves
+    /// as without it.
     pub fn is_harmless(self) -> bool {
         !matches!(
             self,
@@ -93,8 +94,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A plan of faults: a probability for each kind, and bounds for those that take time. The default
-/// is a perfect network.
+/// A plan of faults: a probability for each kind, and the longest duration of those that take time.
+/// The default has no faults.
 ///
 /// ```
 /// use proactor::sim::{Fault, Faults};
@@ -103,7 +104,7 @@ impl fmt::Display for Fault {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {
-    /// Of 2^32.
+    /// By fault, in units of 2^-32.
     chances: [u64; Fault::ALL.len()],
     pub(crate) delay_max_ns: u64,
     pub(crate) partition_max_ns: u64,
@@ -123,14 +124,14 @@ impl Faults {
     /// The same plan with a fault at this probability per occasion, 0 to 1.
     ///
     /// # Panics
-    /// If it is no probability.
+    /// If the probability is not between 0 and 1.
     pub fn with(mut self, fault: Fault, probability: f64) -> Faults {
-        assert!((0.0..=1.0).contains(&probability), "{probability} is no probability");
+        assert!((0.0..=1.0).contains(&probability), "{probability} is not a probability");
         self.chances[fault as usize] = (probability * (1u64 << 32) as f64) as u64;
         self
     }
 
-    /// The same plan with a fault switched off.
+    /// The same plan without a fault.
     pub fn without(self, fault: Fault) -> Faults {
         self.with(fault, 0.0)
     }
@@ -140,24 +141,24 @@ impl Faults {
         self.chances[fault as usize] as f64 / (1u64 << 32) as f64
     }
 
-    /// The longest that [`Fault::Delay`], [`Fault::LateFinal`] and [`Fault::CancelLoses`] delay.
+    /// The longest delay of [`Fault::Delay`], [`Fault::LateFinal`] and [`Fault::CancelLoses`].
     /// Default: 5 ms.
     pub fn delay_max(mut self, delay: Duration) -> Faults {
         self.delay_max_ns = super::nanoseconds(delay);
         self
     }
 
-    /// The longest that [`Fault::Partition`] and [`Fault::Crash`] last. Default: 200 ms.
+    /// The longest duration of [`Fault::Partition`] and [`Fault::Crash`]. Default: 200 ms.
     pub fn partition_max(mut self, duration: Duration) -> Faults {
         self.partition_max_ns = super::nanoseconds(duration);
         self
     }
 
-    /// All harmless faults (see [`Fault::is_harmless`]), each at this probability; partitions at a
-    /// hundredth of it.
+    /// All harmless faults ([`Fault::is_harmless`]) at this probability; partitions at a hundredth
+    /// of it.
     ///
     /// # Panics
-    /// If it is no probability.
+    /// If the probability is not between 0 and 1.
     pub fn harmless(probability: f64) -> Faults {
         Fault::ALL.iter().filter(|fault| fault.is_harmless()).fold(
             Faults::default(),
@@ -170,31 +171,32 @@ impl Faults {
         )
     }
 
-    /// A plan drawn from a seed: some faults, some often, some seldom, the others not at all. Never
-    /// [`Fault::Crash`].
+    /// A plan drawn from a seed: each fault gets one of several probabilities, 0 among them. Never
+    /// has [`Fault::Crash`].
     pub fn from_seed(seed: u64) -> Faults {
         let mut rng = Rng::new(seed ^ 0x0066_6175_6c74_7321);
         let mut faults = Faults::default().delay_max(Duration::from_micros(1 << rng.below(15)));
         for fault in Fault::ALL.iter().filter(|fault| **fault != Fault::Crash) {
-            let often =
+            let choices =
                 if fault.is_harmless() { [0.0, 0.02, 0.1, 0.4] } else { [0.0, 0.0, 0.002, 0.02] };
             let scale = if *fault == Fault::Partition { 0.02 } else { 1.0 };
-            faults = faults.with(*fault, often[rng.below(4) as usize] * scale);
+            faults = faults.with(*fault, choices[rng.below(4) as usize] * scale);
         }
         faults
     }
 
+    /// The probability of a fault, in units of 2^-32.
     pub(crate) fn chance(&self, fault: Fault) -> u64 {
         self.chances[fault as usize]
     }
 }
 
-/// The faults that can happen, with their probabilities: `short-read=0.3 reset=0.001`, or `none`.
+/// The faults with a probability above 0: `short-read=0.3 reset=0.001`, or `none`.
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         for fault in Fault::ALL.iter().filter(|fault| self.chance(**fault) != 0) {
-            // To the parts in a million: the rest is rounding of the binary fraction.
+            // Rounded to parts per million, because the probability is a binary fraction.
             write!(f, "{separator}{fault}={}", (self.probability(*fault) * 1e6).round() / 1e6)?;
             separator = " ";
         }

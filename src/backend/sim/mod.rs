@@ -1,16 +1,25 @@
-//! The simulated backend: the same operations on a network that exists only in memory, in virtual
-//! time, with faults drawn from a seed.
+//! The simulated backend: the same operations on a network in memory, in virtual time, with faults
+//! drawn from a seed.
 //!
-//! Owns: one engine's view of the world, and its receive pool. The world itself is in the files
-//! beside this one: `net.rs`, `sock.rs` and `stream.rs` are the kernels and the wires, `events.rs`
-//! is the future, `op/` what engines want and `view.rs` what the world knows of each, `schedule.rs`
-//! who runs when.
+//! This file owns: one engine's side of the simulation: its receive pool and the memory of its
+//! operations in flight. Invariant: only the seed and the programs decide what happens: there is no
+//! descriptor, system call, wall clock, random hash seed or address in it. Must not know: which
+//! engine or peer is at the other end.
 //!
-//! No descriptor, no system call, no wall clock; no hash seed and no address decides anything. Data
-//! stays with its simulated socket until the engine takes it from [`Backend::next`], as on epoll;
-//! that a completion comes late, early, in pieces or out of order with others is a matter of the
-//! fault plan.
+//! | file | owns |
+//! |---|---|
+//! | `net` | hosts, links, the clock, the random numbers |
+//! | `sock` `stream` `pipe` | simulated kernels: sockets, connections, bytes in flight |
+//! | `op/` `engine_state` | operations of engines, and what is ready for each engine |
+//! | `events` | what happens later, in order of time |
+//! | `schedule` | which program runs |
+//! | `faults` `script` `rng` `trace` | what goes wrong, when, and the record of it |
+//! | `peer` | blocking sockets for tests |
+//!
+//! Data stays with its simulated socket until the engine takes it in [`Backend::next`], as on
+//! epoll. Completions come late, early, in pieces or reordered as far as the fault plan says so.
 
+mod engine_state;
 mod events;
 mod faults;
 mod net;
@@ -23,7 +32,6 @@ mod script;
 mod sock;
 mod stream;
 mod trace;
-mod view;
 
 use super::{
     Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, Parameters,
@@ -34,32 +42,31 @@ use crate::error::{Errno, Error, Halt};
 use crate::id::Key;
 use crate::net::Addr;
 use crate::waker::Inbox;
+use engine_state::Status;
 pub use faults::{Fault, Faults};
 pub use net::Link;
-use op::{Sink, Told};
+use op::{NetOutcome, Sink};
 pub use peer::{Peer, PeerListener};
 pub(crate) use schedule::{Shared, Until};
 pub(crate) use script::Script;
-use sock::{Recv, SockId};
+use sock::{RecvTarget, SockId};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use view::Status;
 
-/// Piecewise filling opens the next buffer when less than this is left.
-const LEAST_ROOM: u32 = 2048;
+/// A buffer with less room than this is not filled further.
+const ROOM_BYTES_MIN: u32 = 2048;
 
-/// Deadlines after this, 146 years, never come: sums of such a time and a few delays do not
-/// overflow.
+/// Deadlines from 146 years on count as none, so that adding delays to a deadline cannot overflow.
 const NEVER: u64 = 1 << 62;
 
-/// At most some 36 years, so that sums of a few never overflow.
+/// Nanoseconds, at most 36 years, so that sums of several cannot overflow.
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(1 << 60)
 }
 
-/// A connection that an engine accepted and has not given a key. Dropping it closes it.
+/// An accepted connection without a key. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     world: Arc<Shared>,
@@ -69,13 +76,17 @@ pub(crate) struct Accepted {
 impl Drop for Accepted {
     fn drop(&mut self) {
         let mut world = self.world.lock();
-        if world.net.sock(self.sock).is_some_and(|sock| matches!(sock.owner, sock::Owner::Fresh(_)))
+        if world
+            .net
+            .sock(self.sock)
+            .is_some_and(|sock| matches!(sock.owner, sock::Owner::Accepted(_)))
         {
             world.net.close(self.sock, false);
         }
     }
 }
 
+/// The backend of one engine.
 #[derive(Debug)]
 pub(crate) struct Sim {
     world: Arc<Shared>,
@@ -86,49 +97,49 @@ pub(crate) struct Sim {
     buffers: Buffers,
     parameters: Parameters,
     stats: BackendStats,
-    /// What the world knows of [`Sim::note_deadline`].
+    /// The deadline that the world has of this engine.
     deadline: Option<u64>,
 }
 
-/// What the operations in flight hold, and where the bytes of the receive at hand go.
+/// The memory of the operations in flight, and the buffer of the receive that is being completed.
 #[derive(Debug)]
 struct Buffers {
     pool: Pool,
-    /// The pool buffer that is being filled.
+    /// The pool buffer that the next receive continues to fill.
     open: Option<u16>,
-    /// Bytes of the receive at hand that are in it.
+    /// Bytes of the receive that is being completed in `open`.
     filled: usize,
-    /// The slot whose caller's buffer the receive at hand goes to.
-    into: Option<usize>,
-    held: Vec<Held>,
+    /// The slot of the receive that is being completed, if that is into the caller's buffer.
+    recv_into: Option<usize>,
+    slots: Vec<SlotMemory>,
 }
 
-/// What the operations of a slot hold.
+/// The memory of the operations in flight of a slot.
 #[derive(Debug, Default)]
-struct Held {
+struct SlotMemory {
     batch: Option<SendBatch>,
     recv_buf: Option<Box<RecvBuf>>,
 }
 
 impl Buffers {
-    fn held(&mut self, key: Key) -> &mut Held {
+    fn slot(&mut self, key: Key) -> &mut SlotMemory {
         let index = key.slot();
-        if self.held.len() <= index {
-            self.held.resize_with(index + 1, Held::default);
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, SlotMemory::default);
         }
-        &mut self.held[index]
+        &mut self.slots[index]
     }
 }
 
 impl Sink for Buffers {
-    fn room(&mut self, key: Key, how: Recv) -> Option<usize> {
-        match how {
-            Recv::Window(len) => {
-                self.into = Some(key.slot());
+    fn room(&mut self, key: Key, target: RecvTarget) -> Option<usize> {
+        match target {
+            RecvTarget::Buffer(len) => {
+                self.recv_into = Some(key.slot());
                 Some(len)
             }
-            Recv::Stream => {
-                self.into = None;
+            RecvTarget::Pool => {
+                self.recv_into = None;
                 self.open = Some(self.open.or_else(|| self.pool.checkout())?);
                 self.open.map(|id| self.pool.room(id).1 as usize)
             }
@@ -136,8 +147,8 @@ impl Sink for Buffers {
     }
 
     fn put(&mut self, bytes: &[u8]) {
-        match (self.into, self.open) {
-            (Some(slot), _) => self.put_into(slot, bytes),
+        match (self.recv_into, self.open) {
+            (Some(slot), _) => self.copy_into(slot, bytes),
             (None, Some(id)) => {
                 self.pool.write(id, self.filled, bytes);
                 self.filled += bytes.len();
@@ -166,7 +177,7 @@ impl Sim {
             let engine = net.add_engine(host, Arc::clone(&inbox));
             (engine, Arc::clone(&net.engines[engine as usize].status))
         };
-        let buffers = Buffers { pool, open: None, filled: 0, into: None, held: Vec::new() };
+        let buffers = Buffers { pool, open: None, filled: 0, recv_into: None, slots: Vec::new() };
         Ok(Sim {
             world,
             engine,
@@ -180,14 +191,14 @@ impl Sim {
         })
     }
 
-    fn not_here<T>(what: &str) -> Result<T, Error> {
+    fn unsupported<T>(what: &str) -> Result<T, Error> {
         Err(Error::Unsupported {
             what: what.to_owned(),
             why: "the simulated backend has no descriptors".to_owned(),
         })
     }
 
-    /// When the engine wants to be polled although nothing happened.
+    /// When the engine must be polled even if nothing completes.
     pub(crate) fn note_deadline(&mut self, deadline: Option<u64>) {
         let deadline = deadline.filter(|deadline| *deadline < NEVER);
         if deadline != self.deadline {
@@ -197,18 +208,18 @@ impl Sim {
         }
     }
 
-    /// Whether the world waits for this engine to be polled.
+    /// True if that time has come.
     pub(crate) fn is_expected(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= self.world.now())
     }
 
-    /// Starts an operation, unless the fault plan says that there is no room: then false.
-    fn start_in_world(&mut self, start: impl FnOnce(&mut net::Net, u32)) -> bool {
+    /// Starts an operation. False if the fault plan leaves no room for it.
+    fn start_operation(&mut self, start: impl FnOnce(&mut net::Net, u32)) -> bool {
         if self.status.is_dead() {
             return true;
         }
         let mut world = self.world.lock();
-        if world.net.queue_full(self.engine).is_err() {
+        if world.net.check_queue(self.engine).is_err() {
             return false;
         }
         self.stats.sqes += 1;
@@ -216,34 +227,43 @@ impl Sim {
         true
     }
 
-    fn local<T>(&self, look: impl FnOnce(&net::Net) -> Option<T>) -> io::Result<T> {
-        look(&self.world.lock().net).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTCONN))
+    fn read_net<T>(&self, read: impl FnOnce(&net::Net) -> Option<T>) -> io::Result<T> {
+        read(&self.world.lock().net).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTCONN))
     }
 
-    /// What a receive put somewhere, as the engine gets it.
+    /// The outcome of a receive that has `bytes` bytes.
     fn received(&mut self, key: Key, bytes: usize) -> Outcome<Accepted> {
-        if self.buffers.into.is_some() {
-            let recv_buf =
-                self.buffers.held(key).recv_buf.take().expect("a receive into a buffer has one");
+        if self.buffers.recv_into.is_some() {
+            let recv_buf = self
+                .buffers
+                .slot(key)
+                .recv_buf
+                .take()
+                .expect("a receive into the caller's buffer has it");
             return Outcome::Filled(recv_buf, OpResult::bytes(bytes));
         }
-        Outcome::Received(self.pick_up())
+        Outcome::Received(self.take_lease())
     }
 
-    /// Makes a lease of what is in the pool's buffer.
-    fn pick_up(&mut self) -> Lease {
+    /// A lease of the bytes that the receive put into the pool buffer.
+    fn take_lease(&mut self) -> Lease {
         let id = self.buffers.open.expect("a receive that has bytes has a buffer");
         let len = std::mem::take(&mut self.buffers.filled) as u32;
         let pool = &self.buffers.pool;
-        let more = pool.room(id).1 - len >= LEAST_ROOM.min(pool.size());
+        let more = pool.room(id).1 - len >= ROOM_BYTES_MIN.min(pool.size());
         if !more {
             self.buffers.open = None;
         }
-        pool.deliver(id, len, more).expect("checked out, and written within its room")
+        pool.deliver(id, len, more).expect("the buffer is checked out and written within its room")
     }
 
-    /// The end of an operation, with what it held.
-    fn ended(&mut self, key: Key, kind: OpKind, result: Result<usize, Errno>) -> Outcome<Accepted> {
+    /// The outcome of an operation that has ended, with its memory.
+    fn outcome(
+        &mut self,
+        key: Key,
+        kind: OpKind,
+        result: Result<usize, Errno>,
+    ) -> Outcome<Accepted> {
         let op_result = result.map_or_else(OpResult::failed, OpResult::bytes);
         match kind {
             OpKind::Connect => Outcome::Connected(result.map(drop)),
@@ -251,10 +271,10 @@ impl Sim {
             OpKind::Hangup => Outcome::HungUp(result.map(drop)),
             OpKind::Close => Outcome::Closed,
             OpKind::Send => {
-                let batch = self.buffers.held(key).batch.take().expect("a send has a batch");
+                let batch = self.buffers.slot(key).batch.take().expect("a send has a batch");
                 Outcome::Sent(batch, op_result)
             }
-            OpKind::Recv => match self.buffers.held(key).recv_buf.take() {
+            OpKind::Recv => match self.buffers.slot(key).recv_buf.take() {
                 Some(recv_buf) => Outcome::Filled(recv_buf, op_result),
                 None => Outcome::RecvEnded(result.map(drop)),
             },
@@ -265,7 +285,7 @@ impl Sim {
 impl Backend for Sim {
     type Socket = Accepted;
     const CAN_SPIN: bool = false;
-    /// As io_uring has it: a single payload goes along.
+    /// As on io_uring.
     const EARLY_PAYLOADS: usize = 1;
 
     fn epoch(&self) -> Instant {
@@ -283,8 +303,7 @@ impl Backend for Sim {
                 if self.is_gone() {
                     return Err(Error::Simulation(Halt::Crashed));
                 }
-                let listened =
-                    self.world.lock().net.engine_listens(self.engine, key, addr, options);
+                let listened = self.world.lock().net.open_listener(self.engine, key, addr, options);
                 listened.map_err(|errno| Error::Os { call: "listen", errno })
             }
             Open::Accepted(socket) => {
@@ -293,7 +312,7 @@ impl Backend for Sim {
                     false => Err(Error::Os { call: "accept", errno: Errno(libc::ECONNRESET) }),
                 }
             }
-            Open::Stream(_) | Open::Listener(_) => Sim::not_here("adopting a descriptor"),
+            Open::Stream(_) | Open::Listener(_) => Sim::unsupported("adopting a descriptor"),
         }
     }
 
@@ -307,14 +326,14 @@ impl Backend for Sim {
                 return Started::Done;
             }
             Operation::Recv => {
-                self.start_in_world(|net, engine| net.start_recv(engine, key, Recv::Stream))
+                self.start_operation(|net, engine| net.start_recv(engine, key, RecvTarget::Pool))
             }
             Operation::WatchHangup => {
-                self.start_in_world(|net, engine| net.start_watch(engine, key))
+                self.start_operation(|net, engine| net.start_hangup(engine, key))
             }
-            Operation::Accept => self.start_in_world(|net, engine| net.start_accept(engine, key)),
+            Operation::Accept => self.start_operation(|net, engine| net.start_accept(engine, key)),
             Operation::Close(mode) => {
-                self.start_in_world(|net, engine| net.start_close(engine, key, mode))
+                self.start_operation(|net, engine| net.start_close(engine, key, mode))
             }
         };
         if started { Started::InFlight } else { Started::NoRoom(operation) }
@@ -327,7 +346,7 @@ impl Backend for Sim {
     }
 
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error> {
-        let early = self.world.lock().net.engine_waits(self.engine);
+        let early = self.world.lock().net.begin_wait(self.engine);
         if early || self.status.has_ready() && !self.inbox.is_rung() {
             return Ok(());
         }
@@ -343,14 +362,16 @@ impl Backend for Sim {
         if !self.status.has_ready() {
             return None;
         }
-        let told = self.world.lock().net.next(self.engine, &mut self.buffers)?;
+        let outcome = self.world.lock().net.next(self.engine, &mut self.buffers)?;
         self.stats.cqes += 1;
-        Some(match told {
-            Told::Done(key, kind, result) => Completed::last(key, self.ended(key, kind, result)),
-            Told::Data { key, more, bytes } => {
+        Some(match outcome {
+            NetOutcome::Completed(key, kind, result) => {
+                Completed::last(key, self.outcome(key, kind, result))
+            }
+            NetOutcome::Received { key, more, bytes } => {
                 Completed { key, more, outcome: self.received(key, bytes) }
             }
-            Told::Accepted { listener, sock, more } => {
+            NetOutcome::Accepted { listener, sock, more } => {
                 let socket = Accepted { world: Arc::clone(&self.world), sock };
                 Completed { key: listener, more, outcome: Outcome::Accepted(socket) }
             }
@@ -366,7 +387,7 @@ impl Backend for Sim {
     }
 
     fn addr(&self, key: Key, side: Side) -> io::Result<Addr> {
-        self.local(|net| {
+        self.read_net(|net| {
             let state = &net.engines[self.engine as usize];
             if let Some(listener) = state.listener(key) {
                 return Some(net.listener(listener)?.addr.clone());
@@ -384,11 +405,11 @@ impl Backend for Sim {
     }
 
     fn release(&mut self, _key: Key) -> Result<OwnedFd, Error> {
-        Sim::not_here("releasing a descriptor")
+        Sim::unsupported("releasing a descriptor")
     }
 
     fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
-        Sim::not_here("waiting in a foreign loop")
+        Sim::unsupported("waiting in a foreign loop")
     }
 
     fn watch_reset(&mut self) {}
@@ -401,17 +422,17 @@ impl Backend for Sim {
         let gone = self.is_gone();
         let net = &mut self.world.lock().net;
         match gone {
-            true => net.exit(self.engine),
-            // Whatever of it is still told late has nobody to tell it to.
-            false => net.engines[self.engine as usize].die(),
+            true => net.close_engine(self.engine),
+            // Delayed completions of this engine are then dropped.
+            false => net.engines[self.engine as usize].terminate(),
         }
         true
     }
 
     fn is_gone(&self) -> bool {
-        // A program that panics is in no state to end its connections one by one; the kernel closes
-        // them.
+        // A program that panics does not close its connections one by one: the simulated kernel
+        // does, as at the exit of a process.
         let world = self.world.lock();
-        world.over || self.status.is_dead() || std::thread::panicking()
+        world.ended || self.status.is_dead() || std::thread::panicking()
     }
 }

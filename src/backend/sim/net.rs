@@ -1,37 +1,38 @@
-//! The simulated network: hosts, the links between them, and everything that is in the world. Owns:
-//! all state, the clock, and the one source of chance. What sockets do is in `sock.rs`, what
-//! happens later in `events.rs`, what engines want in `ops.rs`.
+//! The simulated network: hosts, the links between them, and all state of the world but its
+//! programs. Owns: the clock and the only source of random numbers. Invariant: each random number
+//! is drawn in an order that depends on the seed and the programs alone. Must not know: what
+//! sockets (`sock.rs`), events (`events.rs`) and operations (`op/`) do with the state.
 
+use super::engine_state::EngineState;
 use super::events::Events;
 use super::faults::{Fault, Faults};
-use super::op::Notice;
+use super::op::Ready;
 use super::rng::Rng;
 use super::script::Script;
 use super::sock::{Listen, Sock, SockId};
 use super::trace::{Kind, Trace};
-use super::view::View;
 use crate::error::Errno;
 use slab::Slab;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-/// The first port given out to those that ask for none, as Linux has it.
+/// The ephemeral ports of Linux: the default of ip_local_port_range (ip(7)).
 const PORT_FIRST: u16 = 32_768;
 const PORT_LAST: u16 = 60_999;
 
-/// What the way between two hosts is like, in each direction.
+/// The properties of the link between two hosts, in each direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// How long a packet takes. Default: 100 µs; within one host 10 µs.
+    /// How long a packet takes. Default: 100 us; within one host 10 us.
     pub latency: Duration,
-    /// Up to how much longer some take; drawn per packet. Packets of one connection stay in order.
-    /// Default: none.
+    /// The longest additional delay of a packet; drawn per packet. Packets of one connection stay
+    /// in order. Default: none.
     pub jitter: Duration,
     /// Bytes per second, shared by all connections of the direction. Default: unlimited.
     pub bandwidth: Option<u64>,
-    /// How many bytes of one direction of a connection may be sent and not yet read: what socket
-    /// buffers hold in real life. Default: 256 KiB.
+    /// How many bytes of one direction of a connection may be sent and not yet read, as the socket
+    /// buffers of both ends limit on Linux. Default: 256 KiB.
     pub buffer_bytes: usize,
 }
 
@@ -46,23 +47,23 @@ impl Default for Link {
     }
 }
 
-/// One direction between two hosts.
+/// One direction of a link.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Way {
+pub(crate) struct Direction {
     pub(crate) latency_ns: u64,
     jitter_ns: u64,
     bandwidth: Option<u64>,
     pub(crate) buffer: usize,
-    /// When the last packet sent so far has left.
+    /// When the last packet so far has been serialized, with limited bandwidth.
     busy_until: u64,
     pub(crate) cut: bool,
-    /// Scripted: the connection that sends the byte after so many more is reset there.
+    /// Scripted: after this many more bytes, the connection that sends the next byte is reset.
     pub(crate) reset_after: Option<u64>,
 }
 
-impl Way {
-    fn new(link: &Link) -> Way {
-        Way {
+impl Direction {
+    fn new(link: &Link) -> Direction {
+        Direction {
             latency_ns: super::nanoseconds(link.latency),
             jitter_ns: super::nanoseconds(link.jitter),
             bandwidth: link.bandwidth,
@@ -80,12 +81,13 @@ pub(crate) struct HostState {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) up: bool,
     next_port: u16,
-    /// Unix paths with a socket file, alive or stale.
+    /// Unix paths with a socket file, with or without a listener.
     pub(crate) files: BTreeSet<std::path::PathBuf>,
-    /// Descriptors that engines of this host hold, and how many they may.
+    /// Descriptors that engines of this host hold.
     pub(crate) descriptors: usize,
+    /// The most that they may hold.
     pub(crate) descriptors_max: usize,
-    /// Scripted: so many next occasions of a fault.
+    /// Scripted: on how many of the next occasions each fault happens.
     forced: [u32; Fault::ALL.len()],
 }
 
@@ -95,14 +97,14 @@ pub(crate) struct Net {
     pub(crate) rng: Rng,
     pub(crate) faults: Faults,
     pub(crate) hosts: Vec<HostState>,
-    /// From host `i` to host `j` at `i * hosts + j`.
-    ways: Vec<Way>,
+    /// The direction from host `i` to host `j` is at `i * hosts + j`.
+    directions: Vec<Direction>,
     default_link: Link,
     pub(crate) black_holes: BTreeSet<IpAddr>,
     pub(crate) socks: Slab<Sock>,
     pub(crate) serial: u32,
     pub(crate) listeners: Slab<Listen>,
-    pub(crate) engines: Vec<View>,
+    pub(crate) engines: Vec<EngineState>,
     pub(crate) events: Events,
     pub(crate) scripts: Slab<Script>,
     pub(crate) trace: Trace,
@@ -116,7 +118,7 @@ impl Net {
             rng: Rng::new(seed),
             faults: Faults::default(),
             hosts: Vec::new(),
-            ways: Vec::new(),
+            directions: Vec::new(),
             default_link: Link::default(),
             black_holes: BTreeSet::new(),
             socks: Slab::new(),
@@ -148,17 +150,17 @@ impl Net {
             forced: [0; Fault::ALL.len()],
         });
         let loopback = Link { latency: Duration::from_micros(10), ..self.default_link };
-        let mut ways = Vec::with_capacity((old + 1) * (old + 1));
+        let mut directions = Vec::with_capacity((old + 1) * (old + 1));
         for from in 0..=old {
             for to in 0..=old {
-                ways.push(match from < old && to < old {
-                    true => self.ways[from * old + to],
-                    false if from == to => Way::new(&loopback),
-                    false => Way::new(&self.default_link),
+                directions.push(match from < old && to < old {
+                    true => self.directions[from * old + to],
+                    false if from == to => Direction::new(&loopback),
+                    false => Direction::new(&self.default_link),
                 });
             }
         }
-        self.ways = ways;
+        self.directions = directions;
         old as u32
     }
 
@@ -167,57 +169,57 @@ impl Net {
         let hosts = self.hosts.len();
         for from in 0..hosts {
             for to in (0..hosts).filter(|to| *to != from) {
-                self.set_way(from as u32, to as u32, &link);
+                self.set_direction(from as u32, to as u32, &link);
             }
         }
     }
 
     pub(crate) fn set_link(&mut self, a: u32, b: u32, link: &Link) {
-        self.set_way(a, b, link);
-        self.set_way(b, a, link);
+        self.set_direction(a, b, link);
+        self.set_direction(b, a, link);
     }
 
-    fn set_way(&mut self, from: u32, to: u32, link: &Link) {
-        let way = self.way_mut(from, to);
-        *way = Way {
-            busy_until: way.busy_until,
-            cut: way.cut,
-            reset_after: way.reset_after,
-            ..Way::new(link)
+    fn set_direction(&mut self, from: u32, to: u32, link: &Link) {
+        let direction = self.direction_mut(from, to);
+        *direction = Direction {
+            busy_until: direction.busy_until,
+            cut: direction.cut,
+            reset_after: direction.reset_after,
+            ..Direction::new(link)
         };
     }
 
-    pub(crate) fn way(&self, from: u32, to: u32) -> &Way {
-        &self.ways[from as usize * self.hosts.len() + to as usize]
+    pub(crate) fn direction(&self, from: u32, to: u32) -> &Direction {
+        &self.directions[from as usize * self.hosts.len() + to as usize]
     }
 
-    pub(crate) fn way_mut(&mut self, from: u32, to: u32) -> &mut Way {
+    pub(crate) fn direction_mut(&mut self, from: u32, to: u32) -> &mut Direction {
         let hosts = self.hosts.len();
-        &mut self.ways[from as usize * hosts + to as usize]
+        &mut self.directions[from as usize * hosts + to as usize]
     }
 
-    /// When a packet of so many bytes that leaves now arrives.
+    /// When a packet of `bytes` bytes arrives that is sent now.
     pub(crate) fn arrival(&mut self, from: u32, to: u32, bytes: usize) -> u64 {
         let now = self.now;
-        let way = self.way_mut(from, to);
-        let mut leaves = now;
-        if let Some(bandwidth) = way.bandwidth {
-            let takes = bytes as u64 * 1_000_000_000 / bandwidth.max(1);
-            leaves = way.busy_until.max(now) + takes;
-            way.busy_until = leaves;
+        let direction = self.direction_mut(from, to);
+        let mut sent_at = now;
+        if let Some(bandwidth) = direction.bandwidth {
+            let duration = bytes as u64 * 1_000_000_000 / bandwidth.max(1);
+            sent_at = direction.busy_until.max(now) + duration;
+            direction.busy_until = sent_at;
         }
-        let (latency, jitter) = (way.latency_ns, way.jitter_ns);
-        leaves + latency + if jitter > 0 { self.rng.below(jitter + 1) } else { 0 }
+        let (latency, jitter) = (direction.latency_ns, direction.jitter_ns);
+        sent_at + latency + if jitter > 0 { self.rng.below(jitter + 1) } else { 0 }
     }
 
-    /// Whether packets get from one host to the other now.
+    /// True if packets between the hosts do not arrive: a partition, or a host is down.
     pub(crate) fn is_cut(&self, a: u32, b: u32) -> bool {
-        self.way(a, b).cut || !self.hosts[a as usize].up || !self.hosts[b as usize].up
+        self.direction(a, b).cut || !self.hosts[a as usize].up || !self.hosts[b as usize].up
     }
 
-    /// Whether a fault happens on this occasion, at this host.
+    /// Draws whether a fault happens on this occasion, at this host.
     #[inline]
-    pub(crate) fn chance(&mut self, host: u32, fault: Fault) -> bool {
+    pub(crate) fn draw_fault(&mut self, host: u32, fault: Fault) -> bool {
         let forced = &mut self.hosts[host as usize].forced[fault as usize];
         let happens = match *forced > 0 {
             true => {
@@ -236,12 +238,13 @@ impl Net {
         self.hosts[host as usize].forced[fault as usize] = times;
     }
 
-    /// A delay of at least a nanosecond, up to the longest of the plan.
-    pub(crate) fn some_delay(&mut self) -> u64 {
+    /// Draws a delay: at least 1 ns, at most the longest of the plan.
+    pub(crate) fn draw_delay_ns(&mut self) -> u64 {
         1 + self.rng.below(self.faults.delay_max_ns.max(1))
     }
 
-    pub(crate) fn some_outage(&mut self) -> u64 {
+    /// Draws the duration of a partition or of the downtime of a host.
+    pub(crate) fn draw_outage_ns(&mut self) -> u64 {
         1 + self.rng.below(self.faults.partition_max_ns.max(1))
     }
 
@@ -253,7 +256,7 @@ impl Net {
         self.socks.get_mut(id.index as usize).filter(|sock| sock.serial == id.serial)
     }
 
-    /// The host that has this address, seen from `host`.
+    /// The host that has this address, as seen from `host`.
     pub(crate) fn host_of(&self, host: u32, ip: IpAddr) -> Option<u32> {
         let ip = ip.to_canonical();
         if ip.is_loopback() || ip.is_unspecified() {
@@ -290,8 +293,9 @@ impl Net {
         Ok(SocketAddr::new(ip, self.next_port(host)))
     }
 
+    /// The next ephemeral port without a listener.
     pub(crate) fn next_port(&mut self, host: u32) -> u16 {
-        // With a listener on each of them, the last one is as good as any.
+        // If each port has a listener, the last one is returned.
         for _ in PORT_FIRST..PORT_LAST {
             let state = &mut self.hosts[host as usize];
             let port = state.next_port;
@@ -306,32 +310,33 @@ impl Net {
         PORT_LAST
     }
 
-    /// Tells an engine something, unless a fault delays it.
-    pub(crate) fn notify(&mut self, engine: u32, notice: Notice) {
+    /// Queues an entry for an engine, after a delay if a fault draws one.
+    pub(crate) fn make_ready(&mut self, engine: u32, ready: Ready) {
         let host = self.engines[engine as usize].host;
-        match self.chance(host, Fault::Delay) {
+        match self.draw_fault(host, Fault::Delay) {
             true => {
-                let at = self.now + self.some_delay();
-                self.events.tell(at, engine, notice);
+                let at = self.now + self.draw_delay_ns();
+                self.events.push_ready(at, engine, ready);
             }
-            false => self.push_ready(engine, notice),
+            false => self.push_ready(engine, ready),
         }
     }
 
-    pub(crate) fn push_ready(&mut self, engine: u32, notice: Notice) {
+    /// Queues an entry for an engine now.
+    pub(crate) fn push_ready(&mut self, engine: u32, ready: Ready) {
         let state = &self.engines[engine as usize];
         if state.is_dead() {
             return;
         }
-        let (host, waiting) = (state.host, state.waiting());
-        let place = match waiting > 0 && self.chance(host, Fault::Reorder) {
-            true => self.rng.below(waiting as u64 + 1) as usize,
-            false => waiting,
+        let (host, ready_len) = (state.host, state.ready_len());
+        let index = match ready_len > 0 && self.draw_fault(host, Fault::Reorder) {
+            true => self.rng.below(ready_len as u64 + 1) as usize,
+            false => ready_len,
         };
-        self.engines[engine as usize].put_ready(place, notice);
+        self.engines[engine as usize].insert_ready(index, ready);
     }
 
-    /// What is left in the world, for tests that look for leaks.
+    /// How many sockets, listeners and descriptors are open.
     pub(crate) fn census(&self) -> (usize, usize, usize) {
         let descriptors = self.hosts.iter().map(|host| host.descriptors).sum();
         (self.socks.len(), self.listeners.len(), descriptors)

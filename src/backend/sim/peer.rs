@@ -1,6 +1,6 @@
-//! Plain blocking sockets in a simulated world. Owns: a stream and a listener for tests that need
-//! the other side to do exactly this and nothing else: send one byte at a time, never read, reset
-//! in the middle. They block in virtual time.
+//! Blocking sockets in a simulated world, for tests that need a peer to do an exact thing: send one
+//! byte at a time, stop reading, reset. Owns: a stream and a listener that block in virtual time.
+//! Must not know: engines.
 
 use super::schedule::{Shared, Until};
 use super::sock::{ListenId, Owner, Read, SockId};
@@ -12,8 +12,8 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A stream socket of a simulated world with blocking reads and writes, as `std::net::TcpStream`
-/// has them. Clones are handles of the same socket; dropping the last one closes it.
+/// A stream socket of a simulated world, with blocking reads and writes as those of
+/// `std::net::TcpStream`. Clones are handles of the same socket; dropping the last one closes it.
 #[derive(Clone, Debug)]
 pub struct Peer(Arc<Inner>);
 
@@ -51,7 +51,7 @@ fn os(errno: crate::Errno) -> io::Error {
     errno.into()
 }
 
-fn gone() -> io::Error {
+fn not_connected() -> io::Error {
     io::Error::from_raw_os_error(libc::ENOTCONN)
 }
 
@@ -69,12 +69,13 @@ impl PeerListener {
     /// Waits for a connection and takes it.
     ///
     /// # Errors
-    /// If the world is at rest, or has ended.
+    /// If the world is at rest or has ended ([`Halt`](crate::Halt)); ENOTCONN after its host
+    /// crashed.
     pub fn accept(&self) -> io::Result<Peer> {
         loop {
             let taken = {
                 let net = &mut self.world.lock().net;
-                net.listener_mut(self.listener).ok_or_else(gone)?.queue.pop_front()
+                net.listener_mut(self.listener).ok_or_else(not_connected)?.queue.pop_front()
             };
             if let Some(sock) = taken {
                 if let Some(sock) = self.world.lock().net.sock_mut(sock) {
@@ -96,7 +97,7 @@ impl PeerListener {
             .net
             .listener(self.listener)
             .map(|listen| listen.addr.clone())
-            .ok_or_else(gone)
+            .ok_or_else(not_connected)
     }
 }
 
@@ -105,17 +106,17 @@ impl Peer {
         Peer(Arc::new(Inner { world: Arc::clone(world), sock, reset: AtomicBool::new(false) }))
     }
 
-    /// Begins to connect, without waiting.
+    /// Starts to connect, and does not wait.
     pub(crate) fn start_connect(world: &Arc<Shared>, host: u32, addr: &Addr) -> io::Result<Peer> {
         let sock = world.lock().net.connect(host, Owner::Peer, None, addr).map_err(os)?;
         Ok(Peer::new(world, sock))
     }
 
-    /// Waits until a connect has succeeded or failed.
+    /// Waits until the connect has succeeded or failed.
     pub(crate) fn finish_connect(self) -> io::Result<Peer> {
         self.0.world.wait(Until::Connected(self.0.sock), None).map_err(halted)?;
         let mut world = self.0.world.lock();
-        match world.net.sock_mut(self.0.sock).ok_or_else(gone)?.error.take() {
+        match world.net.sock_mut(self.0.sock).ok_or_else(not_connected)?.error.take() {
             Some(errno) => Err(os(errno)),
             None => {
                 drop(world);
@@ -124,37 +125,49 @@ impl Peer {
         }
     }
 
-    /// The address of the other side.
+    /// The address of the peer.
     ///
     /// # Errors
     /// ENOTCONN after its host crashed.
     pub fn peer_addr(&self) -> io::Result<Addr> {
-        self.0.world.lock().net.sock(self.0.sock).map(|sock| sock.remote.clone()).ok_or_else(gone)
+        self.0
+            .world
+            .lock()
+            .net
+            .sock(self.0.sock)
+            .map(|sock| sock.remote.clone())
+            .ok_or_else(not_connected)
     }
 
-    /// The address of this side.
+    /// The local address.
     ///
     /// # Errors
     /// ENOTCONN after its host crashed.
     pub fn local_addr(&self) -> io::Result<Addr> {
-        self.0.world.lock().net.sock(self.0.sock).map(|sock| sock.local.clone()).ok_or_else(gone)
+        self.0
+            .world
+            .lock()
+            .net
+            .sock(self.0.sock)
+            .map(|sock| sock.local.clone())
+            .ok_or_else(not_connected)
     }
 
-    /// Sends the FIN ([`Shutdown::Write`] or `Both`). What still comes is kept to be read in any
-    /// case.
+    /// Sends the FIN ([`Shutdown::Write`] or `Both`). Bytes that arrive later can be read in each
+    /// case, also after [`Shutdown::Read`].
     ///
     /// # Errors
     /// ENOTCONN after its host crashed.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         let net = &mut self.0.world.lock().net;
-        net.sock(self.0.sock).ok_or_else(gone)?;
+        net.sock(self.0.sock).ok_or_else(not_connected)?;
         if how != Shutdown::Read {
             net.send_fin(self.0.sock);
         }
         Ok(())
     }
 
-    /// Makes the close a reset.
+    /// Sends an RST instead of a FIN when the socket is dropped.
     pub fn reset_on_drop(&self) {
         self.0.reset.store(true, Ordering::Relaxed);
     }
@@ -162,8 +175,8 @@ impl Peer {
 
 #[cfg(test)]
 impl super::Sim {
-    /// A connection from the engine to a new peer, which is there at once: on a host, or on the
-    /// engine's own and of the unix kind.
+    /// An established connection from the engine to a new peer: on `host`, or a unix socket on the
+    /// engine's own host.
     pub(in crate::backend) fn pair(&mut self, key: crate::id::Key, host: Option<u32>) -> Peer {
         let net = &mut self.world.lock().net;
         let near = net.engines[self.engine as usize].host;
@@ -176,18 +189,18 @@ impl super::Sim {
         let end = net.add_sock(near, Owner::Engine(self.engine, key), ours.clone(), theirs.clone());
         let peer = net.add_sock(far, Owner::Peer, theirs, ours);
         for (id, other, other_host) in [(end, peer, far), (peer, end, near)] {
-            let sock = net.sock_mut(id).expect("just made");
+            let sock = net.sock_mut(id).expect("created above");
             (sock.connecting, sock.peer, sock.peer_host) = (false, Some(other), other_host);
         }
         net.hosts[near as usize].descriptors += 1;
-        assert!(net.attach(self.engine, key, end), "just made");
+        assert!(net.attach(self.engine, key, end), "created above");
         Peer::new(&self.world, peer)
     }
 }
 
 #[cfg(test)]
 impl Peer {
-    /// Whether a read, or a write, would not wait.
+    /// Whether a read, or a write, would not block.
     pub(in crate::backend) fn is_ready(&self, to_write: bool) -> bool {
         let net = &self.0.world.lock().net;
         match to_write {

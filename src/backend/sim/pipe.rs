@@ -1,11 +1,13 @@
-//! One direction of a stream: bytes on their way and bytes that arrived. Owns: the bytes, in order,
-//! and when the ones on their way arrive. Knows no socket and no clock.
+//! One direction of a connection. Owns: the bytes that have arrived, the bytes in flight, and when
+//! each segment in flight arrives. Invariant: bytes and segments stay in order. Must not know:
+//! sockets, the clock.
 
 use std::collections::VecDeque;
 
-/// A piece of a stream on its way.
+/// A segment in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cargo {
+pub(crate) enum Segment {
+    /// With this many bytes.
     Data(usize),
     Fin,
     Reset,
@@ -13,62 +15,65 @@ pub(crate) enum Cargo {
 
 #[derive(Debug, Default)]
 pub(crate) struct Pipe {
-    /// First what arrived, then what is on its way.
+    /// The bytes that have arrived, followed by those in flight.
     bytes: VecDeque<u8>,
     arrived: usize,
-    flight: VecDeque<(u64, Cargo)>,
-    /// The head has arrived at a cut in the network, and waits for it to heal.
+    /// Segments in flight, with the times at which they arrive.
+    in_flight: VecDeque<(u64, Segment)>,
+    /// The first segment in flight waits for the end of a partition.
     pub(crate) stalled: bool,
 }
 
 impl Pipe {
-    /// Bytes that can be read.
+    /// How many bytes can be read.
     pub(crate) fn arrived(&self) -> usize {
         self.arrived
     }
 
-    /// All bytes in it.
+    /// How many bytes have arrived or are in flight.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    pub(crate) fn in_flight(&self) -> bool {
-        !self.flight.is_empty()
+    pub(crate) fn has_in_flight(&self) -> bool {
+        !self.in_flight.is_empty()
     }
 
-    /// When the first data on its way arrives.
-    pub(crate) fn next_data(&self) -> Option<u64> {
-        self.flight.iter().find(|(_, cargo)| matches!(cargo, Cargo::Data(_))).map(|(at, _)| *at)
+    /// When the first data in flight arrives.
+    pub(crate) fn next_data_arrival(&self) -> Option<u64> {
+        self.in_flight
+            .iter()
+            .find(|(_, segment)| matches!(segment, Segment::Data(_)))
+            .map(|(at, _)| *at)
     }
 
-    /// When the last piece on its way arrives: nothing overtakes it.
+    /// When the last segment in flight arrives. A new one arrives no earlier.
     pub(crate) fn last_arrival(&self) -> u64 {
-        self.flight.back().map_or(0, |(at, _)| *at)
+        self.in_flight.back().map_or(0, |(at, _)| *at)
     }
 
-    /// Takes bytes of a piece that [`Pipe::depart`] will announce.
-    pub(crate) fn load(&mut self, bytes: &[u8]) {
+    /// Appends bytes. [`Pipe::transmit`] of their segment follows.
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
     }
 
-    /// Sends a piece off. True if nothing was under way before it: the caller must see to its
-    /// arrival.
-    pub(crate) fn depart(&mut self, arrival: u64, cargo: Cargo) -> bool {
-        let first = self.flight.is_empty();
-        self.flight.push_back((arrival, cargo));
+    /// Sends a segment. True if no other is in flight: the caller then schedules the arrival.
+    pub(crate) fn transmit(&mut self, arrival: u64, segment: Segment) -> bool {
+        let first = self.in_flight.is_empty();
+        self.in_flight.push_back((arrival, segment));
         first
     }
 
-    /// The first piece arrives. Also tells when the next one does.
-    pub(crate) fn arrive(&mut self) -> Option<(Cargo, Option<u64>)> {
-        let (_, cargo) = self.flight.pop_front()?;
-        if let Cargo::Data(len) = cargo {
+    /// The first segment arrives. Returns it, and when the next one arrives.
+    pub(crate) fn arrive(&mut self) -> Option<(Segment, Option<u64>)> {
+        let (_, segment) = self.in_flight.pop_front()?;
+        if let Segment::Data(len) = segment {
             self.arrived += len;
         }
-        Some((cargo, self.flight.front().map(|(at, _)| *at)))
+        Some((segment, self.in_flight.front().map(|(at, _)| *at)))
     }
 
-    /// Takes up to `max` arrived bytes out.
+    /// Takes up to `max` bytes that have arrived.
     pub(crate) fn read(&mut self, max: usize, mut sink: impl FnMut(&[u8])) -> usize {
         let len = max.min(self.arrived);
         let (first, second) = self.bytes.as_slices();
@@ -82,9 +87,9 @@ impl Pipe {
         len
     }
 
-    /// What is on its way is lost.
-    pub(crate) fn lose_flight(&mut self) {
-        self.flight.clear();
+    /// Drops all segments in flight.
+    pub(crate) fn discard_in_flight(&mut self) {
+        self.in_flight.clear();
         self.bytes.truncate(self.arrived);
         self.stalled = false;
     }

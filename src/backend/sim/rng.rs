@@ -1,4 +1,5 @@
-//! Random numbers from a seed: splitmix64, the same on every machine. Owns: one word of state.
+//! Pseudo-random numbers: splitmix64. Owns: 64 bits of state. Invariant: a seed gives the same
+//! sequence on every machine.
 
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_is_a_sequence() {
+    fn a_seed_gives_the_published_sequence() {
         // The published first outputs of splitmix64 for the seed 0.
         let mut rng = Rng::new(0);
         assert_eq!(

@@ -1,9 +1,10 @@
-//! Who runs when. Owns: the world behind its lock, its clock, and the programs in it. Invariant:
-//! exactly one thread of a world runs at a time, and which one is decided by the world alone; so
-//! threads, which programs need to be able to block, add no chance of their own.
+//! The scheduler of a world. Owns: the world behind its lock, its clock, and its programs.
+//! Invariant: exactly one thread of a world runs at a time, and the world decides which, so threads
+//! add no nondeterminism. Must not know: what programs do.
 //!
-//! A thread that waits says what for. When it does, another one that can go on is picked; if there
-//! is none, the clock moves on to the next event, and what that made possible is looked at.
+//! Programs have threads so that they can block. A thread that waits says for what. Another one
+//! that can run is then picked by a random number of the world. If none can run, the clock moves to
+//! the next event or deadline until one can.
 
 use super::NEVER;
 use super::net::Net;
@@ -15,16 +16,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-/// How long a poll that does not wait takes, so that a loop of such polls does not stop the clock.
+/// The virtual duration of a poll that does not wait, so that a loop of such polls moves the clock.
 const POLL_COST_NS: u64 = 1_000;
 
-/// So many calls of a program may answer that the world has ended before it is ended by a panic.
-const FAREWELLS_MAX: u32 = 10_000;
+/// How many waits of a program fail after the end of the world before a wait panics instead.
+const CALLS_AFTER_END_MAX: u32 = 10_000;
 
 thread_local! {
-    /// Which program this thread is, and of which world: its number, and the world's address, which
-    /// only tells worlds apart.
-    static ME: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    /// The number of the program that this thread runs, and the address of its world, which is only
+    /// compared.
+    static ACTOR: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
 /// What a thread waits for.
@@ -35,17 +36,18 @@ pub(crate) enum Until {
     Readable(SockId),
     Writable(SockId),
     Queued(ListenId),
-    /// The end of a program.
+    /// A program has ended.
     Ended(usize),
-    /// That any other program ran, or any event happened.
+    /// Any other program ran, or any event happened, since this count of [`Inner::progress`].
     Progress(u64),
-    /// Only time.
+    /// Only the deadline.
     Time,
 }
 
+/// A program and its state.
 #[derive(Debug)]
 struct Actor {
-    turn: Arc<Condvar>,
+    wakeup: Arc<Condvar>,
     state: State,
 }
 
@@ -56,19 +58,21 @@ enum State {
     Ended,
 }
 
+/// A world, under its lock.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) net: Net,
     actors: Vec<Actor>,
+    /// The program that runs.
     current: usize,
-    /// Counts what happened: events, and turns of programs.
+    /// Counts events and switches between programs.
     pub(crate) progress: u64,
-    /// The world is being taken down: whoever waits is sent home.
-    pub(crate) over: bool,
-    farewells: u32,
+    /// The world has ended: each wait fails.
+    pub(crate) ended: bool,
+    calls_after_end: u32,
 }
 
-/// A world, as all that are in it share it.
+/// A world, shared by its programs, hosts and engines.
 #[derive(Debug)]
 pub(crate) struct Shared {
     inner: Mutex<Inner>,
@@ -79,14 +83,14 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(seed: u64) -> Arc<Shared> {
-        let main = Actor { turn: Arc::default(), state: State::Running };
+        let main = Actor { wakeup: Arc::default(), state: State::Running };
         let inner = Inner {
             net: Net::new(seed),
             actors: vec![main],
             current: 0,
             progress: 0,
-            over: false,
-            farewells: 0,
+            ended: false,
+            calls_after_end: 0,
         };
         Arc::new(Shared {
             inner: Mutex::new(inner),
@@ -96,7 +100,7 @@ impl Shared {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic of one program is its own affair.
+        // A panic of one program does not concern the others.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -109,8 +113,8 @@ impl Shared {
         self.now.store(inner.net.now, Ordering::Relaxed);
     }
 
-    /// Lets the next event happen, or moves the clock to when an engine wants to be polled. False
-    /// if nothing is coming.
+    /// Executes the next event, or moves the clock to the next deadline of an engine. False if
+    /// there is neither.
     pub(crate) fn step(&self) -> bool {
         let mut inner = self.lock();
         let net = &mut inner.net;
@@ -128,139 +132,142 @@ impl Shared {
         stepped
     }
 
-    /// Which program of this world the calling thread is; the one that made the world is 0.
+    /// The program that the calling thread runs. The thread that created the world is program 0.
     ///
     /// # Panics
-    /// If it is none: two threads would run at a time.
-    fn me(&self) -> usize {
-        match ME.get() {
-            (me, world) if world == std::ptr::from_ref(self).addr() => me,
+    /// If the thread runs no program of this world: two threads would run at a time.
+    fn current_actor(&self) -> usize {
+        match ACTOR.get() {
+            (own, world) if world == std::ptr::from_ref(self).addr() => own,
             _ if thread::current().id() == self.main => {
-                ME.set((0, std::ptr::from_ref(self).addr()));
+                ACTOR.set((0, std::ptr::from_ref(self).addr()));
                 0
             }
             _ => panic!("only programs that the world spawned can wait in it"),
         }
     }
 
-    /// Waits; `Ok(false)` if the time came first.
-    pub(crate) fn wait(&self, what: Until, deadline: Option<u64>) -> Result<bool, Halt> {
-        let me = self.me();
+    /// Waits. `Ok(false)` if the deadline came first.
+    pub(crate) fn wait(&self, until: Until, deadline: Option<u64>) -> Result<bool, Halt> {
+        let own = self.current_actor();
         let mut inner = self.lock();
-        if inner.over {
-            inner.farewells += 1;
+        if inner.ended {
+            inner.calls_after_end += 1;
             assert!(
-                inner.farewells < FAREWELLS_MAX,
-                "the simulated world has ended, and this program goes on"
+                inner.calls_after_end < CALLS_AFTER_END_MAX,
+                "a program does not end after the end of its simulated world"
             );
             return Err(Halt::Ended);
         }
-        if inner.is_ready(what) {
+        if inner.is_ready(until) {
             return Ok(true);
         }
-        // A wait of no time still takes a moment, in which others may run.
+        // A wait with a timeout of zero takes some virtual time too, in which others may run.
         let deadline = deadline
             .filter(|deadline| *deadline < NEVER)
             .map(|deadline| deadline.max(inner.net.now + POLL_COST_NS));
-        inner.actors[me].state = State::Waiting(what, deadline);
+        inner.actors[own].state = State::Waiting(until, deadline);
         loop {
-            let next = inner.pick();
+            let next = inner.next_runnable();
             self.publish(&inner);
-            let first = next.unwrap_or_else(|| inner.whom_to_tell());
-            inner = self.hand_over(inner, me, first);
-            let ready = inner.is_ready(what);
+            let first = next.unwrap_or_else(|| inner.actor_to_halt());
+            inner = self.switch_to(inner, own, first);
+            let ready = inner.is_ready(until);
             let result = match deadline.is_some_and(|deadline| deadline <= inner.net.now) {
-                _ if inner.over => Err(Halt::Ended),
+                _ if inner.ended => Err(Halt::Ended),
                 in_time if ready || in_time => Ok(ready),
-                // Nothing will ever happen.
-                _ if next.is_none() && first == me => Err(Halt::AtRest),
+                // No event and no deadline is left.
+                _ if next.is_none() && first == own => Err(Halt::AtRest),
                 _ => continue,
             };
-            inner.actors[me].state = State::Running;
+            inner.actors[own].state = State::Running;
             return result;
         }
     }
 
-    /// Gives the turn to another thread, and waits to get it back.
-    fn hand_over<'a>(
+    /// Lets another thread run, and waits until this one is switched to.
+    fn switch_to<'a>(
         &'a self,
         mut inner: MutexGuard<'a, Inner>,
-        me: usize,
+        own: usize,
         next: usize,
     ) -> MutexGuard<'a, Inner> {
-        if next != me {
+        if next != own {
             inner.progress += 1;
-            inner.net.note_run(next);
+            inner.net.trace_run(next);
             inner.current = next;
-            inner.actors[next].turn.notify_one();
-            let turn = Arc::clone(&inner.actors[me].turn);
-            inner = turn
-                .wait_while(inner, |inner| inner.current != me)
+            inner.actors[next].wakeup.notify_one();
+            let wakeup = Arc::clone(&inner.actors[own].wakeup);
+            inner = wakeup
+                .wait_while(inner, |inner| inner.current != own)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         inner
     }
 
-    /// Enters a new program, which gets its turn when others wait.
+    /// Adds a program, which first runs when others wait.
     pub(crate) fn add_actor(&self) -> usize {
         let mut inner = self.lock();
         let now = inner.net.now;
         inner
             .actors
-            .push(Actor { turn: Arc::default(), state: State::Waiting(Until::Time, Some(now)) });
+            .push(Actor { wakeup: Arc::default(), state: State::Waiting(Until::Time, Some(now)) });
         inner.actors.len() - 1
     }
 
-    /// On the thread of a new program: waits for its first turn. False if the world ended before.
-    pub(crate) fn first_turn(&self, me: usize) -> bool {
-        ME.set((me, std::ptr::from_ref(self).addr()));
+    /// On the thread of a new program: waits until it is switched to. False if the world has ended.
+    pub(crate) fn begin_actor(&self, own: usize) -> bool {
+        ACTOR.set((own, std::ptr::from_ref(self).addr()));
         let inner = self.lock();
-        let turn = Arc::clone(&inner.actors[me].turn);
-        let mut inner = turn
-            .wait_while(inner, |inner| inner.current != me)
+        let wakeup = Arc::clone(&inner.actors[own].wakeup);
+        let mut inner = wakeup
+            .wait_while(inner, |inner| inner.current != own)
             .unwrap_or_else(PoisonError::into_inner);
-        inner.actors[me].state = State::Running;
-        !inner.over
+        inner.actors[own].state = State::Running;
+        !inner.ended
     }
 
-    /// The program of this thread ended: somebody else has the turn for good.
-    pub(crate) fn last_turn(&self, me: usize) {
+    /// On the thread of a program that has ended: switches to another one.
+    pub(crate) fn end_actor(&self, own: usize) {
         let mut inner = self.lock();
-        inner.actors[me].state = State::Ended;
+        inner.actors[own].state = State::Ended;
         inner.progress += 1;
-        // While the world is taken down, the main thread sends one home after the other.
-        let next =
-            if inner.over { 0 } else { inner.pick().unwrap_or_else(|| inner.whom_to_tell()) };
+        // At the end of the world, the main thread switches to each program in turn.
+        let next = if inner.ended {
+            0
+        } else {
+            inner.next_runnable().unwrap_or_else(|| inner.actor_to_halt())
+        };
         self.publish(&inner);
-        inner.net.note_run(next);
+        inner.net.trace_run(next);
         inner.current = next;
-        inner.actors[next].turn.notify_one();
+        inner.actors[next].wakeup.notify_one();
     }
 
     pub(crate) fn has_ended(&self, actor: usize) -> bool {
         self.lock().actors[actor].state == State::Ended
     }
 
-    /// Takes the world down: each program in turn is told, and ends.
+    /// Ends the world: lets each program run until it ends; its waits fail.
     pub(crate) fn end(&self) {
         let mut inner = self.lock();
-        inner.over = true;
+        inner.ended = true;
         for actor in 1..inner.actors.len() {
-            inner.farewells = 0;
+            inner.calls_after_end = 0;
             while inner.actors[actor].state != State::Ended {
-                inner = self.hand_over(inner, 0, actor);
+                inner = self.switch_to(inner, 0, actor);
             }
         }
-        inner.farewells = 0;
+        inner.calls_after_end = 0;
     }
 }
 
 impl Inner {
-    fn is_ready(&self, what: Until) -> bool {
-        match what {
+    fn is_ready(&self, until: Until) -> bool {
+        match until {
             Until::Engine(engine) => {
                 let state = &self.net.engines[engine as usize];
-                state.waiting() > 0 || state.is_dead() || state.inbox.is_rung()
+                state.ready_len() > 0 || state.is_dead() || state.inbox.is_rung()
             }
             Until::Connected(sock) => {
                 self.net.sock(sock).is_none_or(|sock| !sock.connecting || sock.error.is_some())
@@ -276,25 +283,27 @@ impl Inner {
         }
     }
 
-    fn can_go_on(&self, actor: &Actor) -> bool {
+    /// Whether a waiting program can run now.
+    fn is_runnable(&self, actor: &Actor) -> bool {
         match actor.state {
-            State::Waiting(what, deadline) => {
-                deadline.is_some_and(|deadline| deadline <= self.net.now) || self.is_ready(what)
+            State::Waiting(until, deadline) => {
+                deadline.is_some_and(|deadline| deadline <= self.net.now) || self.is_ready(until)
             }
             _ => false,
         }
     }
 
-    /// A waiting program that can go on; moves the clock to find one. `None`: there never will be
-    /// one.
-    fn pick(&mut self) -> Option<usize> {
+    /// Picks a waiting program that can run, and moves the clock until one can. `None`: no event
+    /// and no deadline is left.
+    fn next_runnable(&mut self) -> Option<usize> {
         loop {
-            let able = self.actors.iter().filter(|actor| self.can_go_on(actor)).count() as u64;
-            if able > 0 {
-                let choice = if able > 1 { self.net.rng.below(able) as usize } else { 0 };
-                let mut able =
-                    self.actors.iter().enumerate().filter(|(_, actor)| self.can_go_on(actor));
-                return able.nth(choice).map(|(index, _)| index);
+            let runnable =
+                self.actors.iter().filter(|actor| self.is_runnable(actor)).count() as u64;
+            if runnable > 0 {
+                let choice = if runnable > 1 { self.net.rng.below(runnable) as usize } else { 0 };
+                let mut runnable =
+                    self.actors.iter().enumerate().filter(|(_, actor)| self.is_runnable(actor));
+                return runnable.nth(choice).map(|(index, _)| index);
             }
             let deadlines = self.actors.iter().filter_map(|actor| match actor.state {
                 State::Waiting(_, deadline) => deadline,
@@ -313,9 +322,9 @@ impl Inner {
         }
     }
 
-    /// Whom to tell that nothing will ever happen: the main program, or if that waits for another
-    /// one to end, that one.
-    fn whom_to_tell(&self) -> usize {
+    /// The program whose wait fails with [`Halt::AtRest`]: the main program, or the one for whose
+    /// end that waits.
+    fn actor_to_halt(&self) -> usize {
         let mut first = 0;
         for _ in 0..self.actors.len() {
             match self.actors[first].state {
@@ -328,7 +337,7 @@ impl Inner {
 }
 
 impl Net {
-    fn note_run(&mut self, actor: usize) {
+    fn trace_run(&mut self, actor: usize) {
         self.trace.add(self.now, Kind::Run, actor as u32, 0, 0);
     }
 }

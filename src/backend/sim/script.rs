@@ -1,13 +1,14 @@
-//! Faults at an exact moment. Owns: the actions that a test can schedule.
+//! Scripted faults. Owns: the actions that a test can schedule for an exact time. Must not know:
+//! why a test schedules them.
 
 use super::events::Event;
 use super::faults::{Fault, Faults};
 use super::net::{Link, Net};
 
-/// A host of a simulated world, by number: hosts are numbered as they are made.
+/// The number of a host, in the order in which hosts were added.
 pub(crate) type HostIndex = u32;
 
-/// What a test schedules, host by host.
+/// A scheduled action: [`Action`](crate::sim::Action) with hosts as numbers.
 #[derive(Clone, Debug)]
 pub(crate) enum Script {
     Cut(HostIndex, HostIndex),
@@ -16,11 +17,12 @@ pub(crate) enum Script {
     Restart(HostIndex),
     Faults(Faults),
     Link(HostIndex, HostIndex, Link),
-    /// The next so many occasions of a fault at a host.
+    /// A fault at a host happens on this many of its next occasions.
     Force(HostIndex, Fault, u32),
-    /// The connection from one host to another that sends the byte after so many more is reset
-    /// there.
+    /// After this many more bytes from one host to another, the connection that sends the next byte
+    /// is reset.
     ResetAfter(HostIndex, HostIndex, u64),
+    /// The most descriptors that engines of a host may hold.
     Descriptors(HostIndex, usize),
 }
 
@@ -44,7 +46,9 @@ impl Net {
             Script::Faults(faults) => self.faults = faults,
             Script::Link(a, b, link) => self.set_link(a, b, &link),
             Script::Force(host, fault, times) => self.force(host, fault, times),
-            Script::ResetAfter(from, to, bytes) => self.way_mut(from, to).reset_after = Some(bytes),
+            Script::ResetAfter(from, to, bytes) => {
+                self.direction_mut(from, to).reset_after = Some(bytes)
+            }
             Script::Descriptors(host, max) => self.hosts[host as usize].descriptors_max = max,
         }
     }

@@ -1,6 +1,5 @@
-//! Sockets and listeners of the simulated world, as a kernel would have them. Owns: what they are,
-//! how they come to be, and the way from SYN to the accept queue. What then goes through them is in
-//! `stream.rs`.
+//! Sockets and listeners of the simulated kernels. Owns: their state, their creation, and the
+//! handshake from SYN to the accept queue. What an established connection does is in `stream.rs`.
 
 use super::events::Event;
 use super::faults::Fault;
@@ -12,37 +11,37 @@ use crate::net::Addr;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-/// Names a socket; a stale one names nothing.
+/// Names a socket. The serial number tells it from earlier sockets with the same index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SockId {
     pub(crate) index: u32,
     pub(crate) serial: u32,
 }
 
-/// Names a listener, likewise.
+/// Names a listener, as [`SockId`] names a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ListenId {
     pub(crate) index: u32,
     pub(crate) serial: u32,
 }
 
-/// Who holds a socket or listener.
+/// The holder of a socket or listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     Engine(u32, Key),
-    /// Accepted by an engine, and not yet given a key.
-    Fresh(u32),
-    /// In the queue of a listener.
+    /// An engine that has accepted it and not yet opened it under a key.
+    Accepted(u32),
+    /// The accept queue of a listener.
     Queue(ListenId),
-    /// A peer in a test.
+    /// A [`Peer`](super::Peer) or [`PeerListener`](super::PeerListener).
     Peer,
 }
 
-/// A receive that is armed: how much it takes at most.
+/// Where an armed receive puts its bytes: in the pool, or in a buffer with this much room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Recv {
-    Stream,
-    Window(usize),
+pub(crate) enum RecvTarget {
+    Pool,
+    Buffer(usize),
 }
 
 #[derive(Debug)]
@@ -52,30 +51,33 @@ pub(crate) struct Sock {
     pub(crate) owner: Owner,
     pub(crate) local: Addr,
     pub(crate) remote: Addr,
-    /// The other end, while it exists.
+    /// The socket of the peer, while it exists.
     pub(crate) peer: Option<SockId>,
     pub(crate) peer_host: u32,
     pub(crate) connecting: bool,
-    /// What comes to this end.
+    /// Bytes and segments from the peer to this socket.
     pub(crate) rx: Pipe,
+    /// The peer's FIN has arrived.
     pub(crate) rx_fin: bool,
     pub(crate) fin_sent: bool,
-    /// To be told once; afterwards the socket is dead.
+    /// Reported once, as SO_ERROR is. Afterwards the socket is dead.
     pub(crate) error: Option<Errno>,
     pub(crate) dead: bool,
-    /// A send took the error, and its owner does not know yet. A receive finds the end of the
-    /// stream then; it is told later, as a kernel has it: the end would look like one in good
-    /// order.
-    pub(crate) failure_untold: bool,
-    /// A segment went to nobody; the answer is on its way.
-    pub(crate) probing: bool,
-    pub(crate) recv: Option<Recv>,
-    pub(crate) recv_told: bool,
-    pub(crate) send_waits: bool,
+    /// A send failed with the error, and the engine has not taken that completion yet. A receive
+    /// would find the end of the stream, as on Linux. It completes after the failed send, because
+    /// an engine that sees the end first would take it for an orderly one.
+    pub(crate) send_error_pending: bool,
+    /// A segment is unacknowledged, and a [`Event::Retransmit`] is scheduled.
+    pub(crate) retransmitting: bool,
+    /// The armed receive.
+    pub(crate) recv: Option<RecvTarget>,
+    /// A `Ready::Recv` is queued for the engine.
+    pub(crate) recv_queued: bool,
+    /// A send waits for room.
+    pub(crate) send_armed: bool,
     pub(crate) connect_armed: bool,
-    /// A watch for a hang-up is armed.
-    pub(crate) watched: bool,
-    /// What is sent when the connect has succeeded.
+    pub(crate) hangup_armed: bool,
+    /// Sent after the connect has succeeded.
     pub(crate) first_send: Option<Box<[u8]>>,
 }
 
@@ -90,14 +92,16 @@ pub(crate) struct Listen {
     reuse_port: bool,
     pub(crate) queue: VecDeque<SockId>,
     pub(crate) armed: bool,
-    pub(crate) told: bool,
+    /// A `Ready::Accept` is queued for the engine.
+    pub(crate) accept_queued: bool,
 }
 
-/// What a read found.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Read {
     Bytes(usize),
     End,
+    /// The read would block.
     Nothing,
     Failed(Errno),
 }
@@ -113,12 +117,12 @@ impl Sock {
     }
 
     pub(crate) fn is_readable(&self) -> bool {
-        self.rx.arrived() > 0 || !self.failure_untold && self.has_hung_up()
+        self.rx.arrived() > 0 || !self.send_error_pending && self.has_hung_up()
     }
 }
 
 impl Net {
-    /// Tells the next socket or listener in a place from those before it.
+    /// The serial number of the next socket or listener.
     fn next_serial(&mut self) -> u32 {
         self.serial = self.serial.wrapping_add(1);
         self.serial
@@ -146,19 +150,19 @@ impl Net {
             fin_sent: false,
             error: None,
             dead: false,
-            failure_untold: false,
-            probing: false,
+            send_error_pending: false,
+            retransmitting: false,
             recv: None,
-            recv_told: false,
-            send_waits: false,
+            recv_queued: false,
+            send_armed: false,
             connect_armed: false,
-            watched: false,
+            hangup_armed: false,
             first_send: None,
         });
         SockId { index: index as u32, serial }
     }
 
-    /// Makes a socket and sends its SYN.
+    /// Creates a socket and sends its SYN.
     pub(crate) fn connect(
         &mut self,
         host: u32,
@@ -168,7 +172,7 @@ impl Net {
     ) -> Result<SockId, Errno> {
         let (local, target) = match remote {
             Addr::Inet(inet) => {
-                // No TCP goes to a broadcast address.
+                // connect(2) to a broadcast address fails with ENETUNREACH for TCP.
                 if inet.ip() == std::net::Ipv4Addr::new(127, 255, 255, 255) {
                     return Err(Errno(libc::ENETUNREACH));
                 }
@@ -179,23 +183,24 @@ impl Net {
         let id = self.add_sock(host, owner, local, remote.clone());
         match target {
             Some(target) => {
-                self.sock_mut(id).expect("just made").peer_host = target;
+                self.sock_mut(id).expect("created above").peer_host = target;
                 let at = self.arrival(host, target, 0);
                 self.events.push(at, Event::Syn { client: id, attempt: 0 });
             }
             None if remote.as_inet().is_some_and(|inet| self.black_holes.contains(&inet.ip())) => {
-                self.give_up_later(id)
+                self.schedule_connect_timeout(id)
             }
             None => {
-                let at = self.now + 2 * self.way(host, host).latency_ns;
+                let at = self.now + 2 * self.direction(host, host).latency_ns;
                 self.events.push(at, Event::ConnectEnd { client: id, errno: libc::EHOSTUNREACH });
             }
         }
         Ok(id)
     }
 
-    /// Nobody answers: the kernel gives up after its own time (tcp_syn_retries of 6, tcp(7)).
-    pub(crate) fn give_up_later(&mut self, client: SockId) {
+    /// The SYN is not answered: the connect fails with ETIMEDOUT after 127 s (tcp_syn_retries of 6,
+    /// tcp(7)).
+    pub(crate) fn schedule_connect_timeout(&mut self, client: SockId) {
         let at = self.now + 127_000_000_000;
         self.events.push(at, Event::ConnectEnd { client, errno: libc::ETIMEDOUT });
     }
@@ -247,7 +252,7 @@ impl Net {
             reuse_port: options.reuse_port,
             queue: VecDeque::new(),
             armed: false,
-            told: false,
+            accept_queued: false,
         });
         Ok(ListenId { index: index as u32, serial })
     }
@@ -267,30 +272,29 @@ impl Net {
             (sock.host, sock.peer_host, sock.remote.clone(), sock.local.clone());
         let inet = remote.as_inet().is_some();
         if self.is_cut(host, target) {
-            return self.syn_again(client, attempt);
+            return self.retry_syn(client, attempt);
         }
-        let found = self.listener_for(target, &remote);
-        let Some(listener) = found else {
+        let Some(listener) = self.find_listener(target, &remote) else {
             let errno = match &remote {
                 Addr::Unix(path) if !self.hosts[target as usize].files.contains(path) => {
                     libc::ENOENT
                 }
                 _ => libc::ECONNREFUSED,
             };
-            return self.answer_connect(client, errno);
+            return self.answer_syn(client, errno);
         };
-        if self.chance(target, Fault::Refuse) {
-            return self.answer_connect(client, libc::ECONNREFUSED);
+        if self.draw_fault(target, Fault::Refuse) {
+            return self.answer_syn(client, libc::ECONNREFUSED);
         }
-        if inet && self.chance(target, Fault::Hang) {
-            return self.give_up_later(client);
+        if inet && self.draw_fault(target, Fault::Hang) {
+            return self.schedule_connect_timeout(client);
         }
-        let listen = self.listener(listener).expect("just found");
-        // The kernel lets one more in than the backlog says.
+        let listen = self.listener(listener).expect("found above");
+        // Linux queues one connection more than the backlog.
         if listen.queue.len() > listen.backlog {
             return match inet {
-                true => self.syn_again(client, attempt),
-                // A unix connect waits for room.
+                true => self.retry_syn(client, attempt),
+                // A connect to a unix socket waits for room.
                 false => {
                     let at = self.now + 1_000_000;
                     self.events.push(at, Event::Syn { client, attempt });
@@ -305,15 +309,15 @@ impl Net {
             _ => remote,
         };
         let server = self.add_sock(target, Owner::Queue(listener), server_local, local);
-        let end = self.sock_mut(server).expect("just made");
+        let end = self.sock_mut(server).expect("created above");
         (end.connecting, end.peer, end.peer_host) = (false, Some(client), host);
         self.sock_mut(client).expect("looked up above").peer = Some(server);
-        self.listener_mut(listener).expect("just found").queue.push_back(server);
-        self.listener_touched(listener);
-        self.answer_connect(client, 0);
+        self.listener_mut(listener).expect("found above").queue.push_back(server);
+        self.listener_changed(listener);
+        self.answer_syn(client, 0);
     }
 
-    fn syn_again(&mut self, client: SockId, attempt: u32) {
+    fn retry_syn(&mut self, client: SockId, attempt: u32) {
         match attempt {
             0..6 => {
                 let at = self.now + (1_000_000_000 << attempt);
@@ -326,18 +330,18 @@ impl Net {
         }
     }
 
-    fn answer_connect(&mut self, client: SockId, errno: i32) {
+    fn answer_syn(&mut self, client: SockId, errno: i32) {
         let Some(sock) = self.sock(client) else { return };
         let (host, target) = (sock.host, sock.peer_host);
         let at = self.arrival(target, host, 0);
         self.events.push(at, Event::ConnectEnd { client, errno });
     }
 
-    fn listener_for(&mut self, host: u32, addr: &Addr) -> Option<ListenId> {
+    fn find_listener(&mut self, host: u32, addr: &Addr) -> Option<ListenId> {
         let matching: Vec<ListenId> = self
             .listeners
             .iter()
-            .filter(|(_, listen)| listen.host == host && listen.takes(addr))
+            .filter(|(_, listen)| listen.host == host && listen.accepts(addr))
             .map(|(index, listen)| ListenId { index: index as u32, serial: listen.serial })
             .collect();
         match matching.len() {
@@ -348,7 +352,8 @@ impl Net {
 }
 
 impl Listen {
-    fn takes(&self, addr: &Addr) -> bool {
+    /// Whether a SYN to `addr` reaches this listener.
+    fn accepts(&self, addr: &Addr) -> bool {
         match (&self.addr, addr) {
             (Addr::Inet(own), Addr::Inet(wanted)) => {
                 let (ip, wanted_ip) = (own.ip(), wanted.ip());
@@ -362,6 +367,7 @@ impl Listen {
     }
 }
 
+/// Whether two listeners cannot be bound to these addresses at the same time.
 fn overlap(a: &Addr, b: &Addr) -> bool {
     match (a, b) {
         (Addr::Inet(a), Addr::Inet(b)) => {

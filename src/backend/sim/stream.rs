@@ -1,16 +1,16 @@
-//! The streams between sockets. Owns: what read, write, FIN, reset and close do to both ends, and
-//! what is on its way between them. Whoever holds an end, an engine or a peer of a test, is told by
-//! [`Net::touched`].
+//! Established connections. Owns: what read, write, FIN, reset and close do to both ends, and the
+//! segments between them. Invariant: a change that an engine's operation may wait for is followed
+//! by [`Net::sock_changed`]. Must not know: operations and completions.
 
 use super::events::Event;
 use super::faults::Fault;
 use super::net::Net;
-use super::pipe::Cargo;
+use super::pipe::Segment;
 use super::sock::{ListenId, Owner, Read, Sock, SockId};
 use crate::error::Errno;
 
 impl Net {
-    /// Takes bytes to send; `Ok(0)`: there is no room now.
+    /// Takes bytes to send, and returns how many. `Ok(0)`: there is no room now.
     pub(crate) fn write<'a>(
         &mut self,
         id: SockId,
@@ -32,60 +32,60 @@ impl Net {
             if is_unix {
                 return Err(Errno(libc::EPIPE));
             }
-            // Nobody is there any more; the answer will be a reset.
-            self.probe(id);
+            // The peer's socket no longer exists: a reset follows.
+            self.send_to_closed(id);
             return Ok(parts.map(<[u8]>::len).sum());
         };
-        let way = self.way(host, peer_host);
-        let (capacity, reset_after) = (way.buffer, way.reset_after);
-        let mut room = capacity.saturating_sub(self.sock(peer).expect("just seen").rx.len());
-        if room > 0 && self.chance(host, Fault::ShortWrite) {
+        let direction = self.direction(host, peer_host);
+        let (capacity, reset_after) = (direction.buffer, direction.reset_after);
+        let mut room = capacity.saturating_sub(self.sock(peer).expect("found above").rx.len());
+        if room > 0 && self.draw_fault(host, Fault::ShortWrite) {
             room = 1 + self.rng.below(room.min(4096) as u64) as usize;
         }
-        let reset = room > 0 && self.chance(host, Fault::Reset);
+        let reset = room > 0 && self.draw_fault(host, Fault::Reset);
         if !reset && reset_after.is_none() {
-            let taken = self.load(peer, parts, room);
+            let taken = self.append(peer, parts, room);
             if taken > 0 {
-                self.depart(peer, Cargo::Data(taken));
+                self.transmit(peer, Segment::Data(taken));
             }
             return Ok(taken);
         }
-        // The rare way: a reset after so many bytes, if that many are there to be sent.
+        // A fault or script resets the connection after `cut` bytes, if that many are sent.
         let parts: Vec<&[u8]> = parts.collect();
         let given = parts.iter().map(|part| part.len()).sum::<usize>().min(room);
         let scripted = reset_after.filter(|left| *left < given as u64).map(|left| left as usize);
         let cut = scripted
             .or_else(|| (reset && given > 0).then(|| self.rng.below(given as u64) as usize));
-        let taken = self.load(peer, parts.into_iter(), cut.unwrap_or(given));
+        let taken = self.append(peer, parts.into_iter(), cut.unwrap_or(given));
         if taken > 0 {
-            self.depart(peer, Cargo::Data(taken));
+            self.transmit(peer, Segment::Data(taken));
         }
-        self.way_mut(host, peer_host).reset_after = match scripted {
+        self.direction_mut(host, peer_host).reset_after = match scripted {
             Some(_) => None,
             None => reset_after.map(|left| left - taken as u64),
         };
         if cut.is_none() {
             return Ok(taken);
         }
-        self.break_both(id, peer);
+        self.reset_both(id, peer);
         if let Some(sock) = self.sock_mut(id) {
             (sock.error, sock.dead) = (None, true);
         }
         Err(Errno(libc::ECONNRESET))
     }
 
-    /// Puts up to `room` bytes on their way to a socket; how many.
-    fn load<'a>(
+    /// Appends up to `room` bytes to the input of a socket, and returns how many.
+    fn append<'a>(
         &mut self,
         to: SockId,
         parts: impl Iterator<Item = &'a [u8]>,
         room: usize,
     ) -> usize {
-        let rx = &mut self.sock_mut(to).expect("looked up by the caller").rx;
+        let rx = &mut self.sock_mut(to).expect("found by the caller").rx;
         let mut taken = 0;
         for part in parts {
             let piece = part.len().min(room - taken);
-            rx.load(&part[..piece]);
+            rx.append(&part[..piece]);
             taken += piece;
             if taken == room {
                 break;
@@ -94,9 +94,9 @@ impl Net {
         taken
     }
 
-    /// Resets a connection in the middle of the network: both ends learn of it.
-    fn break_both(&mut self, near: SockId, far: SockId) {
-        self.depart(far, Cargo::Reset);
+    /// Resets a connection from the middle of the network: both ends get an RST.
+    fn reset_both(&mut self, near: SockId, far: SockId) {
+        self.transmit(far, Segment::Reset);
         for (end, other) in [(near, far), (far, near)] {
             if let Some(sock) = self.sock_mut(end).filter(|sock| sock.peer == Some(other)) {
                 sock.peer = None;
@@ -105,45 +105,45 @@ impl Net {
         self.reset_arrives(near);
     }
 
-    /// Sends a piece on its way to a socket.
-    fn depart(&mut self, to: SockId, cargo: Cargo) {
+    /// Sends a segment to a socket.
+    fn transmit(&mut self, to: SockId, segment: Segment) {
         let Some(sock) = self.sock(to) else { return };
         let (host, from) = (sock.host, sock.peer_host);
-        let bytes = if let Cargo::Data(len) = cargo { len } else { 0 };
-        if host != from && self.chance(from, Fault::Partition) {
-            self.cut_for_a_while(from, host);
+        let bytes = if let Segment::Data(len) = segment { len } else { 0 };
+        if host != from && self.draw_fault(from, Fault::Partition) {
+            self.cut_temporarily(from, host);
         }
         let at = self
             .arrival(from, host, bytes)
-            .max(self.sock(to).expect("just seen").rx.last_arrival());
-        if self.sock_mut(to).expect("just seen").rx.depart(at, cargo) {
+            .max(self.sock(to).expect("found above").rx.last_arrival());
+        if self.sock_mut(to).expect("found above").rx.transmit(at, segment) {
             self.events.push(at, Event::Arrive(to));
         }
     }
 
-    /// The first piece on its way to a socket arrives.
+    /// The first segment in flight to a socket arrives.
     pub(crate) fn arrive(&mut self, id: SockId) {
         let Some(sock) = self.sock(id) else { return };
         if self.is_cut(sock.host, sock.peer_host) {
-            self.sock_mut(id).expect("just seen").rx.stalled = true;
+            self.sock_mut(id).expect("found above").rx.stalled = true;
             return;
         }
-        let sock = self.sock_mut(id).expect("just seen");
-        let Some((cargo, next)) = sock.rx.arrive() else { return };
-        match cargo {
-            Cargo::Data(_) => {}
-            Cargo::Fin => sock.rx_fin = true,
-            Cargo::Reset => return self.reset_arrives(id),
+        let sock = self.sock_mut(id).expect("found above");
+        let Some((segment, next)) = sock.rx.arrive() else { return };
+        match segment {
+            Segment::Data(_) => {}
+            Segment::Fin => sock.rx_fin = true,
+            Segment::Reset => return self.reset_arrives(id),
         }
         if let Some(at) = next {
             let at = at.max(self.now);
             self.events.push(at, Event::Arrive(id));
         }
-        self.touched(id);
+        self.sock_changed(id);
     }
 
-    /// What had stalled on its way arrives after all.
-    pub(crate) fn unstall(&mut self, a: u32, b: u32) {
+    /// Schedules the arrival of segments that waited for the end of a partition.
+    pub(crate) fn resume_stalled(&mut self, a: u32, b: u32) {
         let between = |sock: &Sock| {
             (sock.host, sock.peer_host) == (a, b) || (sock.host, sock.peer_host) == (b, a)
         };
@@ -154,7 +154,7 @@ impl Net {
             .map(|(index, sock)| SockId { index: index as u32, serial: sock.serial })
             .collect();
         for id in stalled {
-            let sock = self.sock_mut(id).expect("just listed");
+            let sock = self.sock_mut(id).expect("listed above");
             sock.rx.stalled = false;
             let (host, from) = (sock.host, sock.peer_host);
             let at = self.arrival(from, host, 0);
@@ -162,19 +162,19 @@ impl Net {
         }
     }
 
-    /// A reset reaches a socket: what arrived before stays readable.
+    /// An RST arrives. Bytes that arrived before stay readable.
     pub(crate) fn reset_arrives(&mut self, id: SockId) {
         let Some(sock) = self.sock_mut(id) else { return };
         if sock.dead || sock.error.is_some() {
             return;
         }
-        sock.rx.lose_flight();
+        sock.rx.discard_in_flight();
         sock.error = Some(Errno(libc::ECONNRESET));
         sock.peer = None;
-        self.touched(id);
+        self.sock_changed(id);
     }
 
-    /// Takes arrived bytes.
+    /// Takes bytes that have arrived.
     pub(crate) fn read(&mut self, id: SockId, max: usize, sink: impl FnMut(&[u8])) -> Read {
         let Some(sock) = self.sock_mut(id) else { return Read::Failed(Errno(libc::ECONNRESET)) };
         if sock.rx.arrived() == 0 {
@@ -185,16 +185,16 @@ impl Net {
             return if sock.rx_fin || sock.dead { Read::End } else { Read::Nothing };
         }
         let (host, arrived) = (sock.host, sock.rx.arrived());
-        let mut most = max.min(arrived);
-        if most > 1 && self.chance(host, Fault::ShortRead) {
-            most = 1 + self.rng.below(most as u64 - 1) as usize;
+        let mut limit = max.min(arrived);
+        if limit > 1 && self.draw_fault(host, Fault::ShortRead) {
+            limit = 1 + self.rng.below(limit as u64 - 1) as usize;
         }
-        let sock = self.sock_mut(id).expect("just seen");
-        let len = sock.rx.read(most, sink);
+        let sock = self.sock_mut(id).expect("found above");
+        let len = sock.rx.read(limit, sink);
         if let Some(peer) = sock.peer
-            && self.sock(peer).is_some_and(|peer| peer.send_waits)
+            && self.sock(peer).is_some_and(|peer| peer.send_armed)
         {
-            self.touched(peer);
+            self.sock_changed(peer);
         }
         Read::Bytes(len)
     }
@@ -206,7 +206,7 @@ impl Net {
             return true;
         }
         match sock.peer.and_then(|peer| self.sock(peer)) {
-            Some(peer) => peer.rx.len() < self.way(sock.host, sock.peer_host).buffer,
+            Some(peer) => peer.rx.len() < self.direction(sock.host, sock.peer_host).buffer,
             None => true,
         }
     }
@@ -217,73 +217,74 @@ impl Net {
             return;
         }
         match sock.peer {
-            Some(peer) => self.depart(peer, Cargo::Fin),
-            None => self.probe(id),
+            Some(peer) => self.transmit(peer, Segment::Fin),
+            None => self.send_to_closed(id),
         }
     }
 
-    /// A segment went to nobody: a reset comes back, when somebody is there to send it.
-    fn probe(&mut self, id: SockId) {
+    /// A segment was sent to a socket that no longer exists: its host answers with an RST, when it
+    /// can be reached.
+    fn send_to_closed(&mut self, id: SockId) {
         let Some(sock) = self.sock_mut(id) else { return };
-        if sock.connecting || std::mem::replace(&mut sock.probing, true) {
+        if sock.connecting || std::mem::replace(&mut sock.retransmitting, true) {
             return;
         }
         let (host, peer_host) = (sock.host, sock.peer_host);
-        let at = self.arrival(host, peer_host, 0) + self.way(peer_host, host).latency_ns;
-        self.events.push(at, Event::Probe { sock: id, attempt: 0 });
+        let at = self.arrival(host, peer_host, 0) + self.direction(peer_host, host).latency_ns;
+        self.events.push(at, Event::Retransmit { sock: id, attempt: 0 });
     }
 
-    /// What comes back of [`Net::probe`]; retransmitted as long as nothing does (tcp_retries2,
-    /// tcp(7): some 15 minutes).
-    pub(crate) fn probe_ends(&mut self, id: SockId, attempt: u32) {
+    /// The RST that answers [`Net::send_to_closed`] arrives. While the host cannot be reached, the
+    /// segment is retransmitted, for about 15 minutes (tcp_retries2, tcp(7)).
+    pub(crate) fn retransmit(&mut self, id: SockId, attempt: u32) {
         let Some(sock) = self.sock(id) else { return };
         if !self.is_cut(sock.host, sock.peer_host) {
-            // It does not overtake what was sent before it.
-            return if sock.rx.in_flight() {
-                self.depart(id, Cargo::Reset)
+            // The RST does not overtake segments that were sent before it.
+            return if sock.rx.has_in_flight() {
+                self.transmit(id, Segment::Reset)
             } else {
                 self.reset_arrives(id)
             };
         }
         if attempt >= 15 {
-            let sock = self.sock_mut(id).expect("just seen");
+            let sock = self.sock_mut(id).expect("found above");
             sock.error = Some(Errno(libc::ETIMEDOUT));
-            return self.touched(id);
+            return self.sock_changed(id);
         }
         let at = self.now + (200_000_000 << attempt.min(9)).min(120_000_000_000);
-        self.events.push(at, Event::Probe { sock: id, attempt: attempt + 1 });
+        self.events.push(at, Event::Retransmit { sock: id, attempt: attempt + 1 });
     }
 
-    /// The end of a socket on this side. With `reset`, or with input that nobody read, the peer
-    /// gets an RST, else a FIN.
+    /// Closes a socket. The peer gets an RST with `reset` or if received bytes were not read, else
+    /// a FIN.
     pub(crate) fn close(&mut self, id: SockId, reset: bool) {
         if self.sock(id).is_none() {
             return;
         }
         let sock = self.socks.remove(id.index as usize);
         let is_unix = sock.is_unix();
-        if matches!(sock.owner, Owner::Engine(..) | Owner::Fresh(_)) {
+        if matches!(sock.owner, Owner::Engine(..) | Owner::Accepted(_)) {
             self.hosts[sock.host as usize].descriptors -= 1;
         }
         let Some(peer) = sock.peer.filter(|peer| self.sock(*peer).is_some()) else { return };
-        self.sock_mut(peer).expect("just seen").peer = None;
+        self.sock_mut(peer).expect("found above").peer = None;
         if sock.connecting || sock.rx.arrived() > 0 || reset && !is_unix {
-            self.sock_mut(peer).expect("just seen").rx.lose_flight();
-            return self.depart(peer, Cargo::Reset);
+            self.sock_mut(peer).expect("found above").rx.discard_in_flight();
+            return self.transmit(peer, Segment::Reset);
         }
         if !sock.fin_sent {
-            self.depart(peer, Cargo::Fin);
+            self.transmit(peer, Segment::Fin);
         }
         // Data that arrives at a closed socket is answered by a reset.
-        if let Some(at) = sock.rx.next_data()
+        if let Some(at) = sock.rx.next_data_arrival()
             && !is_unix
         {
-            let back = self.way(sock.host, sock.peer_host).latency_ns;
-            self.events.push(at.max(self.now) + back, Event::Probe { sock: peer, attempt: 0 });
-            self.sock_mut(peer).expect("just seen").probing = true;
+            let back = self.direction(sock.host, sock.peer_host).latency_ns;
+            self.events.push(at.max(self.now) + back, Event::Retransmit { sock: peer, attempt: 0 });
+            self.sock_mut(peer).expect("found above").retransmitting = true;
         }
-        // A writer that waits for room finds out that there is nobody.
-        self.touched(peer);
+        // A send of the peer that waits for room now fails.
+        self.sock_changed(peer);
     }
 
     pub(crate) fn close_listener(&mut self, id: ListenId) {
@@ -299,8 +300,8 @@ impl Net {
         }
     }
 
-    /// The host of these sockets is gone without a word.
-    pub(crate) fn vanish(&mut self, host: u32) {
+    /// Removes all sockets and listeners of a host that has crashed. No FIN or RST is sent.
+    pub(crate) fn remove_sockets(&mut self, host: u32) {
         let socks: Vec<usize> = self
             .socks
             .iter()
@@ -313,12 +314,12 @@ impl Net {
                 && let Some(other) = self.sock_mut(peer)
             {
                 other.peer = None;
-                let waits = sock.rx.in_flight() || other.send_waits || other.connecting;
+                let waits = sock.rx.has_in_flight() || other.send_armed || other.connecting;
                 if waits && other.host != host {
-                    // Its packets are not acknowledged any more.
-                    self.probe(peer);
+                    // The segments of `peer` are no longer acknowledged.
+                    self.send_to_closed(peer);
                 }
-                self.touched(peer);
+                self.sock_changed(peer);
             }
         }
         let listeners: Vec<usize> = self

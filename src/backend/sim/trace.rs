@@ -1,13 +1,13 @@
-//! What happened in a world. Owns: the last entries and notes, readable, and a hash over all
-//! entries there ever were. No address, no wall-clock time and no hash seed is in it, so one seed
-//! has one trace.
+//! The trace of a world. Owns: the last entries and notes as text, and a hash over all entries
+//! since the start. Invariant: it contains no address, wall-clock time or random hash seed, so that
+//! one seed has one trace. Must not know: why something happened.
 
 use super::faults::Fault;
 use crate::error::Errno;
 use std::collections::VecDeque;
 use std::fmt;
 
-/// What an entry is about; `a` and `b` of [`Entry`] say more.
+/// What happened. `a` and `b` of [`Entry`] depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -42,22 +42,22 @@ struct Entry {
     at_ns: u64,
     kind: Kind,
     /// The engine, host or program.
-    who: u32,
-    /// The connection's or listener's slot, the other host.
+    id: u32,
+    /// The slot of a connection or listener, or the other host.
     a: u64,
-    /// Bytes, an error number, a fault.
+    /// A number of bytes, an error number or an operation.
     b: u64,
 }
 
 #[derive(Debug)]
-enum Line {
+enum Record {
     Entry(Entry),
     Note(u64, String),
 }
 
 #[derive(Debug)]
 pub(crate) struct Trace {
-    lines: VecDeque<Line>,
+    records: VecDeque<Record>,
     keep: usize,
     hash: u64,
     count: u64,
@@ -65,38 +65,38 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn new(keep: usize) -> Trace {
-        Trace { lines: VecDeque::new(), keep, hash: 0xcbf2_9ce4_8422_2325, count: 0 }
+        Trace { records: VecDeque::new(), keep, hash: 0xcbf2_9ce4_8422_2325, count: 0 }
     }
 
-    pub(crate) fn keep(&mut self, lines: usize) {
-        self.keep = lines;
-        let excess = self.lines.len().saturating_sub(lines);
-        self.lines.drain(..excess);
+    pub(crate) fn keep(&mut self, records: usize) {
+        self.keep = records;
+        let excess = self.records.len().saturating_sub(records);
+        self.records.drain(..excess);
     }
 
     #[inline]
-    pub(crate) fn add(&mut self, at_ns: u64, kind: Kind, who: u32, a: u64, b: u64) {
-        for word in [at_ns, (kind as u64) << 32 | u64::from(who), a, b] {
+    pub(crate) fn add(&mut self, at_ns: u64, kind: Kind, id: u32, a: u64, b: u64) {
+        for word in [at_ns, (kind as u64) << 32 | u64::from(id), a, b] {
             self.mix(word);
         }
         self.count += 1;
         if self.keep > 0 {
-            self.push(Line::Entry(Entry { at_ns, kind, who, a, b }));
+            self.push(Record::Entry(Entry { at_ns, kind, id, a, b }));
         }
     }
 
     pub(crate) fn note(&mut self, at_ns: u64, text: &str) {
         if self.keep > 0 {
             self.count += 1;
-            self.push(Line::Note(at_ns, text.to_owned()));
+            self.push(Record::Note(at_ns, text.to_owned()));
         }
     }
 
-    fn push(&mut self, line: Line) {
-        if self.lines.len() == self.keep {
-            self.lines.pop_front();
+    fn push(&mut self, record: Record) {
+        if self.records.len() == self.keep {
+            self.records.pop_front();
         }
-        self.lines.push_back(line);
+        self.records.push_back(record);
     }
 
     #[inline]
@@ -111,14 +111,14 @@ impl Trace {
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let left_out = self.count - self.lines.len() as u64;
+        let left_out = self.count - self.records.len() as u64;
         if left_out > 0 {
             writeln!(f, "... {left_out} earlier entries left out")?;
         }
-        for line in &self.lines {
-            match line {
-                Line::Entry(entry) => writeln!(f, "{entry}")?,
-                Line::Note(at_ns, text) => writeln!(f, "{} note: {text}", Seconds(*at_ns))?,
+        for record in &self.records {
+            match record {
+                Record::Entry(entry) => writeln!(f, "{entry}")?,
+                Record::Note(at_ns, text) => writeln!(f, "{} note: {text}", Seconds(*at_ns))?,
             }
         }
         Ok(())
@@ -135,41 +135,41 @@ impl fmt::Display for Seconds {
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Entry { at_ns, kind, who, a, b } = *self;
+        let Entry { at_ns, kind, id, a, b } = *self;
         write!(f, "{} ", Seconds(at_ns))?;
         let errno = || Errno(b as i32);
         match kind {
-            Kind::Engine => write!(f, "engine {who} starts on host {a}"),
-            Kind::Listen => write!(f, "engine {who} listens as {a}"),
-            Kind::Connect => write!(f, "engine {who} conn {a} connects"),
-            Kind::Established => write!(f, "engine {who} conn {a} connected"),
-            Kind::ConnectFailed => write!(f, "engine {who} conn {a} cannot connect: {:?}", errno()),
-            Kind::Accepted => write!(f, "engine {who} listener {a} accepts"),
-            Kind::Sent => write!(f, "engine {who} conn {a} sent {b} bytes"),
-            Kind::Received => write!(f, "engine {who} conn {a} received {b} bytes"),
-            Kind::EndOfStream => write!(f, "engine {who} conn {a} received the end of the stream"),
-            Kind::RecvFailed => write!(f, "engine {who} conn {a} cannot receive: {:?}", errno()),
-            Kind::SendFailed => write!(f, "engine {who} conn {a} cannot send: {:?}", errno()),
-            Kind::Cancel => write!(f, "engine {who} slot {a} cancels {}", op_name(b)),
-            Kind::Cancelled => write!(f, "engine {who} slot {a} cancelled {}", op_name(b)),
-            Kind::ShutdownWrite => write!(f, "engine {who} conn {a} shuts its write side"),
-            Kind::Close => write!(f, "engine {who} conn {a} closes"),
-            Kind::Abort => write!(f, "engine {who} conn {a} resets"),
-            Kind::CloseListener => write!(f, "engine {who} listener {a} closes"),
+            Kind::Engine => write!(f, "engine {id} starts on host {a}"),
+            Kind::Listen => write!(f, "engine {id} listens as {a}"),
+            Kind::Connect => write!(f, "engine {id} conn {a} connects"),
+            Kind::Established => write!(f, "engine {id} conn {a} connected"),
+            Kind::ConnectFailed => write!(f, "engine {id} conn {a} cannot connect: {:?}", errno()),
+            Kind::Accepted => write!(f, "engine {id} listener {a} accepts"),
+            Kind::Sent => write!(f, "engine {id} conn {a} sent {b} bytes"),
+            Kind::Received => write!(f, "engine {id} conn {a} received {b} bytes"),
+            Kind::EndOfStream => write!(f, "engine {id} conn {a} received the end of the stream"),
+            Kind::RecvFailed => write!(f, "engine {id} conn {a} cannot receive: {:?}", errno()),
+            Kind::SendFailed => write!(f, "engine {id} conn {a} cannot send: {:?}", errno()),
+            Kind::Cancel => write!(f, "engine {id} slot {a} cancels {}", op_name(b)),
+            Kind::Cancelled => write!(f, "engine {id} slot {a} cancelled {}", op_name(b)),
+            Kind::ShutdownWrite => write!(f, "engine {id} conn {a} shuts its write side"),
+            Kind::Close => write!(f, "engine {id} conn {a} closes"),
+            Kind::Abort => write!(f, "engine {id} conn {a} resets"),
+            Kind::CloseListener => write!(f, "engine {id} listener {a} closes"),
             Kind::AcceptFailed => {
-                write!(f, "engine {who} listener {a} cannot accept: {:?}", errno())
+                write!(f, "engine {id} listener {a} cannot accept: {:?}", errno())
             }
-            Kind::Fault => write!(f, "host {who} FAULT {}", Fault::ALL[a as usize]),
-            Kind::Cut => write!(f, "host {who} and host {a} CUT from each other"),
-            Kind::Heal => write!(f, "host {who} and host {a} HEALED"),
-            Kind::Crash => write!(f, "host {who} CRASHED"),
-            Kind::Restart => write!(f, "host {who} RESTARTED"),
-            Kind::Run => write!(f, "program {who} runs"),
+            Kind::Fault => write!(f, "host {id} FAULT {}", Fault::ALL[a as usize]),
+            Kind::Cut => write!(f, "host {id} and host {a} CUT from each other"),
+            Kind::Heal => write!(f, "host {id} and host {a} HEALED"),
+            Kind::Crash => write!(f, "host {id} CRASHED"),
+            Kind::Restart => write!(f, "host {id} RESTARTED"),
+            Kind::Run => write!(f, "program {id} runs"),
         }
     }
 }
 
-/// The name of an [`OpKind`](crate::backend::OpKind), which an entry has as a number.
+/// The name of an [`OpKind`](crate::backend::OpKind) that is stored as a number.
 fn op_name(op: u64) -> &'static str {
     use crate::backend::OpKind;
     let kinds = [

@@ -1,17 +1,17 @@
-//! Accepting. Owns: the way from a listener's queue to the engine. Invariant: an accept that goes
-//! on is armed.
+//! Accepting. Owns: an accept from its start to its completion. Invariant: a multishot accept is
+//! armed until its final completion.
 
-use super::{Net, Notice, Told};
+use super::{CANCELED, Net, NetOutcome, Ready};
 use crate::backend::OpKind;
+use crate::backend::sim::engine_state::Endpoint;
 use crate::backend::sim::faults::Fault;
 use crate::backend::sim::sock::{ListenId, Owner, SockId};
 use crate::backend::sim::trace::Kind;
-use crate::backend::sim::view::What;
 use crate::error::Errno;
 use crate::id::Key;
 
 impl Net {
-    pub(crate) fn engine_listens(
+    pub(crate) fn open_listener(
         &mut self,
         engine: u32,
         key: Key,
@@ -25,19 +25,18 @@ impl Net {
         }
         let id = self.listen(host, Owner::Engine(engine, key), addr, options)?;
         self.hosts[host as usize].descriptors += 1;
-        self.engines[engine as usize].put(key, Some(What::Listener(id)));
+        self.engines[engine as usize].insert(key, Some(Endpoint::Listener(id)));
         self.trace.add(self.now, Kind::Listen, engine, key.slot() as u64, 0);
         Ok(())
     }
 
     pub(crate) fn start_accept(&mut self, engine: u32, key: Key) {
         let Some(id) = self.engines[engine as usize].listener(key) else {
-            return self
-                .notify(engine, Notice::Done(key, OpKind::Accept, Err(Errno(libc::ECANCELED))));
+            return self.make_ready(engine, Ready::Completed(key, OpKind::Accept, Err(CANCELED)));
         };
-        let listen = self.listener_mut(id).expect("listed while it is there");
-        assert!(!std::mem::replace(&mut listen.armed, true), "one accept per listener");
-        self.listener_touched(id);
+        let listen = self.listener_mut(id).expect("a key is removed before its listener");
+        assert!(!std::mem::replace(&mut listen.armed, true), "an accept is in flight");
+        self.listener_changed(id);
     }
 
     /// True if an accept was armed.
@@ -46,37 +45,37 @@ impl Net {
         self.listener_mut(id).is_some_and(|listen| std::mem::take(&mut listen.armed))
     }
 
-    /// A connection came, or an accept was armed.
-    pub(crate) fn listener_touched(&mut self, id: ListenId) {
+    /// A connection was queued, or an accept was armed.
+    pub(crate) fn listener_changed(&mut self, id: ListenId) {
         let Some(listen) = self.listener_mut(id) else { return };
         if let Owner::Engine(engine, _) = listen.owner
             && listen.armed
-            && !listen.told
+            && !listen.accept_queued
             && !listen.queue.is_empty()
         {
-            listen.told = true;
-            self.notify(engine, Notice::Accept(id));
+            listen.accept_queued = true;
+            self.make_ready(engine, Ready::Accept(id));
         }
     }
 
-    /// Gives an accepted socket its key. False if it is gone.
+    /// Opens an accepted socket under a key. False if the socket no longer exists.
     pub(crate) fn attach(&mut self, engine: u32, key: Key, id: SockId) -> bool {
-        let there = match self.sock_mut(id) {
+        let exists = match self.sock_mut(id) {
             Some(sock) => {
                 sock.owner = Owner::Engine(engine, key);
                 true
             }
             None => false,
         };
-        if there {
-            self.engines[engine as usize].put(key, Some(What::Conn(id)));
+        if exists {
+            self.engines[engine as usize].insert(key, Some(Endpoint::Conn(id)));
         }
-        there
+        exists
     }
 
-    pub(super) fn next_accept(&mut self, id: ListenId) -> Option<Told> {
+    pub(super) fn next_accept(&mut self, id: ListenId) -> Option<NetOutcome> {
         let listen = self.listener_mut(id)?;
-        listen.told = false;
+        listen.accept_queued = false;
         let Owner::Engine(engine, key) = listen.owner else { return None };
         if !listen.armed || listen.queue.is_empty() {
             return None;
@@ -84,12 +83,12 @@ impl Net {
         let host = listen.host;
         let failed = match self.take_descriptor(host) {
             Err(errno) => Some(errno),
-            Ok(()) if self.chance(host, Fault::AbortAccept) => {
+            Ok(()) if self.draw_fault(host, Fault::AbortAccept) => {
                 self.hosts[host as usize].descriptors -= 1;
                 let sock = self
                     .listener_mut(id)
                     .and_then(|listen| listen.queue.pop_front())
-                    .expect("not empty");
+                    .expect("the queue is not empty");
                 self.close(sock, true);
                 Some(Errno(libc::ECONNABORTED))
             }
@@ -97,16 +96,18 @@ impl Net {
         };
         if let Some(errno) = failed {
             self.trace.add(self.now, Kind::AcceptFailed, engine, key.slot() as u64, errno.0 as u64);
-            self.listener_mut(id).expect("still there").armed = false;
-            return Some(Told::Done(key, OpKind::Accept, Err(errno)));
+            self.listener_mut(id).expect("found above").armed = false;
+            return Some(NetOutcome::Completed(key, OpKind::Accept, Err(errno)));
         }
-        let sock =
-            self.listener_mut(id).and_then(|listen| listen.queue.pop_front()).expect("not empty");
-        self.sock_mut(sock).expect("in the queue").owner = Owner::Fresh(engine);
+        let sock = self
+            .listener_mut(id)
+            .and_then(|listen| listen.queue.pop_front())
+            .expect("the queue is not empty");
+        self.sock_mut(sock).expect("a queued socket exists").owner = Owner::Accepted(engine);
         self.trace.add(self.now, Kind::Accepted, engine, key.slot() as u64, 0);
-        let more = !self.chance(host, Fault::MultishotEnd);
-        self.listener_mut(id).expect("still there").armed = more;
-        self.listener_touched(id);
-        Some(Told::Accepted { listener: key, sock, more })
+        let more = !self.draw_fault(host, Fault::MultishotEnd);
+        self.listener_mut(id).expect("found above").armed = more;
+        self.listener_changed(id);
+        Some(NetOutcome::Accepted { listener: key, sock, more })
     }
 }

@@ -1,13 +1,12 @@
-//! Connecting. Owns: a connect from its start to what its engine hears, and the first send that
-//! goes along. Invariant: the first send begins when the engine has heard of the end of the
-//! connect, or fails then.
+//! Connecting. Owns: a connect from its start to its completion, and its first send. Invariant: the
+//! first send starts, or fails, when the engine takes the completion of the connect.
 
-use super::{CANCELED, Net, Notice};
+use super::{CANCELED, Net, Ready};
 use crate::backend::sim::Sim;
+use crate::backend::sim::engine_state::Endpoint;
 use crate::backend::sim::events::Event;
 use crate::backend::sim::sock::{Owner, SockId};
 use crate::backend::sim::trace::Kind;
-use crate::backend::sim::view::What;
 use crate::backend::{Connect, OpKind, Operation, Started};
 use crate::error::Errno;
 use crate::id::Key;
@@ -20,13 +19,13 @@ impl Sim {
     ) -> Started {
         let first = connect.first.as_ref().map(|batch| Box::from(batch.front()));
         let sends = first.is_some();
-        if !self.start_in_world(|net, engine| net.start_connect(engine, key, &connect, first)) {
+        if !self.start_operation(|net, engine| net.start_connect(engine, key, &connect, first)) {
             return Started::NoRoom(Operation::Connect(connect));
         }
         if let Some(mut batch) = connect.first.take() {
             let given = batch.front_len();
             batch.set_given(given);
-            self.buffers.held(key).batch = Some(batch);
+            self.buffers.slot(key).batch = Some(batch);
         }
         self.stats.early_sends += u64::from(sends);
         Started::InFlight
@@ -34,7 +33,7 @@ impl Sim {
 }
 
 impl Net {
-    /// `first` is what to send when the connection is there.
+    /// `first` is sent when the connection is established.
     pub(crate) fn start_connect(
         &mut self,
         engine: u32,
@@ -50,46 +49,47 @@ impl Net {
                 .inspect_err(|_| self.hosts[host as usize].descriptors -= 1)
         });
         let state = &mut self.engines[engine as usize];
-        state.put(key, made.ok().map(What::Conn));
+        state.insert(key, made.ok().map(Endpoint::Conn));
         match made {
             Ok(sock) => {
-                let sock = self.sock_mut(sock).expect("just made");
+                let sock = self.sock_mut(sock).expect("created above");
                 (sock.connect_armed, sock.first_send) = (true, first);
             }
             Err(errno) => {
                 if first.is_some() {
-                    state.first_sends_lost.push(key);
+                    state.first_sends_failed.push(key);
                 }
-                self.connect_told(engine, key, Err(errno));
+                self.complete_connect(engine, key, Err(errno));
             }
         }
     }
 
-    pub(super) fn begin_first_send(&mut self, engine: u32, key: Key, connected: bool) {
+    /// The engine takes the completion of a connect: starts or fails the first send.
+    pub(super) fn start_first_send(&mut self, engine: u32, key: Key, connected: bool) {
         let state = &mut self.engines[engine as usize];
-        if let Some(index) = state.first_sends_lost.iter().position(|lost| *lost == key) {
-            state.first_sends_lost.swap_remove(index);
-            return self.notify(engine, Notice::Done(key, OpKind::Send, Err(CANCELED)));
+        if let Some(index) = state.first_sends_failed.iter().position(|failed| *failed == key) {
+            state.first_sends_failed.swap_remove(index);
+            return self.make_ready(engine, Ready::Completed(key, OpKind::Send, Err(CANCELED)));
         }
         let Some(id) = state.conn(key) else { return };
         let Some(bytes) = self.sock_mut(id).and_then(|sock| sock.first_send.take()) else { return };
         match connected {
             true => self.start_send(engine, key, std::iter::once(&*bytes)),
-            false => self.notify(engine, Notice::Done(key, OpKind::Send, Err(CANCELED))),
+            false => self.make_ready(engine, Ready::Completed(key, OpKind::Send, Err(CANCELED))),
         }
     }
 
-    fn connect_told(&mut self, engine: u32, key: Key, result: Result<usize, Errno>) {
+    fn complete_connect(&mut self, engine: u32, key: Key, result: Result<usize, Errno>) {
         let (kind, errno) = match result {
             Ok(_) => (Kind::Established, 0),
             Err(errno) => (Kind::ConnectFailed, errno.0 as u64),
         };
         self.trace.add(self.now, kind, engine, key.slot() as u64, errno);
-        self.notify(engine, Notice::Done(key, OpKind::Connect, result));
+        self.make_ready(engine, Ready::Completed(key, OpKind::Connect, result));
     }
 
-    /// The answer to a SYN arrives.
-    pub(crate) fn connect_ends(&mut self, client: SockId, errno: i32) {
+    /// A connect ends: the answer to its SYN arrives, or it times out.
+    pub(crate) fn end_connect(&mut self, client: SockId, errno: i32) {
         let Some(sock) = self.sock(client).filter(|sock| sock.connecting && sock.error.is_none())
         else {
             return;
@@ -98,7 +98,7 @@ impl Net {
             let at = self.now + 200_000_000;
             return self.events.push(at, Event::ConnectEnd { client, errno });
         }
-        let sock = self.sock_mut(client).expect("just seen");
+        let sock = self.sock_mut(client).expect("found above");
         match errno {
             0 => sock.connecting = false,
             _ => sock.error = Some(Errno(errno)),
@@ -106,7 +106,7 @@ impl Net {
         if std::mem::take(&mut sock.connect_armed)
             && let Owner::Engine(engine, key) = sock.owner
         {
-            self.connect_told(engine, key, if errno == 0 { Ok(0) } else { Err(Errno(errno)) });
+            self.complete_connect(engine, key, if errno == 0 { Ok(0) } else { Err(Errno(errno)) });
         }
     }
 

@@ -1,35 +1,36 @@
-//! Watching for a hang-up. Owns: a watch from its start to what its engine hears. Invariant: it
+//! Waiting for a hang-up. Owns: a `WatchHangup` from its start to its completion. Invariant: it
 //! takes neither bytes nor the error from the socket.
 
-use super::{CANCELED, Net, Notice};
+use super::{CANCELED, Net, Ready};
 use crate::backend::OpKind;
 use crate::backend::sim::sock::{Owner, SockId};
 use crate::id::Key;
 
 impl Net {
-    pub(crate) fn start_watch(&mut self, engine: u32, key: Key) {
+    pub(crate) fn start_hangup(&mut self, engine: u32, key: Key) {
         let Some(id) = self.engines[engine as usize].conn(key) else {
-            return self.notify(engine, Notice::Done(key, OpKind::Hangup, Err(CANCELED)));
+            return self.make_ready(engine, Ready::Completed(key, OpKind::Hangup, Err(CANCELED)));
         };
-        let sock = self.sock_mut(id).expect("listed while it is there");
-        assert!(!std::mem::replace(&mut sock.watched, true), "one watch at a time");
-        self.hangup_touched(id);
+        let sock = self.sock_mut(id).expect("a key is removed before its socket");
+        assert!(!std::mem::replace(&mut sock.hangup_armed, true), "a WatchHangup is in flight");
+        self.check_hangup(id);
     }
 
-    /// The end of a socket's input came, or a watch was armed.
-    pub(super) fn hangup_touched(&mut self, id: SockId) {
-        let Some(sock) = self.sock_mut(id).filter(|sock| sock.watched && sock.has_hung_up()) else {
+    /// The peer hung up, or a `WatchHangup` was armed.
+    pub(super) fn check_hangup(&mut self, id: SockId) {
+        let Some(sock) = self.sock_mut(id).filter(|sock| sock.hangup_armed && sock.has_hung_up())
+        else {
             return;
         };
-        sock.watched = false;
+        sock.hangup_armed = false;
         if let Owner::Engine(engine, key) = sock.owner {
-            self.notify(engine, Notice::Done(key, OpKind::Hangup, Ok(0)));
+            self.make_ready(engine, Ready::Completed(key, OpKind::Hangup, Ok(0)));
         }
     }
 
-    /// True if a watch was armed.
-    pub(super) fn disarm_watch(&mut self, engine: u32, key: Key) -> bool {
+    /// True if a `WatchHangup` was armed.
+    pub(super) fn disarm_hangup(&mut self, engine: u32, key: Key) -> bool {
         let Some(id) = self.engines[engine as usize].conn(key) else { return false };
-        self.sock_mut(id).is_some_and(|sock| std::mem::take(&mut sock.watched))
+        self.sock_mut(id).is_some_and(|sock| std::mem::take(&mut sock.hangup_armed))
     }
 }

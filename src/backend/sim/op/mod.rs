@@ -1,6 +1,6 @@
-//! What engines want of the world, one file an operation. Owns: what the operations share, which is
-//! room, descriptors, cancels, and the way of what has completed to the engine. Checks the engine's
-//! side of the contract as it goes.
+//! The operations of engines, one a file. Owns: what all operations share: the room of the
+//! submission queue, descriptors, cancels, and the delivery of completions. Checks that the engine
+//! keeps its side of the contract. Must not know: how bytes travel.
 
 mod accept;
 mod close;
@@ -11,32 +11,37 @@ mod recv_into;
 mod send;
 mod shutdown;
 
+use super::engine_state::{Endpoint, EngineState};
 use super::events::Event;
 use super::faults::Fault;
 use super::net::Net;
-use super::sock::{ListenId, Recv, SockId};
+use super::sock::{ListenId, RecvTarget, SockId};
 use super::trace::Kind;
-use super::view::{View, What};
 use crate::backend::OpKind;
 use crate::error::Errno;
 use crate::id::Key;
 use crate::waker::Inbox;
 use std::sync::Arc;
 
-/// What waits to be told to an engine. Data stays with its socket until the engine takes it.
+/// An entry of the queue of what is ready for an engine. Data stays with its socket until the
+/// engine takes the entry.
 #[derive(Debug)]
-pub(crate) enum Notice {
-    Done(Key, OpKind, Result<usize, Errno>),
+pub(crate) enum Ready {
+    /// An operation has completed.
+    Completed(Key, OpKind, Result<usize, Errno>),
+    /// An armed receive can be tried.
     Recv(SockId),
+    /// An armed accept can be tried.
     Accept(ListenId),
 }
 
-/// What an engine is told.
+/// What [`Net::next`] returns.
 #[derive(Debug)]
-pub(crate) enum Told {
-    Done(Key, OpKind, Result<usize, Errno>),
-    /// So many bytes were put; with `more`, others may follow without a new start.
-    Data {
+pub(crate) enum NetOutcome {
+    /// An operation has ended.
+    Completed(Key, OpKind, Result<usize, Errno>),
+    /// A receive put `bytes` bytes into the [`Sink`]. With `more`, it stays armed.
+    Received {
         key: Key,
         more: bool,
         bytes: usize,
@@ -48,14 +53,15 @@ pub(crate) enum Told {
     },
 }
 
-/// Where received bytes go.
+/// The memory of the receive that is being completed.
 pub(crate) trait Sink {
-    /// How much there is room for now; `None` without a buffer.
-    fn room(&mut self, key: Key, how: Recv) -> Option<usize>;
+    /// Selects the buffer. Returns its room in bytes; `None` if the pool has no buffer.
+    fn room(&mut self, key: Key, target: RecvTarget) -> Option<usize>;
+    /// Appends bytes to the selected buffer.
     fn put(&mut self, bytes: &[u8]);
 }
 
-/// The fault plan says that there is no room to start an operation.
+/// An operation cannot be started: [`Fault::QueueFull`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QueueFull;
 
@@ -64,7 +70,7 @@ pub(super) const CANCELED: Errno = Errno(libc::ECANCELED);
 impl Net {
     pub(crate) fn add_engine(&mut self, host: u32, inbox: Arc<Inbox>) -> u32 {
         let id = self.engines.len() as u32;
-        self.engines.push(View::new(host, inbox));
+        self.engines.push(EngineState::new(host, inbox));
         self.trace.add(self.now, Kind::Engine, id, u64::from(host), 0);
         id
     }
@@ -73,37 +79,37 @@ impl Net {
         self.engines[engine as usize].host
     }
 
-    /// Whether an operation cannot be started now.
-    pub(crate) fn queue_full(&mut self, engine: u32) -> Result<(), QueueFull> {
+    /// Checks that an operation can be started now.
+    pub(crate) fn check_queue(&mut self, engine: u32) -> Result<(), QueueFull> {
         let host = self.host_of_engine(engine);
-        if self.chance(host, Fault::QueueFull) { Err(QueueFull) } else { Ok(()) }
+        if self.draw_fault(host, Fault::QueueFull) { Err(QueueFull) } else { Ok(()) }
     }
 
-    /// The program of an engine is gone: its kernel closes what it had open.
-    pub(crate) fn exit(&mut self, engine: u32) {
+    /// The program of an engine has exited: the kernel closes its sockets.
+    pub(crate) fn close_engine(&mut self, engine: u32) {
         let state = &mut self.engines[engine as usize];
-        let open = state.all();
-        state.die();
-        open.into_iter().for_each(|what| match what {
-            What::Conn(sock) => self.close(sock, false),
-            What::Listener(listener) => self.close_listener(listener),
+        let open = state.endpoints();
+        state.terminate();
+        open.into_iter().for_each(|endpoint| match endpoint {
+            Endpoint::Conn(sock) => self.close(sock, false),
+            Endpoint::Listener(listener) => self.close_listener(listener),
         });
     }
 
-    /// An engine is about to wait. True if a fault ends the wait before it began.
-    pub(crate) fn engine_waits(&mut self, engine: u32) -> bool {
+    /// An engine is about to wait. True if a fault ends the wait at once.
+    pub(crate) fn begin_wait(&mut self, engine: u32) -> bool {
         let host = self.host_of_engine(engine);
-        if !self.engines[engine as usize].is_dead() && self.chance(host, Fault::Crash) {
+        if !self.engines[engine as usize].is_dead() && self.draw_fault(host, Fault::Crash) {
             self.crash(host);
-            let at = self.now + self.some_outage();
+            let at = self.now + self.draw_outage_ns();
             self.events.push(at, Event::Restart(host));
         }
-        self.chance(host, Fault::EarlyWait)
+        self.draw_fault(host, Fault::EarlyWait)
     }
 
     pub(super) fn take_descriptor(&mut self, host: u32) -> Result<(), Errno> {
         let state = &self.hosts[host as usize];
-        if state.descriptors >= state.descriptors_max || self.chance(host, Fault::Descriptors) {
+        if state.descriptors >= state.descriptors_max || self.draw_fault(host, Fault::Descriptors) {
             return Err(Errno(libc::EMFILE));
         }
         self.hosts[host as usize].descriptors += 1;
@@ -113,9 +119,9 @@ impl Net {
     pub(crate) fn cancel(&mut self, engine: u32, key: Key, kind: OpKind) {
         self.trace.add(self.now, Kind::Cancel, engine, key.slot() as u64, kind as u64);
         let host = self.host_of_engine(engine);
-        match self.chance(host, Fault::CancelLoses) {
+        match self.draw_fault(host, Fault::CancelLoses) {
             true => {
-                let at = self.now + self.some_delay();
+                let at = self.now + self.draw_delay_ns();
                 self.events.push(at, Event::Cancel { engine, key, kind });
             }
             false => self.cancel_now(engine, key, kind),
@@ -128,43 +134,43 @@ impl Net {
             OpKind::Connect => self.disarm_connect(engine, key),
             OpKind::Recv => self.disarm_recv(engine, key),
             OpKind::Send => self.disarm_send(engine, key),
-            OpKind::Hangup => self.disarm_watch(engine, key),
+            OpKind::Hangup => self.disarm_hangup(engine, key),
             OpKind::Close => false,
         };
         if !armed {
-            // It has completed, and is told or about to be.
+            // It has completed: the engine takes that completion.
             return;
         }
         self.trace.add(self.now, Kind::Cancelled, engine, key.slot() as u64, kind as u64);
-        let notice = Notice::Done(key, kind, Err(CANCELED));
+        let ready = Ready::Completed(key, kind, Err(CANCELED));
         let host = self.host_of_engine(engine);
-        match self.chance(host, Fault::LateFinal) {
+        match self.draw_fault(host, Fault::LateFinal) {
             true => {
-                let at = self.now + self.some_delay();
-                self.events.tell(at, engine, notice);
+                let at = self.now + self.draw_delay_ns();
+                self.events.push_ready(at, engine, ready);
             }
-            false => self.notify(engine, notice),
+            false => self.make_ready(engine, ready),
         }
     }
 
-    /// Tells an engine the next thing.
-    pub(crate) fn next(&mut self, engine: u32, sink: &mut impl Sink) -> Option<Told> {
+    /// The next completion of an engine.
+    pub(crate) fn next(&mut self, engine: u32, sink: &mut impl Sink) -> Option<NetOutcome> {
         loop {
-            let told = match self.engines[engine as usize].take_ready()? {
-                Notice::Done(key, kind, result) => {
+            let outcome = match self.engines[engine as usize].take_ready()? {
+                Ready::Completed(key, kind, result) => {
                     match kind {
-                        OpKind::Send if result.is_err() => self.failure_told(engine, key),
-                        OpKind::Connect => self.begin_first_send(engine, key, result.is_ok()),
+                        OpKind::Send if result.is_err() => self.send_error_reported(engine, key),
+                        OpKind::Connect => self.start_first_send(engine, key, result.is_ok()),
                         _ => {}
                     }
-                    Some(Told::Done(key, kind, result))
+                    Some(NetOutcome::Completed(key, kind, result))
                 }
-                Notice::Accept(id) => self.next_accept(id),
-                Notice::Recv(id) => self.next_recv(engine, id, sink),
+                Ready::Accept(id) => self.next_accept(id),
+                Ready::Recv(id) => self.next_recv(engine, id, sink),
             };
-            if told.is_some() {
+            if outcome.is_some() {
                 self.completions += 1;
-                return told;
+                return outcome;
             }
         }
     }

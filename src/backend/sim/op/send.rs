@@ -1,7 +1,7 @@
-//! Sending. Owns: a send from its start to what its engine hears. Invariant: bytes are the world's
-//! from the moment that they were taken; what was not taken is the engine's.
+//! Sending. Owns: a send from its start to its completion. Invariant: bytes that were taken are
+//! copied into the network; the engine keeps the others.
 
-use super::{CANCELED, Net, Notice};
+use super::{CANCELED, Net, Ready};
 use crate::backend::sim::Sim;
 use crate::backend::sim::faults::Fault;
 use crate::backend::sim::sock::{Owner, SockId};
@@ -16,12 +16,12 @@ impl Sim {
         mut batch: SendBatch,
     ) -> Started {
         let max = self.parameters.gather_max;
-        if !self.start_in_world(|net, engine| net.start_send(engine, key, batch.parts(max))) {
+        if !self.start_operation(|net, engine| net.start_send(engine, key, batch.parts(max))) {
             return Started::NoRoom(Operation::Send(batch));
         }
         let given = batch.parts(max).map(<[u8]>::len).sum();
         batch.set_given(given);
-        self.buffers.held(key).batch = Some(batch);
+        self.buffers.slot(key).batch = Some(batch);
         Started::InFlight
     }
 }
@@ -34,20 +34,20 @@ impl Net {
         parts: impl ExactSizeIterator<Item = &'a [u8]>,
     ) {
         let Some(id) = self.engines[engine as usize].conn(key) else {
-            return self.notify(engine, Notice::Done(key, OpKind::Send, Err(CANCELED)));
+            return self.make_ready(engine, Ready::Completed(key, OpKind::Send, Err(CANCELED)));
         };
         assert!(
-            !self.sock(id).expect("listed while it is there").send_waits,
-            "one send in flight per connection"
+            !self.sock(id).expect("a key is removed before its socket").send_armed,
+            "a send is in flight"
         );
         let host = self.host_of_engine(engine);
-        let result = match self.chance(host, Fault::SpuriousSend) {
+        let result = match self.draw_fault(host, Fault::SpuriousSend) {
             true => Ok(0),
             false => self.write(id, parts),
         };
         match result {
             Ok(0) if !self.is_writable(id) => {
-                self.sock_mut(id).expect("still there").send_waits = true;
+                self.sock_mut(id).expect("found above").send_armed = true;
             }
             result => {
                 let (kind, value) = match result {
@@ -56,32 +56,32 @@ impl Net {
                 };
                 self.trace.add(self.now, kind, engine, key.slot() as u64, value);
                 if let Some(sock) = self.sock_mut(id).filter(|_| result.is_err()) {
-                    sock.failure_untold = true;
+                    sock.send_error_pending = true;
                 }
-                self.notify(engine, Notice::Done(key, OpKind::Send, result));
+                self.make_ready(engine, Ready::Completed(key, OpKind::Send, result));
             }
         }
     }
 
-    /// Something about a socket changed: what waits for that goes on.
-    pub(crate) fn touched(&mut self, id: SockId) {
-        self.hangup_touched(id);
-        let writable = self.sock(id).is_some_and(|sock| sock.send_waits) && self.is_writable(id);
+    /// The state of a socket changed: completes or queues the operations that waited for it.
+    pub(crate) fn sock_changed(&mut self, id: SockId) {
+        self.check_hangup(id);
+        let writable = self.sock(id).is_some_and(|sock| sock.send_armed) && self.is_writable(id);
         let Some(sock) = self.sock_mut(id) else { return };
         let Owner::Engine(engine, key) = sock.owner else { return };
-        let readable = sock.recv.is_some() && !sock.recv_told && sock.is_readable();
+        let readable = sock.recv.is_some() && !sock.recv_queued && sock.is_readable();
         if readable {
-            sock.recv_told = true;
+            sock.recv_queued = true;
         }
         if writable {
-            sock.send_waits = false;
+            sock.send_armed = false;
         }
         if readable {
-            self.notify(engine, Notice::Recv(id));
+            self.make_ready(engine, Ready::Recv(id));
         }
         if writable {
-            // Nothing was taken: the engine starts it again, with all that was queued meanwhile.
-            self.notify(engine, Notice::Done(key, OpKind::Send, Ok(0)));
+            // 0 bytes: the engine starts a send again, with all that was queued meanwhile.
+            self.make_ready(engine, Ready::Completed(key, OpKind::Send, Ok(0)));
         }
     }
 
@@ -89,15 +89,16 @@ impl Net {
     pub(super) fn disarm_send(&mut self, engine: u32, key: Key) -> bool {
         let Some(id) = self.engines[engine as usize].conn(key) else { return false };
         let Some(sock) = self.sock_mut(id) else { return false };
-        std::mem::take(&mut sock.send_waits) || sock.first_send.take().is_some()
+        std::mem::take(&mut sock.send_armed) || sock.first_send.take().is_some()
     }
 
-    /// An engine hears that its send failed: now the end of the stream may be told too.
-    pub(super) fn failure_told(&mut self, engine: u32, key: Key) {
+    /// The engine takes the completion of a failed send: a receive may now find the end of the
+    /// stream.
+    pub(super) fn send_error_reported(&mut self, engine: u32, key: Key) {
         let Some(id) = self.engines[engine as usize].conn(key) else { return };
-        if let Some(sock) = self.sock_mut(id).filter(|sock| sock.failure_untold) {
-            sock.failure_untold = false;
-            self.touched(id);
+        if let Some(sock) = self.sock_mut(id).filter(|sock| sock.send_error_pending) {
+            sock.send_error_pending = false;
+            self.sock_changed(id);
         }
     }
 }

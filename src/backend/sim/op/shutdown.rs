@@ -1,4 +1,4 @@
-//! The FIN.
+//! Shutting down the write side. Owns: the start of a FIN. It completes at once.
 
 use super::Net;
 use crate::backend::sim::trace::Kind;
