@@ -1,6 +1,7 @@
-//! What the double does with memory: what payloads are made of, what becomes of what comes back.
+//! The memory of the random engine. Owns: the creation of payloads and buffers, and the use of
+//! those that come back. Must not know: backends.
 
-use super::{Double, Rig};
+use super::{RandomEngine, Rig};
 use crate::backend::{OpResult, Operation, SendBatch};
 use crate::buf::{Payload, RecvBuf};
 use bytes::{Bytes, BytesMut};
@@ -29,27 +30,27 @@ impl Rng {
         from[self.below(from.len())]
     }
 
-    /// Takes out an element, if there is one.
+    /// Removes a random element, if there is one.
     pub(super) fn take<T>(&mut self, from: &mut Vec<T>) -> Option<T> {
         (!from.is_empty()).then(|| from.swap_remove(self.below(from.len())))
     }
 }
 
-/// What a byte on the wire can be: the letter of a vector, of shared bytes, of an owner, of the
-/// program itself, of a chunk of small writes, of a lease that was written to, or of a peer.
+/// Checks that each byte is one of a payload: the letter of a vector, of shared bytes, of an owner,
+/// of static bytes, of a chunk of small writes, of a lease that was written to, or of a peer.
 pub(super) fn check(bytes: &[u8], what: &str) {
-    let strange = |byte: &&u8| !matches!(byte, b'V' | b'B' | b'O' | b'S' | b'C' | b'M' | b'p');
-    if let Some(byte) = bytes.iter().find(strange) {
-        panic!("{what}: byte {byte:#x}, which no payload had, among {} bytes", bytes.len());
+    let unknown = |byte: &&u8| !matches!(byte, b'V' | b'B' | b'O' | b'S' | b'C' | b'M' | b'p');
+    if let Some(byte) = bytes.iter().find(unknown) {
+        panic!("{what}: byte {byte:#x} is of no payload, among {} bytes", bytes.len());
     }
 }
 
-static OF_THE_PROGRAM: [u8; 5000] = [b'S'; 5000];
+static STATIC_BYTES: [u8; 5000] = [b'S'; 5000];
 
 thread_local! {
-    /// The memory of dropped owners stays poisoned until the end of a run, so that the kernel reads
-    /// poison if it reads too late: AddressSanitizer does not see what io_uring does.
-    pub(super) static GRAVEYARD: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// The memory of dropped owners, poisoned and kept until the end of a run. If the kernel reads
+    /// it too late, a peer receives poison. AddressSanitizer does not see accesses of io_uring.
+    pub(super) static DROPPED_MEMORY: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Owner(Vec<u8>);
@@ -64,31 +65,31 @@ impl Drop for Owner {
     fn drop(&mut self) {
         let mut memory = std::mem::take(&mut self.0);
         memory.fill(b'!');
-        let _ = GRAVEYARD.try_with(|graveyard| graveyard.borrow_mut().push(memory));
+        let _ = DROPPED_MEMORY.try_with(|dropped| dropped.borrow_mut().push(memory));
     }
 }
 
-/// Received bytes, and what they were when they came.
-pub(super) struct Held<T> {
+/// Received bytes, and a copy from the time of the completion.
+pub(super) struct Snapshot<T> {
     pub(super) bytes: T,
     copy: Vec<u8>,
 }
 
-impl<T: AsRef<[u8]>> Held<T> {
-    pub(super) fn new(bytes: T) -> Held<T> {
+impl<T: AsRef<[u8]>> Snapshot<T> {
+    pub(super) fn new(bytes: T) -> Snapshot<T> {
         let copy = bytes.as_ref().to_vec();
-        Held { bytes, copy }
+        Snapshot { bytes, copy }
     }
 
     pub(super) fn verify(&self) {
-        assert!(self.bytes.as_ref() == self.copy, "received bytes change for nobody else");
+        assert!(self.bytes.as_ref() == self.copy, "received bytes have changed");
     }
 }
 
-impl<R: Rig> Double<'_, R> {
-    /// What found no room is started for another key some time, or dropped.
+impl<R: Rig> RandomEngine<'_, R> {
+    /// Keeps the memory of an operation that found no room for a later operation of any key.
     pub(super) fn no_room(&mut self, operation: Operation) {
-        self.tally.no_room += 1;
+        self.counts.no_room += 1;
         match operation {
             Operation::Send(batch) => self.batches.push(batch),
             Operation::RecvInto(recv_buf) => self.recv_bufs.push(recv_buf),
@@ -96,7 +97,7 @@ impl<R: Rig> Double<'_, R> {
         }
     }
 
-    /// One that came back from whatever connection, or a new one, with more in it.
+    /// A batch that came back, of any connection, or a new one; with further payloads.
     pub(super) fn batch(&mut self) -> SendBatch {
         let old = if self.rng.chance(60) { self.rng.take(&mut self.batches) } else { None };
         let mut batch = old.unwrap_or_else(|| self.memory.queue());
@@ -117,8 +118,8 @@ impl<R: Rig> Double<'_, R> {
     }
 
     pub(super) fn payload(&mut self) -> Payload {
-        let most = self.rng.pick(&[1, 64, 5000, 5000, 200_000]);
-        let len = self.rng.below(most);
+        let len_max = self.rng.pick(&[1, 64, 5000, 5000, 200_000]);
+        let len = self.rng.below(len_max);
         match self.rng.below(8) {
             0 => vec![b'V'; len].into(),
             1 => {
@@ -127,11 +128,11 @@ impl<R: Rig> Double<'_, R> {
                 bytes.into()
             }
             2 => Bytes::from(vec![b'B'; len]).slice(len / 3..).into(),
-            3 => OF_THE_PROGRAM[..len.min(OF_THE_PROGRAM.len())].into(),
+            3 => STATIC_BYTES[..len.min(STATIC_BYTES.len())].into(),
             4 | 5 => match self.rng.take(&mut self.leases) {
-                Some(held) => {
-                    held.verify();
-                    let mut lease = held.bytes;
+                Some(snapshot) => {
+                    snapshot.verify();
+                    let mut lease = snapshot.bytes;
                     if self.rng.chance(30) {
                         lease.fill(b'M');
                     }
@@ -143,7 +144,7 @@ impl<R: Rig> Double<'_, R> {
                 None => "SSS".into(),
             },
             6 if !self.released.is_empty() => {
-                *self.rng.take(&mut self.released).expect("there is one")
+                *self.rng.take(&mut self.released).expect("checked above")
             }
             _ => Bytes::from_owner(Owner(vec![b'O'; len])).into(),
         }
@@ -158,7 +159,9 @@ impl<R: Rig> Double<'_, R> {
         }
         let buffer = match self.rng.chance(50) {
             true => BytesMut::from(&[b'M'; 10][..]),
-            false => self.rng.take(&mut self.buffers).map(|held| held.bytes).unwrap_or_default(),
+            false => {
+                self.rng.take(&mut self.buffers).map(|snapshot| snapshot.bytes).unwrap_or_default()
+            }
         };
         let len = 1 + self.rng.below(20_000);
         self.recv_memory.begin(buffer, len)
@@ -176,7 +179,7 @@ impl<R: Rig> Double<'_, R> {
                 let buffer = self.recv_memory.end(recv_buf);
                 check(&buffer, "received into a buffer");
                 if self.buffers.len() < 20 {
-                    self.buffers.push(Held::new(buffer));
+                    self.buffers.push(Snapshot::new(buffer));
                 }
             }
         }
@@ -184,10 +187,10 @@ impl<R: Rig> Double<'_, R> {
 
     pub(super) fn sent(&mut self, mut batch: SendBatch, result: OpResult) {
         let taken = result.get().unwrap_or(0);
-        assert!(taken <= batch.bytes(), "no more was taken than there was");
-        self.tally.sent += usize::from(taken > 0);
+        assert!(taken <= batch.bytes(), "a send took more bytes than the batch has");
+        self.counts.sent += usize::from(taken > 0);
         for part in batch.parts(usize::MAX) {
-            check(part, "what came back of a send");
+            check(part, "returned by a send");
         }
         let keep = self.batches.len() < 10 && batch.bytes() < 500_000;
         match self.rng.below(5) {
@@ -201,13 +204,13 @@ impl<R: Rig> Double<'_, R> {
         }
     }
 
-    /// Drops something, sooner or later than it should be.
-    pub(super) fn tidy(&mut self) {
+    /// Drops something at a random time.
+    pub(super) fn drop_something(&mut self) {
         match self.rng.below(7) {
-            0 | 1 => drop(self.rng.take(&mut self.leases).inspect(Held::verify)),
+            0 | 1 => drop(self.rng.take(&mut self.leases).inspect(Snapshot::verify)),
             2 => drop(self.rng.take(&mut self.batches)),
             3 => drop(self.rng.take(&mut self.recv_bufs)),
-            4 => drop(self.rng.take(&mut self.buffers).inspect(Held::verify)),
+            4 => drop(self.rng.take(&mut self.buffers).inspect(Snapshot::verify)),
             5 => self.memory.drop_retired(),
             _ => {
                 if let Some(Payload::Lease(lease)) =
@@ -220,8 +223,8 @@ impl<R: Rig> Double<'_, R> {
         }
     }
 
-    /// Swaps what two batches hold.
-    pub(super) fn mix_up(&mut self) {
+    /// Swaps the contents of two batches, and of two receive buffers.
+    pub(super) fn swap_memory(&mut self) {
         if let [first, second, ..] = &mut self.batches[..] {
             std::mem::swap(&mut **first, &mut **second);
         }

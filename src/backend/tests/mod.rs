@@ -1,13 +1,17 @@
-//! An engine that does everything wrong that safe code allows, held against each backend.
+//! A random engine, run against each backend.
 //!
-//! From a seed, [`Double`] starts, cancels, mixes up, drops and forgets. It keeps two rules of the
-//! contract, which backends assert: at most one operation of a kind in flight per key, none at a
-//! close (rule 3), and no key used after its close (rule 4). Whatever it does, peers may only ever
-//! receive bytes that some payload had, received bytes stay what they were while they are held, and
-//! each operation ends exactly once. AddressSanitizer finds what this does not:
-//! `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu`.
+//! From a seed, [`RandomEngine`] starts, cancels, swaps, drops and abandons operations and their
+//! memory, as far as safe code allows. It keeps only what backends assert: rule 3 of the contract
+//! (one operation of a kind, none at a close) and rule 4 (no use of a key after its close). The
+//! tests check that peers receive only bytes of some payload, that received bytes do not change
+//! while they are held, and that each operation ends exactly once. AddressSanitizer finds invalid
+//! accesses that these checks miss:
 //!
-//! A backend is hooked in by a [`Rig`]; they are in `rigs.rs`.
+//! ```text
+//! RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu
+//! ```
+//!
+//! A [`Rig`] connects a backend to the engine; see `rigs.rs`.
 
 mod memory;
 mod rigs;
@@ -23,7 +27,8 @@ use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::table::Table;
 use bytes::BytesMut;
-use memory::{GRAVEYARD, Held, Rng, check};
+use memory::{DROPPED_MEMORY, Rng, Snapshot, check};
+use rigs::Rig;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -31,49 +36,30 @@ use std::time::Duration;
 
 const SEEDS: u64 = 200;
 
-/// What the double needs to know of a backend.
-trait Rig {
-    type Backend: Backend;
-    /// The other end of a connection: reads and writes without blocking.
-    type Peer: Read + Write;
-    /// An operation that makes no sense for its socket fails, and is no bug of the caller: a
-    /// receive of a listener, an accept of a connection, a send before the connect has completed.
-    const TAKES_NONSENSE: bool;
-
-    /// `None` if the backend is unavailable; prints why.
-    fn make(&mut self, parameters: Parameters) -> Option<Self::Backend>;
-
-    /// A connected pair, of which the backend's end gets the key.
-    fn pair(&mut self, backend: &mut Self::Backend, key: Key, tcp: bool) -> Self::Peer;
-
-    /// Lets time pass, where that does not happen by itself.
-    fn pass_time(&mut self) {}
-}
-
 /// Runs all seeds, or the one that `PROACTOR_SEED` names.
-fn run_seeds<R: Rig>(mut rig: R) -> Option<Tally> {
+fn run_seeds<R: Rig>(mut rig: R) -> Option<Counts> {
     let one = std::env::var("PROACTOR_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let seeds = one.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
-    let mut tally = Tally::default();
+    let mut counts = Counts::default();
     for seed in seeds {
-        let _tell = TellSeed(seed);
-        let mut double = Double::new(&mut rig, Rng::new(seed), &mut tally)?;
-        double.run();
-        drop(double);
-        GRAVEYARD.take();
+        let _report = SeedReport(seed);
+        let mut engine = RandomEngine::new(&mut rig, Rng::new(seed), &mut counts)?;
+        engine.run();
+        drop(engine);
+        DROPPED_MEMORY.take();
     }
-    eprintln!("{tally:?}");
+    eprintln!("{counts:?}");
     if one.is_none() {
-        let least = tally.sent.min(tally.received).min(tally.filled).min(tally.peer_received);
-        assert!(least > 500 && tally.accepted > 100 && tally.drained > 10, "{tally:?}");
+        let least = counts.sent.min(counts.received).min(counts.filled).min(counts.peer_received);
+        assert!(least > 500 && counts.accepted > 100 && counts.cancelled_all > 10, "{counts:?}");
     }
-    Some(tally)
+    Some(counts)
 }
 
-/// Says which seed failed.
-struct TellSeed(u64);
+/// Prints the seed if a panic unwinds.
+struct SeedReport(u64);
 
-impl Drop for TellSeed {
+impl Drop for SeedReport {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("failed with PROACTOR_SEED={}", self.0);
@@ -81,9 +67,9 @@ impl Drop for TellSeed {
     }
 }
 
-/// What happened, over all seeds.
+/// How often things happened, over all seeds.
 #[derive(Debug, Default)]
-struct Tally {
+struct Counts {
     sent: usize,
     received: usize,
     filled: usize,
@@ -92,7 +78,7 @@ struct Tally {
     released: usize,
     cancelled: usize,
     no_room: usize,
-    drained: usize,
+    cancelled_all: usize,
     early_sends: u64,
 }
 
@@ -106,12 +92,12 @@ struct Conn<P> {
     listens: bool,
     /// The connect has completed.
     connected: bool,
-    forgotten: bool,
+    abandoned: bool,
 }
 
 impl<P> Conn<P> {
     fn new(peer: Option<P>, listens: bool, connected: bool) -> Conn<P> {
-        Conn { in_flight: [false; KINDS.len()], peer, listens, connected, forgotten: false }
+        Conn { in_flight: [false; KINDS.len()], peer, listens, connected, abandoned: false }
     }
 
     fn is_idle(&self) -> bool {
@@ -120,30 +106,30 @@ impl<P> Conn<P> {
 }
 
 #[expect(clippy::vec_box, reason = "the boxes are what operations own")]
-struct Double<'a, R: Rig> {
+struct RandomEngine<'a, R: Rig> {
     rig: &'a mut R,
     rng: Rng,
-    tally: &'a mut Tally,
-    /// Dropped before what the double holds, or long before.
+    counts: &'a mut Counts,
+    /// Dropped first, and before the end of some runs.
     backend: Option<R::Backend>,
     conns: Table<Conn<R::Peer>>,
     listener: Option<Addr>,
     memory: SendMemory,
     recv_memory: RecvBufPool,
-    /// Of all connections, in whatever order.
+    /// Batches that came back, of all connections.
     batches: Vec<SendBatch>,
     recv_bufs: Vec<Box<RecvBuf>>,
-    leases: Vec<Held<Lease>>,
-    buffers: Vec<Held<BytesMut>>,
+    leases: Vec<Snapshot<Lease>>,
+    buffers: Vec<Snapshot<BytesMut>>,
     released: Vec<Box<Payload>>,
-    /// Of connections that are closed or released.
+    /// Peers of connections that are closed or released.
     peers: Vec<R::Peer>,
     fds: Vec<OwnedFd>,
     _number: EngineNumberGuard,
 }
 
-impl<'a, R: Rig> Double<'a, R> {
-    fn new(rig: &'a mut R, mut rng: Rng, tally: &'a mut Tally) -> Option<Self> {
+impl<'a, R: Rig> RandomEngine<'a, R> {
+    fn new(rig: &'a mut R, mut rng: Rng, counts: &'a mut Counts) -> Option<Self> {
         let number = EngineNumberGuard::new();
         let buffers = (rng.pick(&[4, 16, 64]), rng.pick(&[256, 4096, 16384]));
         let backend = rig.make(Parameters {
@@ -154,10 +140,10 @@ impl<'a, R: Rig> Double<'a, R> {
             buffers,
             connections_reserved: 16,
         })?;
-        Some(Double {
+        Some(RandomEngine {
             rig,
             rng,
-            tally,
+            counts,
             backend: Some(backend),
             conns: Table::new(number.number(), 16),
             listener: None,
@@ -175,7 +161,7 @@ impl<'a, R: Rig> Double<'a, R> {
     }
 
     fn backend(&mut self) -> &mut R::Backend {
-        self.backend.as_mut().expect("not dropped yet")
+        self.backend.as_mut().expect("the backend is dropped at the end")
     }
 
     fn run(&mut self) {
@@ -184,28 +170,28 @@ impl<'a, R: Rig> Double<'a, R> {
         for _ in 0..steps {
             self.step();
         }
-        self.tally.early_sends += self.backend().stats().early_sends;
+        self.counts.early_sends += self.backend().stats().early_sends;
         match self.rng.below(4) {
             0 => {}
-            1 => self.unwind(),
+            1 => self.drop_in_panic(),
             2 => drop(self.backend().shut_down(Duration::from_millis(1))),
-            _ => self.drain(),
+            _ => self.cancel_all(),
         }
         self.backend = None;
-        // What outlives the backend.
+        // Leases, payloads and peers outlive the backend.
         let conns: Vec<Key> = self.conns.keys().collect();
         for key in conns {
-            let conn = self.conns.remove(key).expect("just listed");
+            let conn = self.conns.remove(key).expect("listed above");
             self.peers.extend(conn.peer);
         }
         for _ in 0..self.peers.len() * 2 {
-            self.peer_acts();
+            self.step_peer();
         }
         for _ in 0..40 {
-            self.tidy();
+            self.drop_something();
         }
-        self.leases.iter().for_each(Held::verify);
-        self.buffers.iter().for_each(Held::verify);
+        self.leases.iter().for_each(Snapshot::verify);
+        self.buffers.iter().for_each(Snapshot::verify);
     }
 
     fn step(&mut self) {
@@ -216,32 +202,32 @@ impl<'a, R: Rig> Double<'a, R> {
             9..36 => self.send(),
             36..52 => self.receive(),
             52..60 => self.cancel(),
-            60..74 => self.peer_acts(),
+            60..74 => self.step_peer(),
             74..88 => self.turn(),
-            88..94 => self.tidy(),
+            88..94 => self.drop_something(),
             94 => self.shut_down_output(),
             95..97 => self.close(),
-            97 => self.mix_up(),
-            98 => self.forget(),
+            97 => self.swap_memory(),
+            98 => self.abandon(),
             _ => self.release(),
         }
     }
 
-    /// A key of the double's that no close is in flight for.
+    /// A random key without a close in flight.
     fn key(&mut self) -> Option<Key> {
         let usable =
-            |conn: &Conn<R::Peer>| !conn.forgotten && !conn.in_flight[OpKind::Close as usize];
+            |conn: &Conn<R::Peer>| !conn.abandoned && !conn.in_flight[OpKind::Close as usize];
         let keys: Vec<Key> =
             self.conns.iter().filter(|(_, conn)| usable(conn)).map(|(key, _)| key).collect();
         (!keys.is_empty()).then(|| self.rng.pick(&keys))
     }
 
-    /// A key that an operation of the kind can be started for.
+    /// A random key for which an operation of the kind can be started.
     fn key_for(&mut self, kind: OpKind) -> Option<Key> {
         let key = self.key()?;
         let conn = self.conns.get(key)?;
-        let sensible = conn.listens == (kind == OpKind::Accept) && conn.connected;
-        (!conn.in_flight[kind as usize] && (sensible || R::TAKES_NONSENSE)).then_some(key)
+        let valid = conn.listens == (kind == OpKind::Accept) && conn.connected;
+        (!conn.in_flight[kind as usize] && (valid || R::ACCEPTS_INVALID)).then_some(key)
     }
 
     fn listen(&mut self) {
@@ -255,9 +241,9 @@ impl<'a, R: Rig> Double<'a, R> {
         if self.conns.len() < 10 {
             let key = self.conns.insert(Conn::new(None, false, true));
             let tcp = self.rng.chance(30);
-            let backend = self.backend.as_mut().expect("not dropped yet");
+            let backend = self.backend.as_mut().expect("the backend is dropped at the end");
             let peer = self.rig.pair(backend, key, tcp);
-            self.conns.get_mut(key).expect("just inserted").peer = Some(peer);
+            self.conns.get_mut(key).expect("inserted above").peer = Some(peer);
         }
     }
 
@@ -277,7 +263,7 @@ impl<'a, R: Rig> Double<'a, R> {
                 self.conns.remove(key);
                 self.no_room(operation);
             }
-            started => panic!("a connect starts: {started:?}"),
+            started => panic!("unexpected result of a connect: {started:?}"),
         }
     }
 
@@ -311,22 +297,22 @@ impl<'a, R: Rig> Double<'a, R> {
     fn start(&mut self, key: Key, kind: OpKind, operation: Operation) {
         match self.backend().start(key, operation) {
             Started::InFlight => {
-                self.conns.get_mut(key).expect("live").in_flight[kind as usize] = true;
+                self.conns.get_mut(key).expect("the key exists").in_flight[kind as usize] = true;
             }
             Started::NoRoom(operation) => self.no_room(operation),
             Started::Sent(batch, result) => {
                 assert_eq!(kind, OpKind::Send);
                 self.sent(batch, result);
             }
-            Started::Done => panic!("{kind:?} completes with something"),
+            Started::Done => panic!("{kind:?} completed without an outcome"),
         }
     }
 
     fn cancel(&mut self) {
         let Some(key) = self.key() else { return };
         let kind = self.rng.pick(&KINDS);
-        let in_flight = self.conns.get(key).expect("live").in_flight[kind as usize];
-        self.tally.cancelled += usize::from(in_flight);
+        let in_flight = self.conns.get(key).expect("the key exists").in_flight[kind as usize];
+        self.counts.cancelled += usize::from(in_flight);
         self.backend().cancel(key, kind);
     }
 
@@ -358,36 +344,36 @@ impl<'a, R: Rig> Double<'a, R> {
             Outcome::Released(_) | Outcome::Woken => None,
         };
         if let Some(kind) = ended {
-            let conn = self.conns.get_mut(key).expect("a key lives until its close");
+            let conn = self.conns.get_mut(key).expect("a key exists until its close");
             let in_flight = std::mem::take(&mut conn.in_flight[kind as usize]);
-            assert!(in_flight, "one final completion of {kind:?}");
+            assert!(in_flight, "a second final completion of {kind:?}");
         }
         match outcome {
             Outcome::Received(lease) => {
                 check(&lease, "received");
-                self.tally.received += 1;
+                self.counts.received += 1;
                 if self.rng.chance(70) && self.leases.len() < 50 {
-                    self.leases.push(Held::new(lease));
+                    self.leases.push(Snapshot::new(lease));
                 }
             }
             Outcome::Filled(recv_buf, result) => {
-                self.tally.filled += usize::from(result.get().is_ok_and(|len| len > 0));
+                self.counts.filled += usize::from(result.get().is_ok_and(|len| len > 0));
                 self.filled(recv_buf);
             }
             Outcome::Sent(batch, result) => self.sent(batch, result),
             Outcome::Released(payload) => {
                 check(payload.as_slice(), "released");
-                self.tally.released += 1;
+                self.counts.released += 1;
                 if self.rng.chance(60) {
                     self.released.push(payload);
                 }
             }
             Outcome::Connected(result) => {
-                let conn = self.conns.get_mut(key).expect("a key lives until its close");
+                let conn = self.conns.get_mut(key).expect("a key exists until its close");
                 conn.connected = result.is_ok();
             }
             Outcome::Accepted(socket) => {
-                self.tally.accepted += 1;
+                self.counts.accepted += 1;
                 if self.rng.chance(80) && self.conns.len() < 16 {
                     let key = self.conns.insert(Conn::new(None, false, true));
                     if self.backend().open(key, Open::Accepted(socket)).is_err() {
@@ -406,16 +392,21 @@ impl<'a, R: Rig> Double<'a, R> {
         }
     }
 
-    fn peer_acts(&mut self) {
+    fn step_peer(&mut self) {
         let conns = self.conns.keys().filter(|key| self.conns.get(*key).unwrap().peer.is_some());
         let keys: Vec<Key> = conns.collect();
         let peer = if !keys.is_empty() && self.rng.chance(80) {
             let key = self.rng.pick(&keys);
             if self.rng.chance(1) {
-                self.conns.get_mut(key).expect("live").peer = None;
+                self.conns.get_mut(key).expect("the key exists").peer = None;
                 return;
             }
-            self.conns.get_mut(key).expect("live").peer.as_mut().expect("it has one")
+            self.conns
+                .get_mut(key)
+                .expect("the key exists")
+                .peer
+                .as_mut()
+                .expect("the key has a peer")
         } else if self.peers.is_empty() {
             return;
         } else {
@@ -429,7 +420,7 @@ impl<'a, R: Rig> Double<'a, R> {
             let mut bytes = vec![0; len];
             let len = peer.read(&mut bytes).unwrap_or(0);
             check(&bytes[..len], "received by a peer");
-            self.tally.peer_received += usize::from(len > 0);
+            self.counts.peer_received += usize::from(len > 0);
         }
     }
 
@@ -442,38 +433,38 @@ impl<'a, R: Rig> Double<'a, R> {
 
     fn close(&mut self) {
         if let Some(key) = self.key()
-            && self.conns.get(key).expect("live").is_idle()
+            && self.conns.get(key).expect("the key exists").is_idle()
         {
             let mode = self.rng.pick(&[CloseMode::Orderly, CloseMode::Reset]);
             self.start(key, OpKind::Close, Operation::Close(mode));
         }
     }
 
-    /// Never asks for a key again.
-    fn forget(&mut self) {
+    /// Stops using a key, whose operations stay in flight.
+    fn abandon(&mut self) {
         if self.conns.len() > 4
             && let Some(key) = self.key()
             && self.rng.chance(30)
         {
-            self.conns.get_mut(key).expect("live").forgotten = true;
+            self.conns.get_mut(key).expect("the key exists").abandoned = true;
         }
     }
 
     fn release(&mut self) {
         if let Some(key) = self.key()
-            && let conn = self.conns.get(key).expect("live")
+            && let conn = self.conns.get(key).expect("the key exists")
             && conn.is_idle()
             && !conn.listens
             && let Ok(fd) = self.backend().release(key)
         {
-            let conn = self.conns.remove(key).expect("live");
+            let conn = self.conns.remove(key).expect("the key exists");
             self.peers.extend(conn.peer);
             self.fds.push(fd);
         }
     }
 
     /// Drops the backend while a panic unwinds.
-    fn unwind(&mut self) {
+    fn drop_in_panic(&mut self) {
         let backend = self.backend.take();
         let caught = catch_unwind(AssertUnwindSafe(move || {
             let _backend = backend;
@@ -482,22 +473,22 @@ impl<'a, R: Rig> Double<'a, R> {
         assert!(caught.is_err());
     }
 
-    /// Cancels all there is: each operation ends.
-    fn drain(&mut self) {
+    /// Cancels all operations, until each has ended.
+    fn cancel_all(&mut self) {
         for _ in 0..2000 {
             let busy: Vec<Key> =
                 self.conns.iter().filter(|(_, conn)| !conn.is_idle()).map(|(key, _)| key).collect();
             if busy.is_empty() {
-                self.tally.drained += 1;
+                self.counts.cancelled_all += 1;
                 return;
             }
             for key in busy {
                 KINDS.into_iter().for_each(|kind| self.backend().cancel(key, kind));
             }
             self.turn();
-            // A completion may come late.
+            // A fault may delay the completion.
             self.rig.pass_time();
         }
-        panic!("a cancelled operation does not end");
+        panic!("a cancelled operation did not end");
     }
 }

@@ -1,7 +1,7 @@
-//! The backends that the double is held against, each with every way to run it that differs in what
-//! it does with memory.
+//! The backends under test. Owns: one [`Rig`] for each backend, and a test for each configuration
+//! that uses memory in a different way. Must not know: what the random engine does.
 
-use super::{Rig, Tally, run_seeds};
+use super::{Counts, run_seeds};
 use crate::backend::epoll::EpollBackend;
 use crate::backend::sim::{Faults, Peer, Shared, Sim};
 use crate::backend::uring::Uring;
@@ -20,10 +20,30 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// A backend under test.
+pub(super) trait Rig {
+    type Backend: Backend;
+    /// The peer of a connection. Its reads and writes do not block.
+    type Peer: Read + Write;
+    /// True if an operation that is invalid for its socket fails. False if the backend asserts that
+    /// there is none: no receive on a listener, no accept on a connection, no send before the
+    /// connect has completed.
+    const ACCEPTS_INVALID: bool;
+
+    /// A backend. `None` if it is unavailable; prints why.
+    fn make(&mut self, parameters: Parameters) -> Option<Self::Backend>;
+
+    /// A connected pair: the backend's end gets the key, the other is returned.
+    fn pair(&mut self, backend: &mut Self::Backend, key: Key, tcp: bool) -> Self::Peer;
+
+    /// Moves the clock, if it is virtual.
+    fn pass_time(&mut self) {}
+}
+
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
-/// A pair of connected sockets, for backends that stand on the kernel. The peer does not block.
+/// A pair of connected sockets, for kernel backends. The peer does not block.
 fn socket_pair(tcp: bool, nonblocking: bool) -> (OwnedFd, Box<dyn Stream>) {
     if tcp {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -45,7 +65,7 @@ struct EpollRig;
 impl Rig for EpollRig {
     type Backend = EpollBackend;
     type Peer = Box<dyn Stream>;
-    const TAKES_NONSENSE: bool = true;
+    const ACCEPTS_INVALID: bool = true;
 
     fn make(&mut self, parameters: Parameters) -> Option<EpollBackend> {
         let precise_wait = EpollBackend::try_precise_wait().is_ok();
@@ -61,12 +81,12 @@ impl Rig for EpollRig {
 }
 
 #[test]
-fn epoll_stands_a_wrong_engine() {
-    let Some(tally) = run_seeds(EpollRig) else { return };
-    assert!(tally.early_sends > 50, "{tally:?}");
+fn random_engine_on_epoll() {
+    let Some(counts) = run_seeds(EpollRig) else { return };
+    assert!(counts.early_sends > 50, "{counts:?}");
 }
 
-/// A ring of a tier, without some of what it could use.
+/// A ring of a tier, without some capabilities.
 struct UringRig {
     tier: Tier,
     without: &'static [Capability],
@@ -75,7 +95,7 @@ struct UringRig {
 impl Rig for UringRig {
     type Backend = Uring;
     type Peer = Box<dyn Stream>;
-    const TAKES_NONSENSE: bool = true;
+    const ACCEPTS_INVALID: bool = true;
 
     fn make(&mut self, parameters: Parameters) -> Option<Uring> {
         let tuning = Tuning::default()
@@ -106,38 +126,38 @@ impl Rig for UringRig {
     }
 }
 
-fn uring(tier: Tier, without: &'static [Capability]) -> Option<Tally> {
+fn uring(tier: Tier, without: &'static [Capability]) -> Option<Counts> {
     run_seeds(UringRig { tier, without })
 }
 
 #[test]
-fn tier_deferred_stands_a_wrong_engine() {
-    let Some(tally) = uring(Tier::Deferred, &[]) else { return };
-    assert!(tally.early_sends > 50 && tally.released > 50, "{tally:?}");
+fn random_engine_on_tier_deferred() {
+    let Some(counts) = uring(Tier::Deferred, &[]) else { return };
+    assert!(counts.early_sends > 50 && counts.released > 50, "{counts:?}");
 }
 
 #[test]
-fn whole_buffers_stand_a_wrong_engine() {
+fn random_engine_on_whole_buffers() {
     uring(Tier::Deferred, &[Capability::Incremental]);
 }
 
 #[test]
-fn tier_multishot_stands_a_wrong_engine() {
+fn random_engine_on_tier_multishot() {
     uring(Tier::Multishot, &[]);
 }
 
 #[test]
-fn tier_oneshot_stands_a_wrong_engine() {
+fn random_engine_on_tier_oneshot() {
     uring(Tier::Oneshot, &[]);
 }
 
 #[test]
-fn tier_oneshot_without_a_buffer_ring_stands_a_wrong_engine() {
+fn random_engine_on_tier_oneshot_without_a_buffer_ring() {
     uring(Tier::Oneshot, &[Capability::BufRing]);
 }
 
 #[test]
-fn tier_polled_stands_a_wrong_engine() {
+fn random_engine_on_tier_polled() {
     uring(Tier::Polled, &[]);
 }
 
@@ -168,11 +188,11 @@ impl Write for SimPeer {
     }
 }
 
-/// A world of its own for each seed, with a fault plan of its own.
+/// A world for each seed, with a fault plan from the seed.
 #[derive(Default)]
 struct SimRig {
     world: Option<Arc<Shared>>,
-    /// Of the peers.
+    /// The host of the peers.
     host: u32,
     seed: u64,
 }
@@ -180,7 +200,7 @@ struct SimRig {
 impl Rig for SimRig {
     type Backend = Sim;
     type Peer = SimPeer;
-    const TAKES_NONSENSE: bool = false;
+    const ACCEPTS_INVALID: bool = false;
 
     fn make(&mut self, parameters: Parameters) -> Option<Sim> {
         self.seed += 1;
@@ -208,7 +228,7 @@ impl Rig for SimRig {
 }
 
 #[test]
-fn the_simulated_backend_stands_a_wrong_engine() {
-    let tally = run_seeds(SimRig::default()).expect("it is always there");
-    assert!(tally.early_sends > 50 && tally.no_room > 0, "{tally:?}");
+fn random_engine_on_the_simulated_backend() {
+    let counts = run_seeds(SimRig::default()).expect("the simulated backend is always available");
+    assert!(counts.early_sends > 50 && counts.no_room > 0, "{counts:?}");
 }
