@@ -23,8 +23,9 @@
 //!
 //! The engine therefore cannot free, move or change memory that the kernel uses. An engine that
 //! starts, cancels and drops in the wrong order gets wrong events, never a use after free; the
-//! random engine in `backend/tests/` checks this on each backend. A backend that is dropped with operations in
-//! flight, also by a panic, leaks the memory that the kernel may still use, and only that.
+//! random engine in `backend/tests/` checks this on each backend. A backend that is dropped with
+//! operations in flight, also by a panic, leaks the memory that the kernel may still use, and only
+//! that.
 //!
 //! # Rules
 //!

@@ -69,7 +69,7 @@ impl PeerListener {
     /// Waits for a connection and takes it.
     ///
     /// # Errors
-    /// If the world is at rest or has ended ([`Halt`](crate::Halt)); ENOTCONN after its host
+    /// If the world is at rest or has ended ([`Halt`]); ENOTCONN after its host
     /// crashed.
     pub fn accept(&self) -> io::Result<Peer> {
         loop {
