@@ -124,12 +124,12 @@ pub(crate) struct Connect {
     pub(crate) first: Option<SendBatch>,
 }
 
-/// How the peer learns of a close.
+/// What a close sends to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CloseMode {
-    /// By a FIN, if none was sent before.
+    /// A FIN, if none was sent before.
     Orderly,
-    /// By an RST.
+    /// An RST.
     Reset,
 }
 
@@ -152,7 +152,7 @@ pub(crate) struct OpResult(i32);
 
 impl OpResult {
     /// # Panics
-    /// From 2 GiB on. No operation transfers that much: the kernel's MAX_RW_COUNT is less.
+    /// If `count` is 2 GiB or more. No operation transfers that much (MAX_RW_COUNT of the kernel).
     #[inline]
     pub(crate) fn bytes(count: usize) -> OpResult {
         OpResult(i32::try_from(count).expect("an operation transfers less than 2 GiB"))
@@ -180,7 +180,7 @@ impl OpResult {
 pub(crate) enum Outcome<S> {
     /// Received bytes, in a buffer of the pool.
     Received(Lease),
-    /// The end of a receive into the pool: the end of the stream, or an error.
+    /// The end of a receive into the pool. `Ok`: the end of the stream.
     RecvEnded(Result<(), Errno>),
     /// The caller's buffer, and how many bytes were appended to it.
     Filled(Box<RecvBuf>, OpResult),
@@ -276,7 +276,7 @@ pub(crate) trait Backend {
     /// the port or the error. After an error the backend has no state for the key.
     fn open(&mut self, key: Key, what: Open<'_, Self::Socket>) -> Result<(), Error>;
 
-    /// Starts an operation. It is submitted by the next [`Backend::wait`] at the latest.
+    /// Starts an operation. [`Backend::wait`] submits it.
     fn start(&mut self, key: Key, operation: Operation) -> Started;
 
     /// Requests that an operation in flight ends. Has no effect if none of the kind is in flight.
@@ -321,8 +321,8 @@ pub(crate) trait Backend {
     /// memory: dropping the backend then leaks it.
     fn shut_down(&mut self, patience: Duration) -> bool;
 
-    /// True if the network under the backend has ended: nothing is in flight, and nothing will
-    /// complete. Only the simulated backend has such an end.
+    /// True if the simulated host or world of the backend has ended: nothing is in flight, and
+    /// nothing will complete.
     fn is_gone(&self) -> bool {
         false
     }
@@ -333,8 +333,11 @@ pub(crate) trait Backend {
 pub(crate) struct Parameters {
     /// Part of each key of the engine.
     pub(crate) engine: EngineNumber,
+    /// The most payloads of one send operation.
     pub(crate) gather_max: usize,
+    /// The most receives or accepts of a connection or listener per turn.
     pub(crate) budget: u32,
+    /// With fewer free buffers in the pool than this, received bytes are copied to the heap.
     pub(crate) low_watermark: u32,
     /// How many buffers the pool has, and the size of each in bytes.
     pub(crate) buffers: (u32, u32),
