@@ -335,9 +335,9 @@ pub(crate) struct Parameters {
     pub(crate) engine: EngineNumber,
     /// The most payloads of one send operation.
     pub(crate) gather_max: usize,
-    /// The most receives or accepts of a connection or listener per turn.
+    /// The most completions with data that a connection gets per turn.
     pub(crate) budget: u32,
-    /// With fewer free buffers in the pool than this, received bytes are copied to the heap.
+    /// While fewer buffers of the pool than this are free, received bytes are copied to the heap.
     pub(crate) low_watermark: u32,
     /// How many buffers the pool has, and the size of each in bytes.
     pub(crate) buffers: (u32, u32),
