@@ -1,4 +1,6 @@
-//! Which backend. Owns: the order of preference, the fallback, and its reason in words.
+//! Selects the backend of an engine. Owns: the order of preference, the fallback to epoll, and the
+//! text of its reason. Invariant: a backend or tier that was configured by name is used, or
+//! [`open`] fails. Must not know operations.
 
 use super::epoll::EpollBackend;
 use super::uring::setup::{self, NoRing};
@@ -14,13 +16,13 @@ use crate::tier::Backend;
 use crate::waker::Inbox;
 use std::sync::Arc;
 
-/// Makes the backend that the configuration wants, or the best that is to be had.
+/// Makes the configured backend, or the best one that is available.
 pub(crate) fn open(
     config: &Config,
     engine: EngineNumber,
     inbox: &Arc<Inbox>,
 ) -> Result<(AnyBackend, Info), Error> {
-    let insists = config.backend == Some(Backend::Uring) || config.tier.is_some();
+    let uring_required = config.backend == Some(Backend::Uring) || config.tier.is_some();
     #[cfg(feature = "sim")]
     if config.backend == Some(Backend::Sim) {
         let why = "a simulated engine needs a world: `sim::World::engine` makes one".to_owned();
@@ -32,7 +34,7 @@ pub(crate) fn open(
             engine,
             inbox,
             None,
-            Caps::not_probed("io_uring was not asked for"),
+            Caps::not_probed("backend `epoll` is configured"),
         );
     }
     let (fallback, caps) = match setup::open(config, engine, inbox) {
@@ -52,19 +54,19 @@ pub(crate) fn open(
         }
         Err(NoRing::Error(error)) => return Err(error),
         Err(NoRing::NoTier { tier, why, caps }) if config.tier.is_none() => (
-            Fallback { errno: None, cause: format!("tier `{tier}` is not to be had: {why}") },
+            Fallback { errno: None, cause: format!("tier `{tier}` is not available: {why}") },
             caps,
         ),
         Err(NoRing::NoTier { tier, why, .. }) => {
             return Err(Error::Unsupported { what: format!("tier `{tier}`"), why });
         }
         Err(NoRing::Refused(refusal)) => {
-            let fallback = explain(refusal);
+            let fallback = fallback_after(refusal);
             let caps = Caps::not_probed(&format!("no io_uring: {fallback}"));
             (fallback, caps)
         }
     };
-    if insists {
+    if uring_required {
         let what =
             config.tier.map_or("backend `uring`".to_owned(), |tier| format!("tier `{tier}`"));
         return Err(Error::Unsupported { what, why: fallback.to_string() });
@@ -80,7 +82,9 @@ fn open_epoll(
     mut caps: Caps,
 ) -> Result<(AnyBackend, Info), Error> {
     match (config.switched_off(Capability::EpollPwait2), EpollBackend::try_precise_wait()) {
-        (Some(off), _) => caps.set(Capability::EpollPwait2, CapabilityState::Unused, off),
+        (Some(disabled_by), _) => {
+            caps.set(Capability::EpollPwait2, CapabilityState::Unused, disabled_by)
+        }
         (None, Ok(())) => caps.used(Capability::EpollPwait2),
         (None, Err(errno)) => {
             caps.set(Capability::EpollPwait2, CapabilityState::Missing, errno.to_string())
@@ -108,61 +112,92 @@ fn limits() -> Limits {
     Limits { nofile: sys::limit_nofile(), memlock_bytes: sys::limit_memlock() }
 }
 
-fn explain(refusal: Refusal) -> Fallback {
+/// The fallback after a refusal, with its likely cause.
+fn fallback_after(refusal: Refusal) -> Fallback {
     let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let filtered = status
+    let seccomp = status
         .lines()
         .any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
-    let memlock = sys::limit_memlock();
-    explain_with(refusal, sysctl.as_deref().map(str::trim), filtered, memlock)
+    let memlock_bytes = sys::limit_memlock();
+    explain(refusal, sysctl.as_deref().map(str::trim), seccomp, memlock_bytes)
 }
 
-/// The likely cause of a refusal, as far as it can be told from outside.
-fn explain_with(
+/// The likely cause of a refusal, from the sysctl `kernel.io_uring_disabled`, from whether this
+/// process has a seccomp filter, and from RLIMIT_MEMLOCK.
+fn explain(
     refusal: Refusal,
     sysctl: Option<&str>,
-    filtered: bool,
-    memlock: Option<u64>,
+    seccomp: bool,
+    memlock_bytes: Option<u64>,
 ) -> Fallback {
-    let (errno, cause) = match refusal {
-        Refusal::Setup(errno) => (Some(errno), setup_cause(errno, sysctl, filtered, memlock)),
-        Refusal::Enter(errno) if filtered => {
-            (Some(errno), "seccomp: io_uring_setup is allowed, io_uring_enter is not".to_owned())
+    let errno = match refusal {
+        Refusal::Setup(errno) | Refusal::Enter(errno) => Some(errno),
+        Refusal::NoStableFeatures | Refusal::NoSocketOps => None,
+    };
+    let cause = match refusal {
+        Refusal::Setup(errno) => setup_cause(errno, sysctl, seccomp, memlock_bytes),
+        Refusal::Enter(_) if seccomp => {
+            "seccomp: io_uring_setup is allowed, io_uring_enter is not".to_owned()
         }
-        Refusal::Enter(errno) => (
-            Some(errno),
-            "io_uring_enter was refused after io_uring_setup succeeded: an LSM, or a filter outside of this process"
-                .to_owned(),
-        ),
+        Refusal::Enter(_) => "io_uring_enter was refused after io_uring_setup succeeded: an LSM, \
+                              or a filter outside of this process"
+            .to_owned(),
         Refusal::NoStableFeatures => {
-            (None, "the kernel's io_uring lacks NODROP or SUBMIT_STABLE (5.5 has them)".to_owned())
+            "the kernel's io_uring lacks NODROP or SUBMIT_STABLE (5.5 has them)".to_owned()
         }
-        Refusal::NoSocketOps => (None, "the kernel's io_uring lacks operations on sockets (5.6 has them)".to_owned()),
+        Refusal::NoSocketOps => {
+            "the kernel's io_uring lacks operations on sockets (5.6 has them)".to_owned()
+        }
     };
     Fallback { errno, cause }
 }
 
-fn setup_cause(errno: Errno, sysctl: Option<&str>, filtered: bool, memlock: Option<u64>) -> String {
-    match (errno.0, sysctl) {
-        (libc::EPERM, Some("2")) => "io_uring_disabled=2: the sysctl kernel.io_uring_disabled forbids it to everybody".to_owned(),
+fn setup_cause(
+    errno: Errno,
+    sysctl: Option<&str>,
+    seccomp: bool,
+    memlock_bytes: Option<u64>,
+) -> String {
+    let cause = match (errno.0, sysctl) {
+        (libc::EPERM, Some("2")) => {
+            "io_uring_disabled=2: the sysctl kernel.io_uring_disabled forbids it to everybody"
+        }
         (libc::EPERM, Some("1")) => {
-            "io_uring_disabled=1: the sysctl kernel.io_uring_disabled leaves it to CAP_SYS_ADMIN and the group kernel.io_uring_group".to_owned()
+            "io_uring_disabled=1: the sysctl kernel.io_uring_disabled leaves it to CAP_SYS_ADMIN \
+             and the group kernel.io_uring_group"
         }
-        (libc::EPERM, _) if filtered => "seccomp: a filter forbids io_uring_setup (Docker's default profile does since version 25)".to_owned(),
-        (libc::EPERM, _) => "seccomp or an LSM forbids io_uring_setup".to_owned(),
-        (libc::ENOSYS, None) if filtered => {
-            "the kernel has no io_uring (5.1 has it), or the seccomp filter of this process answers ENOSYS".to_owned()
+        (libc::EPERM, _) if seccomp => {
+            "seccomp: a filter forbids io_uring_setup (Docker's default profile does since \
+             version 25)"
         }
-        (libc::ENOSYS, None) => "the kernel has no io_uring (5.1 has it), or it is built without".to_owned(),
-        (libc::ENOSYS, Some(_)) if filtered => "seccomp: a filter answers ENOSYS (Podman's default profile does), although the kernel has it".to_owned(),
-        (libc::ENOSYS, Some(_)) => "not offered here, although the kernel has the sysctl for it: a sandbox such as gVisor".to_owned(),
-        (libc::ENOMEM, _) => match memlock {
-            Some(bytes) => format!("not enough memory for the smallest ring: RLIMIT_MEMLOCK is {bytes} bytes, and there is no CAP_IPC_LOCK"),
-            None => "not enough memory for the smallest ring".to_owned(),
+        (libc::EPERM, _) => "seccomp or an LSM forbids io_uring_setup",
+        (libc::ENOSYS, None) if seccomp => {
+            "the kernel has no io_uring (5.1 has it), or the seccomp filter of this process \
+             answers ENOSYS"
+        }
+        (libc::ENOSYS, None) => {
+            "the kernel has no io_uring (5.1 has it), or it is built without it"
+        }
+        (libc::ENOSYS, Some(_)) if seccomp => {
+            "seccomp: a filter answers ENOSYS (Podman's default profile does), although the \
+             kernel has it"
+        }
+        (libc::ENOSYS, Some(_)) => {
+            "not offered here, although the kernel has the sysctl for it: a sandbox such as gVisor"
+        }
+        (libc::ENOMEM, _) => match memlock_bytes {
+            Some(bytes) => {
+                return format!(
+                    "not enough memory for the smallest ring: RLIMIT_MEMLOCK is {bytes} bytes, \
+                     and there is no CAP_IPC_LOCK"
+                );
+            }
+            None => "not enough memory for the smallest ring",
         },
-        _ => "io_uring_setup failed".to_owned(),
-    }
+        _ => "io_uring_setup failed",
+    };
+    cause.to_owned()
 }
 
 #[cfg(test)]
@@ -170,9 +205,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_told_apart() {
-        let cause = |number, sysctl, filtered, memlock| {
-            explain_with(Refusal::Setup(Errno(number)), sysctl, filtered, memlock).to_string()
+    fn each_refusal_has_its_own_cause() {
+        let cause = |number, sysctl, seccomp, memlock_bytes| {
+            explain(Refusal::Setup(Errno(number)), sysctl, seccomp, memlock_bytes).to_string()
         };
         assert!(
             cause(libc::EPERM, Some("2"), false, None).starts_with("EPERM: io_uring_disabled=2")
@@ -186,8 +221,7 @@ mod tests {
         assert!(
             cause(libc::ENOMEM, Some("0"), false, Some(0)).contains("RLIMIT_MEMLOCK is 0 bytes")
         );
-        let enter =
-            explain_with(Refusal::Enter(Errno(libc::EPERM)), Some("0"), true, None).to_string();
+        let enter = explain(Refusal::Enter(Errno(libc::EPERM)), Some("0"), true, None).to_string();
         assert!(enter.contains("io_uring_enter is not"), "{enter}");
     }
 }

@@ -1,7 +1,7 @@
-//! Memory that the kernel reads while it takes submissions, and not after
-//! (IORING_FEAT_SUBMIT_STABLE, which this backend insists on): addresses, message headers, gather
-//! lists. Owns: fixed arrays, handed out front to back, free again when the submission queue is
-//! empty. Invariant: nothing in it moves while a submission that names it is not yet taken.
+//! Memory that the kernel reads at submission and not later (IORING_FEAT_SUBMIT_STABLE, required by
+//! this backend): addresses, message headers, iovecs. Owns: three fixed arrays, allocated from
+//! front to back and reset when the submission queue is empty. Invariant: nothing in it moves
+//! before the SQE that references it is submitted. Must not know who sends what.
 
 use std::mem::MaybeUninit;
 
@@ -16,7 +16,7 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// For a submission queue of so many entries, and so many payloads gathered in one send.
+    /// For a submission queue of `entries` SQEs, and at most `gather_max` payloads in one send.
     pub(super) fn new(entries: usize, gather_max: usize) -> Arena {
         Arena {
             iovecs: Box::new_uninit_slice(gather_max.max(entries * 4)),
@@ -28,12 +28,12 @@ impl Arena {
         }
     }
 
-    /// Nothing names anything in here any more.
+    /// Frees all of it. No staged SQE may reference the arena.
     pub(super) fn reset(&mut self) {
         (self.iovecs_used, self.headers_used, self.addrs_used) = (0, 0, 0);
     }
 
-    /// How long the next gather list can be.
+    /// The longest list of iovecs that [`Arena::message`] takes now.
     pub(super) fn iovec_room(&self) -> usize {
         match self.headers_used < self.headers.len() {
             true => self.iovecs.len() - self.iovecs_used,
@@ -41,7 +41,8 @@ impl Arena {
         }
     }
 
-    /// Keeps a gather list with a header over it. Returns it with the number of bytes in the list.
+    /// Stores an iovec for each part and a message header for the list. Returns the header and the
+    /// number of bytes in the list.
     ///
     /// # Panics
     /// If there are more parts than [`Arena::iovec_room`].
@@ -73,7 +74,7 @@ impl Arena {
         self.addrs.len() - self.addrs_used
     }
 
-    /// Keeps an address. (Nothing is lost by never dropping it: it owns no memory.)
+    /// Stores an address. It is never dropped, which leaks nothing: a `SockAddr` owns no memory.
     pub(super) fn addr(
         &mut self,
         addr: socket2::SockAddr,

@@ -1,43 +1,43 @@
-//! The receive buffers of a ring. Owns: the pool, the provided-buffer rings over it, and the count
-//! of receives that may write into it. Invariant: while a receive into a pool is in flight, the
-//! pool's memory stays; dropped before that, it is leaked.
+//! The receive buffers of a ring. Owns: the pools, the provided-buffer rings over them, and the
+//! count of receives that may write to them. Invariant: a pool's memory is not freed while a
+//! receive is in flight; dropped before that, it is leaked. Must not know connections.
 //!
-//! Single-shot receives have a group of their own where the buffers of the main one are
-//! incremental. A receive that the kernel hands to a worker (one on a socket with urgent data,
-//! after 128 wake-ups without data) commits its buffer when it is picked and not by what it
-//! received: with an incremental buffer the offsets of later completions are wrong from then on.
-//! Multishot receives never go to a worker.
+//! First receives, which are single-shot, have a buffer group of their own where the buffers of the
+//! main group are incremental. The kernel may hand a single-shot receive to an io-wq worker (seen
+//! on 6.18: a socket with TCP urgent data, after 128 wake-ups without data). A worker commits the
+//! buffer when it selects it, not by the bytes received. In an incremental buffer the offsets of
+//! all later completions would then be wrong. Multishot receives never go to a worker.
 
 use super::bufring::{BufRing, GROUP, GROUP_FIRST};
 use crate::buf::{Lease, Pool};
 use crate::error::{Errno, Violation};
 use io_uring::{IoUring, cqueue};
 
-/// The group of single-shot receives: enough for a burst of new connections. With none left, a
-/// receive is multishot.
+/// Buffers in the group of first receives: enough for a burst of new connections. When none is
+/// free, the first receive is multishot.
 const FIRST_COUNT: u16 = 64;
 const FIRST_BYTES: u32 = 4096;
 const FIRST_LOW: u32 = 8;
 
 #[derive(Debug)]
 pub(super) struct Buffers {
-    main: Group,
-    first: Option<Group>,
-    /// Receives in flight that have a buffer of a pool, or may pick one.
+    main: BufferGroup,
+    first: Option<BufferGroup>,
+    /// Receives in flight that hold a buffer of a pool or may select one.
     in_flight: usize,
-    /// The kernel is not to be believed: it may write at any time.
-    distrusted: bool,
+    /// After a violation: the kernel may write to the buffers at any time.
+    leak_on_drop: bool,
 }
 
 #[derive(Debug)]
-struct Group {
+struct BufferGroup {
     pool: Pool,
     ring: Option<BufRing>,
-    /// The kernel fills the buffers of the ring piece by piece.
+    /// The kernel fills a buffer of the ring in several pieces (IOU_PBUF_RING_INC).
     incremental: bool,
 }
 
-impl Group {
+impl BufferGroup {
     fn refill(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.refill(&self.pool);
@@ -47,20 +47,18 @@ impl Group {
     #[inline]
     fn deliver(&mut self, id: u16, len: u32, more: bool) -> Result<Lease, Violation> {
         if more && !self.incremental {
-            return Err(Violation(
-                "a part of a buffer was filled, and buffers are filled as a whole",
-            ));
+            return Err(Violation("F_BUF_MORE on a buffer that is filled as a whole"));
         }
         let lease = self.pool.deliver(id, len, more)?;
         if let Some(ring) = self.ring.as_mut().filter(|_| !more) {
-            ring.used_up();
+            ring.consumed();
         }
         Ok(lease)
     }
 }
 
 impl Buffers {
-    /// `incremental` and `first` only with a ring.
+    /// `incremental` and `first` require `ring`.
     pub(super) fn new(
         uring: &IoUring,
         (count, size, low): (u32, u32, u32),
@@ -77,7 +75,7 @@ impl Buffers {
             false => None,
         };
         let first = match first && incremental {
-            true => Some(Group {
+            true => Some(BufferGroup {
                 pool: Pool::new(u32::from(FIRST_COUNT), FIRST_BYTES, FIRST_LOW).map_err(errno)?,
                 ring: Some(
                     BufRing::register(uring, GROUP_FIRST, FIRST_COUNT, false).map_err(errno)?,
@@ -87,10 +85,10 @@ impl Buffers {
             false => None,
         };
         Ok(Buffers {
-            main: Group { pool, ring, incremental },
+            main: BufferGroup { pool, ring, incremental },
             first,
             in_flight: 0,
-            distrusted: false,
+            leak_on_drop: false,
         })
     }
 
@@ -102,7 +100,7 @@ impl Buffers {
         self.main.ring.is_some()
     }
 
-    /// The group of single-shot receives, and the size of its buffers.
+    /// The buffer group of first receives, and the size of its buffers.
     pub(super) fn first_group(&self) -> (u16, u32) {
         match &self.first {
             Some(first) => (GROUP_FIRST, first.pool.size()),
@@ -110,7 +108,7 @@ impl Buffers {
         }
     }
 
-    /// Gives all free buffers to the kernel.
+    /// Provides all free buffers to the kernel.
     pub(super) fn refill(&mut self) {
         self.main.refill();
         if let Some(first) = &mut self.first {
@@ -118,23 +116,22 @@ impl Buffers {
         }
     }
 
-    /// A receive goes to the kernel.
+    /// A receive was staged.
     #[inline]
     pub(super) fn receive_started(&mut self) {
         self.in_flight += 1;
     }
 
-    /// A receive has ended. (More have ended than were in flight: the caller has found out
-    /// already.)
+    /// A receive completed. The caller has checked that it was in flight.
     #[inline]
-    pub(super) fn receive_ended(&mut self) {
+    pub(super) fn receive_completed(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// The data in the buffer that the kernel picked; `None` if it picked none. Without data (a
-    /// receive that failed after picking), the claim just ends.
+    /// The data in the buffer that the kernel selected; `None` if it selected none. A receive that
+    /// failed after the selection has no data: its buffer becomes free.
     #[inline]
-    pub(super) fn picked(
+    pub(super) fn take_selected(
         &mut self,
         first: bool,
         result: i32,
@@ -142,7 +139,7 @@ impl Buffers {
     ) -> Result<Option<Lease>, Violation> {
         let Some(id) = cqueue::buffer_select(flags) else {
             return match result > 0 && self.main.ring.is_some() {
-                true => Err(Violation("a receive has data, and the completion names no buffer")),
+                true => Err(Violation("a completion with data names no provided buffer")),
                 false => Ok(None),
             };
         };
@@ -151,13 +148,13 @@ impl Buffers {
             None => &mut self.main,
         };
         if group.ring.is_none() {
-            return Err(Violation("a completion names a receive buffer, and the kernel has none"));
+            return Err(Violation("a completion names a provided buffer, but none is registered"));
         }
         let lease = group.deliver(id, result.max(0) as u32, cqueue::buffer_more(flags))?;
         Ok((result > 0).then_some(lease))
     }
 
-    /// In the ring or about to be put there: the kernel decides who gets them.
+    /// Buffers in the ring, and those that the next refill adds.
     pub(super) fn free(&self) -> usize {
         self.main.pool.free() + self.main.ring.as_ref().map_or(0, BufRing::usable)
     }
@@ -167,13 +164,13 @@ impl Buffers {
             + self.first.as_ref().map_or(0, |first| first.pool.heap_copies())
     }
 
-    pub(super) fn distrust(&mut self) {
-        self.distrusted = true;
+    pub(super) fn leak_on_drop(&mut self) {
+        self.leak_on_drop = true;
     }
 
-    /// Takes the rings from the kernel, if no receive is in flight.
+    /// Unregisters the buffer rings, unless a receive is in flight.
     pub(super) fn unregister(&self, uring: &IoUring) {
-        if self.in_flight == 0 && !self.distrusted {
+        if self.in_flight == 0 && !self.leak_on_drop {
             let groups = [Some(&self.main), self.first.as_ref()];
             groups
                 .into_iter()
@@ -186,7 +183,7 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        if self.in_flight > 0 || self.distrusted {
+        if self.in_flight > 0 || self.leak_on_drop {
             self.main.pool.leak();
             if let Some(first) = &self.first {
                 first.pool.leak();
@@ -197,8 +194,7 @@ impl Drop for Buffers {
 
 #[cfg(test)]
 impl Buffers {
-    /// The pool of receives that are or are not the first of a connection; with it, whether its
-    /// buffers are incremental.
+    /// The pool of first or of other receives, and whether its buffers are incremental.
     pub(super) fn group(&self, first: bool) -> (&Pool, bool) {
         let group = self.first.as_ref().filter(|_| first).unwrap_or(&self.main);
         (&group.pool, group.incremental)

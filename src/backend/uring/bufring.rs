@@ -1,6 +1,7 @@
-//! A provided-buffer ring (5.19): the buffers that the kernel may pick for receives. Owns: the
-//! ring's memory, and the claims of the pool's buffers that are in it. Invariant: a buffer is in
-//! the ring exactly while the kernel has the claim on it.
+//! A provided-buffer ring (5.19): the buffers that the kernel may select for receives. Owns: the
+//! memory of the ring, and the buffers of a pool that are in it. Invariant: while a buffer is in
+//! the ring, it is checked out of the pool, and only the kernel writes to it. Must not know who
+//! receives.
 
 use crate::buf::Pool;
 use crate::sys::Mapping;
@@ -9,11 +10,12 @@ use io_uring::types::BufRingEntry;
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Of receives in general.
+/// The buffer group of most receives.
 pub(super) const GROUP: u16 = 0;
-/// Of single-shot receives, where the buffers of the other group are incremental.
+/// The buffer group of first receives, which are single-shot, where the buffers of `GROUP` are
+/// incremental.
 pub(super) const GROUP_FIRST: u16 = 1;
-/// IOU_PBUF_RING_INC (6.12): buffers are consumed piece by piece.
+/// IOU_PBUF_RING_INC (6.12): the kernel fills a buffer in several pieces.
 const INCREMENTAL: u16 = 2;
 
 #[derive(Debug)]
@@ -27,7 +29,7 @@ pub(super) struct BufRing {
 }
 
 impl BufRing {
-    /// Registers an empty ring of `entries` (a power of two).
+    /// Registers an empty ring of `entries` entries (a power of two).
     pub(super) fn register(
         uring: &IoUring,
         group: u16,
@@ -36,17 +38,17 @@ impl BufRing {
     ) -> io::Result<BufRing> {
         let memory = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
         // The kernel reads the physical pages that are registered here. If a fork shared them
-        // copy-on-write, the next `refill` could go to a copy, which the kernel never reads.
+        // copy-on-write, the next `refill` could write to a copy, which the kernel never reads.
         memory.keep_from_children();
         let flags = if incremental { INCREMENTAL } else { 0 };
         let start = memory.start().as_ptr() as u64;
         // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered
-        // or gone (`Uring` drops this after its ring).
+        // or closed (`Uring` drops this after its ring).
         unsafe { uring.submitter().register_buf_ring_with_flags(start, entries, group, flags)? };
         Ok(BufRing { memory, group, entries, tail: 0, usable: 0 })
     }
 
-    /// Takes the ring from the kernel, when no receive is in flight.
+    /// Unregisters the ring. No receive may be in flight.
     pub(super) fn unregister(&self, uring: &IoUring) {
         let _ = uring.submitter().unregister_buf_ring(self.group);
     }
@@ -55,20 +57,20 @@ impl BufRing {
         self.usable
     }
 
-    /// The kernel is done with one of the buffers.
-    pub(super) fn used_up(&mut self) {
+    /// The kernel has filled a buffer and released it.
+    pub(super) fn consumed(&mut self) {
         self.usable -= 1;
     }
 
-    /// Gives all free buffers of the pool to the kernel, with one release store.
+    /// Provides all free buffers of the pool to the kernel, with one release store.
     pub(super) fn refill(&mut self, pool: &Pool) {
         let before = self.tail;
         while let Some(id) = pool.checkout() {
             let (start, len) = pool.room(id);
             let base: *mut BufRingEntry = self.memory.start().as_ptr().cast();
             let index = usize::from(self.tail & (self.entries - 1));
-            // SAFETY: within the ring's memory, which is writable and zeroed at first; the kernel
-            // reads an entry only once the tail is past it. There are as many entries as buffers,
+            // SAFETY: within the ring's memory, which is writable and initially zero. The kernel
+            // reads an entry only when the tail is past it. There are as many entries as buffers,
             // so this one is not in use.
             let entry = unsafe { &mut *base.add(index) };
             entry.set_addr(start.as_ptr() as u64);
@@ -79,7 +81,7 @@ impl BufRing {
         }
         if self.tail != before {
             let base: *const BufRingEntry = self.memory.start().as_ptr().cast();
-            // SAFETY: the tail lies in the first entry's reserved field, aligned for u16; the
+            // SAFETY: the tail is in the reserved field of the first entry, aligned for u16. The
             // kernel loads it with acquire.
             unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base).cast_mut()) }
                 .store(self.tail, Ordering::Release);

@@ -1,43 +1,44 @@
-//! The io_uring backend: operations are submission queue entries, what came of them are completion
-//! queue entries, and one `io_uring_enter` a turn does it all.
+//! The io_uring backend. An operation becomes one or more submission queue entries (SQEs), its
+//! outcome comes from completion queue entries (CQEs), and one `io_uring_enter` per turn submits
+//! and waits.
 //!
 //! Owns: the ring, the sockets, the receive buffers, and the memory of each operation in flight.
-//! Invariant: a slot knows which entry of each direction is in flight and holds what it reads or
-//! writes, and its descriptor is closed by an entry of its own, when no other is. Must not know:
-//! connection states, queues, timers.
+//! Invariant: a slot records which SQE of each direction is in flight and holds the memory that it
+//! reads or writes; a CLOSE is staged only when no other SQE of the slot is in flight. Must not
+//! know: connection states, send queues, timers.
 //!
-//! # The four ways to wait
+//! # One SQE, or a poll first
 //!
-//! Where the kernel polls by itself (FAST_POLL, 5.7), an operation is one entry. Where buffers can
-//! be picked by the kernel when data is there (a buffer ring, 5.19), a receive is one entry too,
-//! and with multishot (6.0) one for many receives. Otherwise the socket is polled first and the
-//! operation follows when it can go on: for receives in tier `oneshot` without a buffer ring, so
-//! that no buffer is bound to an idle connection; for everything in tier `polled`, so that no
-//! kernel worker is.
+//! Where the kernel polls by itself (FAST_POLL, 5.7), an operation is one SQE. With a
+//! provided-buffer ring (5.19) the kernel selects the buffer of a receive when data arrives, and
+//! with multishot (6.0) one SQE serves many receives. Otherwise a POLL_ADD comes first, and the
+//! operation is staged when the poll completes: for receives in tier `oneshot` without a buffer
+//! ring, so that an idle connection holds no buffer; for all operations in tier `polled`, so that
+//! none occupies a kernel worker.
 //!
-//! # When the kernel cannot be believed
+//! # Violations
 //!
-//! What a completion says is checked before anything rests on it: that its operation is in flight,
-//! that a buffer is the kernel's, that no more bytes were taken or written than there are. What
-//! does not hold fails the backend: it hands out nothing more, and its memory is leaked when it is
-//! dropped.
+//! Each CQE is checked before memory safety depends on it: its operation is in flight, a buffer
+//! that it names is in the buffer ring, its byte count is within the memory of the operation. A CQE
+//! that fails a check is a [`Violation`]. It fails the backend: `next` returns nothing more, and
+//! the memory of the backend is leaked when it is dropped.
 #![allow(unsafe_code)]
 
-mod alarm;
 mod arena;
 mod buffers;
 mod bufring;
-mod entry;
-#[cfg(test)]
-mod lying_kernel;
 mod op;
 mod probe;
 mod reap;
 mod ring;
 pub(super) mod setup;
 mod slot;
+mod sqe;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod token;
+mod wait_timeout;
 
 use super::{
     Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started,
@@ -48,14 +49,14 @@ use crate::net::{Addr, socket};
 use crate::table::Table;
 use crate::waker::Inbox;
 use buffers::Buffers;
-use entry::Plain;
-use op::Step;
-use op::connect::{Connects, UnixRetry};
+use op::Postponed;
+use op::connect::{PendingConnects, UnixRetry};
 use op::recv_into::RecvBufs;
-use op::send::ZeroCopy;
+use op::send::ZeroCopyShare;
 pub(super) use probe::Refusal;
 use ring::Ring;
-use slot::{Slot, mark};
+use slot::{Slot, flag};
+use sqe::PlainSqe;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -63,29 +64,31 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use token::{Kind, pack};
 
-/// How operations are made into entries; follows from the tier and the capabilities.
+/// The io_uring features in use. They follow from the tier and the capabilities, and decide which
+/// SQEs an operation takes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Style {
+pub(super) struct Features {
     pub(super) multishot_recv: bool,
-    /// The first receive of a connection is single-shot all the same, and waits for a first send.
-    /// Only with multishot receives.
+    /// With multishot receives: the first receive of a connection is single-shot, and on a
+    /// connected socket it is delayed until the first send completes.
     pub(super) adaptive_receives: bool,
     pub(super) multishot_accept: bool,
-    /// Sockets are made by an entry.
+    /// SOCKET makes the socket of a connect, not socket(2).
     pub(super) socket_op: bool,
-    /// Everything is polled first, with descriptors and flags that never block.
+    /// Tier `polled`: a poll comes before each operation, and descriptors or flags are
+    /// non-blocking.
     pub(super) polled: bool,
-    /// Completions are made only when the owner enters the kernel.
+    /// DEFER_TASKRUN: the kernel posts CQEs only when the owner thread enters it.
     pub(super) deferred: bool,
     pub(super) zero_copy: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Uring {
-    /// First, so that it is gone before the memory that its kernel side uses.
+    /// The first field: the ring is closed before the memory that the kernel uses is freed.
     ring: Ring,
     buffers: Buffers,
-    style: Style,
+    features: Features,
     engine: EngineNumber,
     epoch: Instant,
     inbox: Arc<Inbox>,
@@ -93,17 +96,21 @@ pub(crate) struct Uring {
     gather_max: usize,
     slots: Vec<Slot>,
     recv_bufs: RecvBufs,
-    connects: Connects,
-    zero_copies: Table<ZeroCopy>,
-    /// Bytes of payloads in `zero_copies`.
+    connects: PendingConnects,
+    zero_copy_shares: Table<ZeroCopyShare>,
+    /// Bytes of payloads in `zero_copy_shares`.
     zero_copy_bytes: usize,
-    done: VecDeque<Completed<OwnedFd>>,
-    steps: VecDeque<Step>,
+    /// Completed operations that `next` has not returned yet.
+    completed: VecDeque<Completed<OwnedFd>>,
+    /// SQEs that found the submission queue full.
+    postponed: VecDeque<Postponed>,
     unix_retries: Vec<UnixRetry>,
-    /// Watches for hang-ups whose connections were released: cancelled, and not yet completed.
+    /// Hang-up polls of released connections: cancelled, and not completed yet.
     abandoned_watches: usize,
-    watch: Option<OwnedFd>,
+    /// The event fd that is registered with the ring (tier `deferred`).
+    event_fd: Option<OwnedFd>,
     stats: BackendStats,
+    /// The first violation: the backend has failed.
     violation: Option<Violation>,
 }
 
@@ -111,14 +118,14 @@ impl Uring {
     fn new(
         ring: Ring,
         buffers: Buffers,
-        style: Style,
+        features: Features,
         inbox: Arc<Inbox>,
         parameters: &super::Parameters,
     ) -> Uring {
         Uring {
             ring,
             buffers,
-            style,
+            features,
             engine: parameters.engine,
             epoch: Instant::now(),
             inbox,
@@ -126,33 +133,34 @@ impl Uring {
             gather_max: parameters.gather_max,
             slots: Vec::with_capacity(parameters.connections_reserved),
             recv_bufs: RecvBufs::default(),
-            connects: Connects::default(),
-            zero_copies: Table::new(parameters.engine, 0),
+            connects: PendingConnects::default(),
+            zero_copy_shares: Table::new(parameters.engine, 0),
             zero_copy_bytes: 0,
-            done: VecDeque::new(),
-            steps: VecDeque::new(),
+            completed: VecDeque::new(),
+            postponed: VecDeque::new(),
             unix_retries: Vec::new(),
             abandoned_watches: 0,
-            watch: None,
+            event_fd: None,
             stats: BackendStats::default(),
             violation: None,
         }
     }
 
     /// # Panics
-    /// If the key is not the slot's: the engine names only what it holds.
+    /// If the key is stale: the engine passes only keys that are open.
     #[inline]
     fn slot(&mut self, key: Key) -> &mut Slot {
         let slot = &mut self.slots[key.slot()];
-        assert_eq!(slot.generation, key.generation(), "the engine names only what it holds");
+        assert_eq!(slot.generation, key.generation(), "a stale key");
         slot
     }
 
-    fn known(&self, key: Key) -> Option<&Slot> {
+    /// The slot of a key; `None` if the key is stale.
+    fn find_slot(&self, key: Key) -> Option<&Slot> {
         self.slots.get(key.slot()).filter(|slot| slot.generation == key.generation())
     }
 
-    fn occupy(&mut self, key: Key, fd: Option<OwnedFd>) {
+    fn open_slot(&mut self, key: Key, fd: Option<OwnedFd>) {
         let index = key.slot();
         while self.slots.len() <= index {
             self.slots.push(Slot::new(None, 0));
@@ -160,16 +168,16 @@ impl Uring {
         self.slots[index] = Slot::new(fd, key.generation());
     }
 
-    fn finish(&mut self, key: Key, outcome: Outcome<OwnedFd>) {
-        self.done.push_back(Completed::last(key, outcome));
+    fn complete(&mut self, key: Key, outcome: Outcome<OwnedFd>) {
+        self.completed.push_back(Completed::last(key, outcome));
     }
 
-    /// The kernel said something that cannot be true: nothing more is handed out.
+    /// Fails the backend: a CQE was invalid. `next` returns nothing more.
     #[cold]
     fn fail(&mut self, violation: Violation) {
         if self.violation.is_none() {
             self.violation = Some(violation);
-            self.buffers.distrust();
+            self.buffers.leak_on_drop();
         }
         self.stats.kernel_violations += 1;
     }
@@ -178,65 +186,66 @@ impl Uring {
         if self.wake_armed || self.ring.make_room().is_err() {
             return;
         }
-        let entry = Plain::poll_of(self.inbox.fd(), libc::POLLIN);
-        self.ring.push_plain(entry, pack(Kind::Wake, Key::NONE));
+        let sqe = PlainSqe::poll_fd(self.inbox.fd(), libc::POLLIN);
+        self.ring.push_plain(sqe, pack(Kind::Wake, Key::NONE));
         self.wake_armed = true;
     }
 
-    /// Ends the last operation of a ring that is otherwise at rest: the one that bounds waits. It
-    /// ends at once when it is cancelled.
-    fn silence_alarm(&mut self) {
-        if self.ring.operations() > 0 {
+    /// Cancels the TIMEOUT that bounds waits and reaps it, if nothing else is in flight. A
+    /// cancelled TIMEOUT completes at once.
+    fn end_wait_timeout(&mut self) {
+        if self.ring.operations_in_flight() > 0 {
             return;
         }
-        self.ring.silence();
+        self.ring.cancel_wait_timeout();
         for _ in 0..8 {
             if self.ring.in_flight == 0 || self.ring.enter(1, None).is_err() {
                 return;
             }
-            self.reap_last();
+            self.reap();
         }
     }
 
-    /// Takes what has completed, for nobody.
-    fn reap_last(&mut self) {
+    /// Reaps all CQEs of the completion queue into `completed`.
+    fn reap(&mut self) {
         while self.violation.is_none()
-            && let Some(entry) = self.ring.next()
+            && let Some(cqe) = self.ring.next()
         {
-            if let Some(completed) =
-                self.translate(entry.user_data(), entry.result(), entry.flags())
-            {
-                self.done.push_back(completed);
+            if let Some(completed) = self.translate(cqe.user_data(), cqe.result(), cqe.flags()) {
+                self.completed.push_back(completed);
             }
         }
     }
 
     fn make_watch_fd(&mut self) -> io::Result<OwnedFd> {
-        if !self.style.deferred {
-            // The ring's own descriptor will do; and before 5.19 registering anything waits for all
-            // operations in flight, which is for ever. What bounded an earlier wait would make it
-            // readable for nothing.
-            self.ring.silence();
+        if !self.features.deferred {
+            // The ring's own descriptor becomes readable with a CQE. An event fd would not work on
+            // all kernels: before 5.19 a registration waits until no operation is in flight. A
+            // TIMEOUT left from an earlier wait would make the descriptor readable without cause.
+            self.ring.cancel_wait_timeout();
             // SAFETY: the ring is open as long as this value lives.
             return unsafe { BorrowedFd::borrow_raw(self.ring.uring.as_raw_fd()) }
                 .try_clone_to_owned();
         }
-        // With DEFER_TASKRUN that does not wake a foreign epoll; a registered eventfd does.
-        let event = crate::sys::eventfd()?;
-        self.ring.uring.submitter().register_eventfd(event.as_raw_fd())?;
-        let copy = event.try_clone()?;
-        self.watch = Some(event);
+        // With DEFER_TASKRUN the ring's descriptor does not wake an epoll_wait; a registered event
+        // fd does.
+        let event_fd = crate::sys::eventfd()?;
+        self.ring.uring.submitter().register_eventfd(event_fd.as_raw_fd())?;
+        let copy = event_fd.try_clone()?;
+        self.event_fd = Some(event_fd);
         Ok(copy)
     }
 }
 
 impl Drop for Uring {
-    /// Batches that the kernel does not know of are dropped. All others are leaked by their type.
+    /// Drops the batches that no SQE in flight reads. All others are leaked ([`InFlight`]).
+    ///
+    /// [`InFlight`]: crate::buf::InFlight
     fn drop(&mut self) {
-        let idle = |slot: &&mut Slot| !matches!(slot.send, Kind::Send | Kind::SendZeroCopy);
-        let unknown = self.slots.iter_mut().filter(|_| self.violation.is_none()).filter(idle);
-        let batches = unknown.filter_map(|slot| slot.batch.take());
-        // SAFETY: no submission of these slots that reads a batch is in flight.
+        let is_unread = |slot: &&mut Slot| !matches!(slot.send, Kind::Send | Kind::SendZeroCopy);
+        let unread = self.slots.iter_mut().filter(|_| self.violation.is_none()).filter(is_unread);
+        let batches = unread.filter_map(|slot| slot.batch.take());
+        // SAFETY: no SQE of these slots that reads a batch is in flight.
         let batches: Vec<SendBatch> = batches.map(|batch| unsafe { batch.take() }).collect();
         drop(batches);
     }
@@ -256,19 +265,19 @@ impl Backend for Uring {
     fn open(&mut self, key: Key, what: Open<'_, OwnedFd>) -> Result<(), Error> {
         let listens = matches!(what, Open::Listen(..) | Open::Listener(_));
         let fd = match what {
-            // Non-blocking only where accepts are made when a poll said so: a spurious one must not
+            // Non-blocking only in tier `polled`: there an accept after a spurious poll must not
             // block a worker.
-            Open::Listen(addr, options) => socket::listening(addr, options, self.style.polled)?,
+            Open::Listen(addr, options) => socket::listening(addr, options, self.features.polled)?,
             Open::Listener(fd) => {
-                if self.style.polled {
+                if self.features.polled {
                     let _ = socket2::SockRef::from(&fd).set_nonblocking(true);
                 }
                 fd
             }
             Open::Accepted(fd) | Open::Stream(fd) => fd,
         };
-        self.occupy(key, Some(fd));
-        self.slot(key).set(mark::LISTENS, listens);
+        self.open_slot(key, Some(fd));
+        self.slot(key).set(flag::LISTENER, listens);
         Ok(())
     }
 
@@ -295,7 +304,7 @@ impl Backend for Uring {
             return Err(Error::EngineFailed(what));
         }
         self.arm_wake();
-        self.take_steps();
+        self.stage_postponed();
         self.retry_connects();
         self.buffers.refill();
         let mut until = until;
@@ -310,9 +319,9 @@ impl Backend for Uring {
         };
         let ready = timeout == Some(Duration::ZERO)
             || self.has_next()
-            || !self.steps.is_empty()
+            || !self.postponed.is_empty()
             || !self.wake_armed;
-        self.ring.enter(u32::from(!ready), timeout).map_err(Ring::fatal)
+        self.ring.enter(u32::from(!ready), timeout).map_err(Ring::enter_error)
     }
 
     #[inline(always)]
@@ -321,20 +330,18 @@ impl Backend for Uring {
             if self.violation.is_some() {
                 return None;
             }
-            if let Some(done) = self.done.pop_front() {
-                return Some(done);
+            if let Some(completed) = self.completed.pop_front() {
+                return Some(completed);
             }
-            let entry = self.ring.next()?;
-            if let Some(completed) =
-                self.translate(entry.user_data(), entry.result(), entry.flags())
-            {
+            let cqe = self.ring.next()?;
+            if let Some(completed) = self.translate(cqe.user_data(), cqe.result(), cqe.flags()) {
                 return Some(completed);
             }
         }
     }
 
     fn has_next(&self) -> bool {
-        !self.done.is_empty() || self.ring.has_next() || self.violation.is_some()
+        !self.completed.is_empty() || self.ring.has_next() || self.violation.is_some()
     }
 
     fn free_buffers(&self) -> usize {
@@ -346,7 +353,7 @@ impl Backend for Uring {
     }
 
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>> {
-        self.known(key)?.fd.as_ref().map(AsFd::as_fd)
+        self.find_slot(key)?.fd.as_ref().map(AsFd::as_fd)
     }
 
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error> {
@@ -364,15 +371,15 @@ impl Backend for Uring {
     }
 
     fn watch_reset(&mut self) {
-        let Some(watch) = &self.watch else { return };
-        if crate::sys::counter_reset(watch) {
-            // The kernel may signal a registered eventfd by way of an RCU callback, and does that
-            // once per registration (seen on 6.12 and 6.18): renew it. What happens in between is
-            // seen by `has_next`.
+        let Some(event_fd) = &self.event_fd else { return };
+        if crate::sys::counter_reset(event_fd) {
+            // The kernel may signal a registered event fd from an RCU callback, and may do so only
+            // once per registration (seen on 6.12 and 6.18): register it anew. `has_next` finds
+            // what completes in between.
             self.stats.syscalls += 3;
             let submitter = self.ring.uring.submitter();
             let _ = submitter.unregister_eventfd();
-            let _ = submitter.register_eventfd(watch.as_raw_fd());
+            let _ = submitter.register_eventfd(event_fd.as_raw_fd());
         }
     }
 
@@ -395,26 +402,26 @@ impl Backend for Uring {
         if self.wake_armed && self.ring.make_room().is_ok() {
             self.ring.push_cancel(pack(Kind::Wake, Key::NONE));
         }
-        while self.ring.operations() > 0 {
-            let before = self.ring.operations();
-            // A patience beyond what a clock can tell has no end.
-            let until = Instant::now().checked_add(patience);
-            let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
-            while self.ring.operations() == before
+        while self.ring.operations_in_flight() > 0 {
+            let before = self.ring.operations_in_flight();
+            // A patience beyond the range of the clock sets no deadline.
+            let deadline = Instant::now().checked_add(patience);
+            let timeout = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            while self.ring.operations_in_flight() == before
                 && self.violation.is_none()
-                && left() != Some(Duration::ZERO)
+                && timeout() != Some(Duration::ZERO)
             {
-                // An interrupted wait is no reason to give up.
-                if self.ring.enter(1, left()).is_err() {
+                // An interrupted wait (EINTR) returns no error and is repeated.
+                if self.ring.enter(1, timeout()).is_err() {
                     break;
                 }
-                self.reap_last();
+                self.reap();
             }
-            if self.ring.operations() == before || self.violation.is_some() {
+            if self.ring.operations_in_flight() == before || self.violation.is_some() {
                 break;
             }
         }
-        self.silence_alarm();
+        self.end_wait_timeout();
         self.buffers.unregister(&self.ring.uring);
         self.ring.in_flight == 0 && self.violation.is_none()
     }

@@ -1,12 +1,12 @@
-//! One ring: pushing, entering, reaping. Owns: the `IoUring`, the arena, the count of what is in
-//! flight. Invariant: each entry pushed is in flight until a completion without F_MORE. Knows
-//! nothing of connections.
+//! One ring: stages SQEs, enters the kernel, reaps CQEs. Owns: the `IoUring`, the arena, the count
+//! of SQEs in flight. Invariant: each pushed SQE is in flight until its CQE without F_MORE. Must
+//! not know connections.
 
-use super::alarm::Alarm;
 use super::arena::Arena;
-use super::entry::Plain;
+use super::sqe::PlainSqe;
 use super::sys;
 use super::token::{Kind, pack};
+use super::wait_timeout::WaitTimeout;
 use crate::backend::BackendStats;
 use crate::error::{Errno, Error};
 use crate::id::{EngineNumber, Key};
@@ -15,9 +15,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-const BATCH: usize = 256;
+/// CQEs that are copied from the completion queue at once.
+const CQES_COPIED_MAX: usize = 256;
 
-/// No room in the submission queue, although the kernel was just entered.
+/// The submission queue has no room, even after an enter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
@@ -27,7 +28,7 @@ pub(super) struct EnterMode {
     /// The descriptor, or with `ENTER_REGISTERED_RING` its index.
     pub(super) fd: RawFd,
     pub(super) flags: u32,
-    /// Deadlines go with the wait; else an entry of its own does the same.
+    /// `io_uring_enter` takes a timeout (EXT_ARG, 5.11); otherwise a TIMEOUT SQE bounds a wait.
     pub(super) ext_arg: bool,
     pub(super) no_iowait: bool,
 }
@@ -36,16 +37,19 @@ pub(super) struct Ring {
     pub(super) uring: IoUring,
     pub(super) arena: Arena,
     mode: EnterMode,
-    batch: Box<[MaybeUninit<cqueue::Entry>; BATCH]>,
-    batch_next: usize,
-    batch_len: usize,
+    /// CQEs copied from the completion queue; those from `cqes_next` to `cqes_len` are not taken
+    /// yet.
+    cqes: Box<[MaybeUninit<cqueue::Entry>; CQES_COPIED_MAX]>,
+    cqes_next: usize,
+    cqes_len: usize,
+    /// SQEs without their final CQE, staged ones included.
     pub(super) in_flight: usize,
-    /// Those of them that cancel others.
+    /// The ASYNC_CANCELs among them.
     pub(super) cancels: usize,
-    /// The completion queue was found full since the kernel was last entered: there may be more on
-    /// its side. Kernels before 5.8 have no flag for that.
-    was_full: bool,
-    pub(super) alarm: Alarm,
+    /// The completion queue was full at a reap since the last enter: the kernel may hold overflowed
+    /// CQEs. Kernels before 5.8 have no flag (IORING_SQ_CQ_OVERFLOW) for that.
+    cq_was_full: bool,
+    pub(super) wait_timeout: WaitTimeout,
     pub(super) stats: BackendStats,
 }
 
@@ -78,22 +82,22 @@ impl Ring {
             arena: Arena::new(entries, gather_max),
             uring,
             mode,
-            batch: Box::new([const { MaybeUninit::uninit() }; BATCH]),
-            batch_next: 0,
-            batch_len: 0,
+            cqes: Box::new([const { MaybeUninit::uninit() }; CQES_COPIED_MAX]),
+            cqes_next: 0,
+            cqes_len: 0,
             in_flight: 0,
             cancels: 0,
-            was_full: false,
-            alarm: Alarm::new(engine),
+            cq_was_full: false,
+            wait_timeout: WaitTimeout::new(engine),
             stats: BackendStats::default(),
         }
     }
 
-    /// Makes sure that one more entry fits, by submitting early if need be.
+    /// Makes room for one SQE; submits early if the queue is full.
     #[inline]
     pub(super) fn make_room(&mut self) -> Result<(), QueueFull> {
         if self.uring.submission().is_full() {
-            // What goes wrong here will go wrong, and be told, in the next wait too.
+            // The next wait fails with the same error and returns it.
             let _ = self.enter(0, Some(Duration::ZERO));
             if self.uring.submission().is_full() {
                 return Err(QueueFull);
@@ -102,8 +106,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Makes sure that one more address fits, and two entries that go together: what is linked must
-    /// be submitted at once.
+    /// Makes room for an address and two SQEs. Linked SQEs must be submitted together.
     pub(super) fn make_connect_room(&mut self) -> Result<(), QueueFull> {
         let has_room = |ring: &mut Ring| {
             let staged = ring.uring.submission();
@@ -115,7 +118,7 @@ impl Ring {
         if has_room(self) { Ok(()) } else { Err(QueueFull) }
     }
 
-    /// Makes sure that a gather list fits, and says how long it may be.
+    /// Makes room for an SQE and a list of at most `wanted` iovecs. Returns how long it may be.
     pub(super) fn make_gather_room(&mut self, wanted: usize) -> Result<usize, QueueFull> {
         if self.arena.iovec_room() < wanted {
             let _ = self.enter(0, Some(Duration::ZERO));
@@ -126,65 +129,71 @@ impl Ring {
         }
     }
 
-    /// Stages an entry. Call [`Ring::make_room`] first.
+    /// Stages an SQE. Call [`Ring::make_room`] first.
     ///
     /// # Safety
-    /// The memory that the entry names must stay valid until its final completion (its arena part:
-    /// until it is submitted).
+    /// The memory that the SQE references must stay valid until its final CQE; memory in the arena,
+    /// until the SQE is submitted.
     #[inline]
-    pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
+    pub(super) unsafe fn push(&mut self, sqe: squeue::Entry) {
         // SAFETY: passed on to the caller.
-        unsafe { self.uring.submission().push(&entry) }.expect("room was made first");
+        unsafe { self.uring.submission().push(&sqe) }.expect("room was made first");
         self.in_flight += 1;
     }
 
-    /// Stages an entry that names no memory. Call [`Ring::make_room`] first.
-    pub(super) fn push_plain(&mut self, plain: Plain, user_data: u64) {
-        // SAFETY: names no memory.
-        unsafe { self.push(plain.with(user_data)) };
+    /// Stages an SQE that references no memory. Call [`Ring::make_room`] first.
+    pub(super) fn push_plain(&mut self, sqe: PlainSqe, user_data: u64) {
+        // SAFETY: references no memory.
+        unsafe { self.push(sqe.into_entry(user_data)) };
     }
 
-    /// Stages an entry that ends another one, of this token. Call [`Ring::make_room`] first.
+    /// Stages the cancel of the SQE with this token. Call [`Ring::make_room`] first.
     pub(super) fn push_cancel(&mut self, target: u64) {
-        self.push_plain(Plain::cancel(target), pack(Kind::Cancel, Key::NONE));
+        self.push_plain(PlainSqe::cancel(target), pack(Kind::Cancel, Key::NONE));
         self.cancels += 1;
     }
 
-    /// Submits what is staged and waits for `want` completions, at most for `timeout`. An
-    /// interrupted or timed-out wait is no error: look at the completions.
-    pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
-        let mut want = want;
-        let bounded = want > 0 && timeout.is_some();
+    /// Submits the staged SQEs and waits for `min_complete` CQEs, at most for `timeout`. A wait
+    /// that is interrupted or times out is no error: the caller looks at the completion queue.
+    pub(super) fn enter(
+        &mut self,
+        min_complete: u32,
+        timeout: Option<Duration>,
+    ) -> Result<(), Errno> {
+        let mut min_complete = min_complete;
+        let bounded = min_complete > 0 && timeout.is_some();
         if bounded && !self.mode.ext_arg {
-            want = self.stage_alarm(timeout.unwrap_or_default());
+            min_complete = self.stage_wait_timeout(timeout.unwrap_or_default());
         }
         let staged = self.uring.submission().len() as u32;
-        if staged == 0 && want == 0 && !self.needs_kernel() {
+        if staged == 0 && min_complete == 0 && !self.needs_enter() {
             return Ok(());
         }
         self.stats.queue_overflows += u64::from(self.uring.submission().cq_overflow());
         let mut flags = self.mode.flags | sys::ENTER_GETEVENTS;
-        if want > 0 && self.mode.no_iowait {
+        if min_complete > 0 && self.mode.no_iowait {
             flags |= sys::ENTER_NO_IOWAIT;
         }
         self.stats.syscalls += 1;
-        self.was_full = false;
-        // SAFETY: `push` made its callers vouch for the memory of each staged entry.
+        self.cq_was_full = false;
+        // SAFETY: the callers of `push` guarantee the memory of each staged SQE.
         let result = unsafe {
-            match timeout.filter(|_| want > 0 && self.mode.ext_arg) {
-                Some(timeout) => sys::enter_until(self.mode.fd, staged, want, flags, timeout),
-                None => sys::enter(self.mode.fd, staged, want, flags),
+            match timeout.filter(|_| min_complete > 0 && self.mode.ext_arg) {
+                Some(timeout) => {
+                    sys::enter_timeout(self.mode.fd, staged, min_complete, flags, timeout)
+                }
+                None => sys::enter(self.mode.fd, staged, min_complete, flags),
             }
         };
-        let left = self.uring.submission().len();
-        self.stats.sqes += u64::from(staged) - left as u64;
-        if left == 0 {
+        let unsubmitted = self.uring.submission().len();
+        self.stats.sqes += u64::from(staged) - unsubmitted as u64;
+        if unsubmitted == 0 {
             self.arena.reset();
         }
         match result {
             Ok(_) | Err(Errno(libc::ETIME | libc::EINTR)) => Ok(()),
-            // The kernel wants completions to be taken first: flush its backlog, and submit in the
-            // next turn.
+            // The kernel takes no SQE before completions are reaped: flush the overflowed CQEs; the
+            // next turn submits.
             Err(Errno(libc::EBUSY | libc::EAGAIN)) => {
                 self.stats.syscalls += 1;
                 // SAFETY: submits nothing.
@@ -197,85 +206,85 @@ impl Ring {
         }
     }
 
-    /// Bounds a wait with an entry of its own, where the kernel cannot bound it. Returns how many
-    /// completions to wait for.
-    fn stage_alarm(&mut self, timeout: Duration) -> u32 {
+    /// Stages a TIMEOUT that bounds a wait (before EXT_ARG). Returns how many CQEs to wait for.
+    fn stage_wait_timeout(&mut self, timeout: Duration) -> u32 {
         let now = Instant::now();
-        let Some(at) = now.checked_add(timeout) else { return 1 };
-        if self.alarm.serves(at) {
+        let Some(deadline) = now.checked_add(timeout) else { return 1 };
+        if self.wait_timeout.covers(deadline) {
             return 1;
         }
         let queue = self.uring.submission();
         if queue.capacity() - queue.len() < 2 {
-            // What is staged goes first; the wait is for the next turn.
+            // No room: submit without a wait. The next turn waits.
             return 0;
         }
         drop(queue);
-        if let Some(armed) = self.alarm.disarm() {
+        if let Some(armed) = self.wait_timeout.disarm() {
             self.push_cancel(armed);
         }
-        let entry = self.alarm.arm(at, now);
+        let sqe = self.wait_timeout.arm(deadline, now);
         // SAFETY: the timespec is boxed, lives as long as the ring, and is copied at submission.
-        unsafe { self.push(entry) };
+        unsafe { self.push(sqe) };
         1
     }
 
-    /// How many operations are in flight, beside the one that bounds waits.
-    pub(super) fn operations(&self) -> usize {
-        self.in_flight - self.alarm.in_flight
+    /// SQEs in flight, without the TIMEOUTs that bound waits.
+    pub(super) fn operations_in_flight(&self) -> usize {
+        self.in_flight - self.wait_timeout.in_flight
     }
 
-    /// Ends what bounds waits.
-    pub(super) fn silence(&mut self) {
+    /// Cancels the TIMEOUT that bounds waits, if one is armed.
+    pub(super) fn cancel_wait_timeout(&mut self) {
         if self.make_room().is_ok()
-            && let Some(armed) = self.alarm.disarm()
+            && let Some(armed) = self.wait_timeout.disarm()
         {
             self.push_cancel(armed);
         }
     }
 
-    /// The next completion that is there.
+    /// Takes the next CQE, if there is one.
     #[inline]
     pub(super) fn next(&mut self) -> Option<cqueue::Entry> {
-        if self.batch_next == self.batch_len {
-            self.batch_next = 0;
+        if self.cqes_next == self.cqes_len {
+            self.cqes_next = 0;
             let mut queue = self.uring.completion();
-            self.was_full |= queue.is_full();
-            self.batch_len = queue.fill(&mut self.batch[..]).len();
+            self.cq_was_full |= queue.is_full();
+            self.cqes_len = queue.fill(&mut self.cqes[..]).len();
             drop(queue);
-            self.stats.cqes += self.batch_len as u64;
-            if self.batch_len == 0 {
+            self.stats.cqes += self.cqes_len as u64;
+            if self.cqes_len == 0 {
                 return None;
             }
         }
-        // SAFETY: `fill` wrote the first `batch_len` entries, and this one is among them.
-        let entry = unsafe { self.batch[self.batch_next].assume_init_ref() }.clone();
-        self.batch_next += 1;
-        Some(entry)
+        // SAFETY: `fill` wrote the first `cqes_len` entries, and this one is among them.
+        let cqe = unsafe { self.cqes[self.cqes_next].assume_init_ref() }.clone();
+        self.cqes_next += 1;
+        Some(cqe)
     }
 
-    /// An entry that was in flight, as the caller has found out, has completed.
+    /// An SQE has its final CQE. The caller has checked that it was in flight.
     #[inline]
-    pub(super) fn ended(&mut self) {
-        debug_assert!(self.in_flight > 0, "what is in flight was counted");
+    pub(super) fn op_completed(&mut self) {
+        debug_assert!(self.in_flight > 0, "each SQE in flight was counted");
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     pub(super) fn has_next(&self) -> bool {
-        // SAFETY: nobody else looks at the completion queue while this value lives.
-        self.batch_next < self.batch_len
+        // SAFETY: this value is the only user of the completion queue.
+        self.cqes_next < self.cqes_len
             || !unsafe { self.uring.completion_shared() }.is_empty()
-            || self.needs_kernel()
+            || self.needs_enter()
     }
 
-    /// True if completions wait on the kernel's side for the next enter.
-    fn needs_kernel(&self) -> bool {
-        // SAFETY: nobody else looks at the submission queue while this value lives.
+    /// True if the kernel holds completions that it posts at the next enter: deferred task work or
+    /// overflowed CQEs.
+    fn needs_enter(&self) -> bool {
+        // SAFETY: this value is the only user of the submission queue.
         let queue = unsafe { self.uring.submission_shared() };
-        queue.taskrun() || queue.cq_overflow() || self.was_full
+        queue.taskrun() || queue.cq_overflow() || self.cq_was_full
     }
 
-    pub(super) fn fatal(errno: Errno) -> Error {
+    pub(super) fn enter_error(errno: Errno) -> Error {
         Error::Os { call: "io_uring_enter", errno }
     }
 }

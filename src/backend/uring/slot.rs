@@ -1,5 +1,6 @@
-//! What the backend knows of a connection or listener. Owns: the data, and the questions that can
-//! be answered from it alone.
+//! The state of one connection or listener in this backend. Owns: its descriptor, the SQE kinds in
+//! flight, and the batch of a send. Invariant: at most one SQE is in flight per direction (receive,
+//! send, hang-up, open). Must not know the ring.
 
 use super::token::Kind;
 use crate::backend::{OpKind, SendBatch};
@@ -8,42 +9,44 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 const NO_BUFFER: u16 = u16::MAX;
 
-/// Bits of [`Slot::marks`].
-pub(super) mod mark {
-    /// The last receive filled its buffer: try the next one without a poll before it.
-    pub(in crate::backend::uring) const HOT: u8 = 1;
-    /// Nothing was received yet.
-    pub(in crate::backend::uring) const FRESH: u8 = 1 << 1;
-    /// Nothing was sent yet on a socket that was made here: its first send cannot wait for its
-    /// peer.
-    pub(in crate::backend::uring) const UNUSED: u8 = 1 << 2;
-    /// The first receive waits for the end of the first send.
-    pub(in crate::backend::uring) const HELD: u8 = 1 << 3;
-    /// The batch is one that waits for the end of the connect: the kernel does not know of it.
-    pub(in crate::backend::uring) const EARLY: u8 = 1 << 4;
-    /// A listener: it accepts, and does not connect.
-    pub(in crate::backend::uring) const LISTENS: u8 = 1 << 5;
+/// Bits of [`Slot::flags`].
+pub(super) mod flag {
+    /// The last receive filled its buffer: the next one starts without a poll.
+    pub(in crate::backend::uring) const BUFFER_FILLED: u8 = 1;
+    /// No receive was started yet.
+    pub(in crate::backend::uring) const NO_RECV_STARTED: u8 = 1 << 1;
+    /// Nothing was sent yet on a socket that this side connected: its send buffer is empty, so the
+    /// first send completes without waiting for the peer.
+    pub(in crate::backend::uring) const NOTHING_SENT: u8 = 1 << 2;
+    /// The first receive is delayed until the first send completes.
+    pub(in crate::backend::uring) const RECV_DELAYED: u8 = 1 << 3;
+    /// The batch came with the connect and waits for it. No SQE reads it.
+    pub(in crate::backend::uring) const EARLY_BATCH: u8 = 1 << 4;
+    /// A listener: it accepts and does not connect.
+    pub(in crate::backend::uring) const LISTENER: u8 = 1 << 5;
 }
 
 /// One connection or listener.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) fd: Option<OwnedFd>,
-    /// Of the occupant; 0 is no key's.
+    /// The generation of the key that owns the slot; 0 if the slot is free.
     pub(super) generation: u32,
-    /// What is in flight: a receive, a send, a watch for a hang-up, and one of connect, accept and
-    /// close.
+    /// The receive SQE in flight.
     pub(super) recv: Kind,
+    /// The send SQE in flight.
     pub(super) send: Kind,
+    /// The hang-up poll in flight.
     pub(super) hangup: Kind,
+    /// The SQE of a connect, an accept or a close in flight.
     pub(super) open: Kind,
-    /// The operations (bits by [`OpKind`]) that were advised to end: no next step for them.
-    stop: u8,
-    /// Bits of [`mark`].
-    marks: u8,
-    /// The buffer of a receive in flight that the kernel did not pick.
+    /// The operations (one bit per [`OpKind`]) with a cancel request: they stage no further SQE.
+    canceled: u8,
+    /// Bits of [`flag`].
+    flags: u8,
+    /// The buffer of a receive in flight, where the backend chose it and not the kernel.
     pub(super) buffer: u16,
-    /// What a send in flight reads.
+    /// The payloads that a send in flight reads.
     pub(super) batch: Option<InFlight<SendBatch>>,
 }
 
@@ -56,14 +59,14 @@ impl Slot {
             send: Kind::Idle,
             hangup: Kind::Idle,
             open: Kind::Idle,
-            stop: 0,
-            marks: mark::FRESH,
+            canceled: 0,
+            flags: flag::NO_RECV_STARTED,
             buffer: NO_BUFFER,
             batch: None,
         }
     }
 
-    /// What is in flight for an operation.
+    /// The SQE in flight for an operation, or `Idle`.
     pub(super) fn in_flight(&self, op: OpKind) -> Kind {
         match op {
             OpKind::Connect | OpKind::Accept | OpKind::Close => self.open,
@@ -82,32 +85,32 @@ impl Slot {
         }
     }
 
-    /// Advises an operation to end: its next step ends it.
-    pub(super) fn stop(&mut self, op: OpKind) {
-        self.stop |= 1 << op as u8;
+    /// Notes a cancel request: the operation ends instead of staging another SQE.
+    pub(super) fn request_cancel(&mut self, op: OpKind) {
+        self.canceled |= 1 << op as u8;
     }
 
-    pub(super) fn is_stopped(&self, op: OpKind) -> bool {
-        self.stop & 1 << op as u8 != 0
+    pub(super) fn cancel_requested(&self, op: OpKind) -> bool {
+        self.canceled & 1 << op as u8 != 0
     }
 
-    /// An operation is started anew.
-    pub(super) fn unstop(&mut self, op: OpKind) {
-        self.stop &= !(1 << op as u8);
+    /// Removes the cancel request of an earlier operation.
+    pub(super) fn clear_cancel(&mut self, op: OpKind) {
+        self.canceled &= !(1 << op as u8);
     }
 
-    pub(super) fn has(&self, mark: u8) -> bool {
-        self.marks & mark != 0
+    pub(super) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
     }
 
-    pub(super) fn set(&mut self, mark: u8, on: bool) {
-        self.marks = if on { self.marks | mark } else { self.marks & !mark };
+    pub(super) fn set(&mut self, flag: u8, on: bool) {
+        self.flags = if on { self.flags | flag } else { self.flags & !flag };
     }
 
-    /// Takes a mark away; whether it was there.
-    pub(super) fn take(&mut self, mark: u8) -> bool {
-        let had = self.has(mark);
-        self.set(mark, false);
+    /// Clears a flag. True if it was set.
+    pub(super) fn clear(&mut self, flag: u8) -> bool {
+        let had = self.has(flag);
+        self.set(flag, false);
         had
     }
 
@@ -115,7 +118,7 @@ impl Slot {
         self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
-    /// Takes the buffer that a receive was given, if the kernel did not pick one.
+    /// Takes the buffer of a receive, where the backend chose it.
     pub(super) fn take_buffer(&mut self) -> Option<u16> {
         let buffer = std::mem::replace(&mut self.buffer, NO_BUFFER);
         (buffer != NO_BUFFER).then_some(buffer)

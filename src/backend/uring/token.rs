@@ -1,12 +1,13 @@
-//! The `user_data` of a submission. Owns: its layout, that of a [`Key`] with the kind of the
-//! submission (8 bits) and zeros in place of the engine's number. Must not know what is in a slot.
+//! The `user_data` of an SQE and its CQEs. Owns: its layout, which is that of a [`Key`] with the
+//! kind of the SQE (8 bits) in place of the engine's number. Invariant: [`unpack`] returns what was
+//! packed, or `None`. Must not know what is in a slot.
 
 use crate::id::{EngineNumber, Key};
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a submission is for. Several kinds can serve one operation of the contract, one
-        /// after the other.
+        /// The purpose of an SQE. One operation of the contract may take several SQEs of different
+        /// kinds, one after the other.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub(super) enum Kind {
@@ -23,40 +24,43 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// No submission: marks an idle direction of a slot.
+    /// No SQE: a direction of a slot with nothing in flight.
     Idle,
-    /// Makes the socket of a connect, which follows.
+    /// SOCKET, before the CONNECT of the same operation.
     Socket,
     Connect,
-    /// Tier `polled`: the socket becomes writable.
+    /// POLL_ADD for POLLOUT, after a connect(2) that returned EINPROGRESS.
     ConnectPoll,
     Recv,
-    /// A single-shot receive where others are multishot: it has a buffer group of its own.
+    /// The first receive of a connection: single-shot, where later ones are multishot. Its buffer
+    /// group may be another one.
     RecvFirst,
-    /// Without buffer selection: data arrives, only then a buffer is bound.
+    /// POLL_ADD before a receive without buffer selection, so that an idle connection holds no
+    /// buffer.
     RecvPoll,
     RecvInto,
     RecvIntoPoll,
     Send,
-    /// Its slot and generation name a share of the payload, not a connection.
+    /// Its key is that of a share of a payload, not of a connection.
     SendZeroCopy,
     SendPoll,
-    /// The peer sends its FIN, or resets the connection.
+    /// POLL_ADD for the peer's FIN or reset.
     Hangup,
     Close,
     Accept,
     AcceptPoll,
+    /// POLL_ADD on the event fd of the waker.
     Wake,
-    /// Bounds a wait where the kernel cannot.
+    /// The timeout of a wait, where `io_uring_enter` takes none.
     Timeout,
     Cancel,
 }
 
-/// What a completion is for.
+/// A `user_data`, unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) kind: Kind,
-    /// The key, with the engine's number.
+    /// Has the engine's number again.
     pub(super) key: Key,
 }
 
@@ -65,7 +69,7 @@ pub(super) fn pack(kind: Kind, key: Key) -> u64 {
     key.bits() & !Key::ENGINE_MASK | (kind as u64) << Key::ENGINE_SHIFT
 }
 
-/// The token of a submission of the backend of this engine; `None` if it is nobody's.
+/// The token in a `user_data`. `None` if the kind or the key is invalid.
 #[inline]
 pub(super) fn unpack(user_data: u64, engine: EngineNumber) -> Option<Token> {
     let kind = (user_data & Key::ENGINE_MASK) >> Key::ENGINE_SHIFT;
@@ -79,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_and_back() {
+    fn a_token_survives_a_round_trip() {
         let key = Key::new(0x00ed_beef, 0x0b12_3456, EngineNumber::TEST);
         let token = unpack(pack(Kind::Accept, key), EngineNumber::TEST).unwrap();
         assert_eq!(token, Token { kind: Kind::Accept, key });

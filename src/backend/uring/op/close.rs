@@ -1,8 +1,9 @@
-//! Closing: CLOSE, of connections and listeners. Owns: the end of a slot. Invariant: when the entry
-//! is staged, no other is in flight for the slot, and the descriptor is the kernel's to close.
+//! Close: CLOSE, for connections and listeners. Owns: its SQE and the release of the slot.
+//! Invariant: when the CLOSE is staged, no other SQE of the slot is in flight, and the kernel owns
+//! the descriptor. Must not know why a connection ends.
 
 use crate::backend::uring::Uring;
-use crate::backend::uring::entry::Plain;
+use crate::backend::uring::sqe::PlainSqe;
 use crate::backend::uring::token::{Kind, pack};
 use crate::backend::{CloseMode, Completed, Operation, Outcome, Started};
 use crate::id::Key;
@@ -14,29 +15,32 @@ impl Uring {
         if self.ring.make_room().is_err() {
             return Started::NoRoom(Operation::Close(mode));
         }
-        let fd = if self.known(key).is_some() { self.slot(key).fd.take() } else { None };
+        let fd = if self.find_slot(key).is_some() { self.slot(key).fd.take() } else { None };
         let Some(fd) = fd else {
-            // A connect that never got a socket, or never started.
-            self.end_slot(key);
-            self.finish(key, Outcome::Closed);
+            // A connect that has no socket: it failed early or did not start.
+            self.free_slot(key);
+            self.complete(key, Outcome::Closed);
             return Started::InFlight;
         };
         if mode == CloseMode::Reset {
             self.stats.syscalls += 1;
             socket::reset_on_close(&fd);
         }
-        self.ring.push_plain(Plain::close(fd), pack(Kind::Close, key));
+        self.ring.push_plain(PlainSqe::close(fd), pack(Kind::Close, key));
         self.slot(key).open = Kind::Close;
         Started::InFlight
     }
 
-    pub(in crate::backend::uring) fn closed(&mut self, key: Key) -> Option<Completed<OwnedFd>> {
-        self.end_slot(key);
+    pub(in crate::backend::uring) fn close_completed(
+        &mut self,
+        key: Key,
+    ) -> Option<Completed<OwnedFd>> {
+        self.free_slot(key);
         Some(Completed::last(key, Outcome::Closed))
     }
 
-    fn end_slot(&mut self, key: Key) {
-        if self.known(key).is_some() {
+    fn free_slot(&mut self, key: Key) {
+        if self.find_slot(key).is_some() {
             let slot = self.slot(key);
             debug_assert!(slot.batch.is_none(), "nothing is in flight when a close starts");
             slot.generation = 0;

@@ -1,10 +1,10 @@
-//! Watching for a hang-up: POLL_ADD, on all tiers. Owns: its entry and what its completion means.
-//! The poll stays armed while data comes and goes: io_uring polls for POLLRDHUP, POLLHUP and
-//! POLLERR whatever is asked for, and nothing else wakes it.
+//! Hang-up watch: POLL_ADD for POLLRDHUP, on all tiers. Owns: its SQE and the meaning of its CQE.
+//! Invariant: the poll reads no byte and no error from the socket. It stays armed while data
+//! arrives and is read: only POLLRDHUP, POLLHUP and POLLERR complete it.
 
 use crate::backend::uring::Uring;
-use crate::backend::uring::entry::Plain;
 use crate::backend::uring::op::status;
+use crate::backend::uring::sqe::PlainSqe;
 use crate::backend::uring::token::{Kind, pack};
 use crate::backend::{Completed, OpKind, Operation, Outcome, Started};
 use crate::id::Key;
@@ -15,15 +15,15 @@ impl Uring {
         if self.ring.make_room().is_err() {
             return Started::NoRoom(Operation::WatchHangup);
         }
-        let entry = Plain::poll(self.fd_of(key), libc::POLLRDHUP);
-        self.ring.push_plain(entry, pack(Kind::Hangup, key));
+        let sqe = PlainSqe::poll(self.fd_of(key), libc::POLLRDHUP);
+        self.ring.push_plain(sqe, pack(Kind::Hangup, key));
         let slot = self.slot(key);
-        slot.unstop(OpKind::Hangup);
+        slot.clear_cancel(OpKind::Hangup);
         slot.hangup = Kind::Hangup;
         Started::InFlight
     }
 
-    pub(in crate::backend::uring) fn hung_up(
+    pub(in crate::backend::uring) fn hangup_completed(
         &mut self,
         key: Key,
         result: i32,
@@ -31,8 +31,8 @@ impl Uring {
         Some(Completed::last(key, Outcome::HungUp(status(result))))
     }
 
-    /// Ends a watch whose key is given up: its completion is nobody's then. False if there is no
-    /// room for that.
+    /// Cancels the watch of a connection that is released. Its completion is dropped. False if the
+    /// submission queue has no room.
     pub(in crate::backend::uring) fn abandon_watch(&mut self, key: Key) -> bool {
         if self.slot(key).hangup == Kind::Idle {
             return true;

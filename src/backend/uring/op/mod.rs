@@ -1,7 +1,7 @@
-//! Operations as submission queue entries, one file each: what an operation starts with, its steps
-//! on older kernels, what its completions mean. Owns: what the operations share, which is further
-//! steps, and cancelling. Invariant: an operation that has a next step either has its entry staged
-//! or is on the list of steps.
+//! Operations as SQEs, one file per operation: its first SQE, the SQEs that follow, the meaning of
+//! its CQEs. Owns: what the operations share, which is the staging of a following SQE, and cancels.
+//! Invariant: an operation that needs another SQE has it staged or in `postponed`. Must not know
+//! the queues of the engine.
 
 mod accept;
 mod close;
@@ -13,31 +13,31 @@ pub(super) mod send;
 mod shutdown;
 
 use super::Uring;
-use super::entry::Plain;
-use super::slot::mark;
+use super::slot::flag;
+use super::sqe::PlainSqe;
 use super::token::{Kind, pack};
 use crate::backend::{OpKind, Outcome};
 use crate::error::Errno;
 use crate::id::Key;
 use io_uring::types;
 
-/// Something that found the submission queue full.
+/// An SQE that found the submission queue full. The next turn stages it.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Step {
-    /// The next entry of an operation.
-    Next(Key, Kind),
+pub(super) enum Postponed {
+    /// The next SQE of an operation, of this kind.
+    Sqe(Key, Kind),
     Cancel(Key, OpKind),
 }
 
 pub(super) const CANCELED: Errno = Errno(libc::ECANCELED);
 
 impl Uring {
-    /// The next entry of an operation that goes on; if there is no room it waits for the next turn.
-    /// One that was advised to end meanwhile ends here.
-    pub(super) fn step(&mut self, key: Key, kind: Kind) {
+    /// Stages the next SQE of an operation, in the next turn if there is no room. An operation with
+    /// a cancel request ends with ECANCELED instead.
+    pub(super) fn continue_op(&mut self, key: Key, kind: Kind) {
         let op = op_of(kind);
-        if self.slot(key).is_stopped(op) {
-            return self.step_stopped(key, kind);
+        if self.slot(key).cancel_requested(op) {
+            return self.end_canceled(key, kind);
         }
         let room = if kind == Kind::Connect {
             self.ring.make_connect_room()
@@ -45,14 +45,14 @@ impl Uring {
             self.ring.make_room()
         };
         if room.is_err() {
-            self.steps.push_back(Step::Next(key, kind));
+            self.postponed.push_back(Postponed::Sqe(key, kind));
             return;
         }
         match kind {
             Kind::Recv | Kind::RecvFirst | Kind::RecvPoll => self.push_recv(key, kind),
             Kind::RecvInto | Kind::RecvIntoPoll => self.push_recv_into(key, kind),
             Kind::SendPoll => self.push_send_poll(key),
-            Kind::Connect => self.connect_made_socket(key),
+            Kind::Connect => self.push_connect_with_send(key),
             Kind::Accept | Kind::AcceptPoll => self.push_accept(key, kind),
             Kind::Idle
             | Kind::Hangup
@@ -67,51 +67,55 @@ impl Uring {
         }
     }
 
-    fn step_stopped(&mut self, key: Key, kind: Kind) {
+    fn end_canceled(&mut self, key: Key, kind: Kind) {
         match op_of(kind) {
-            OpKind::Connect => self.connect_ended(key, Err(CANCELED)),
-            OpKind::Accept => self.finish(key, Outcome::AcceptFailed(CANCELED)),
+            OpKind::Connect => self.connect_completed(key, Err(CANCELED)),
+            OpKind::Accept => self.complete(key, Outcome::AcceptFailed(CANCELED)),
             OpKind::Recv if matches!(kind, Kind::RecvInto | Kind::RecvIntoPoll) => {
-                self.recv_into_stopped(key)
+                self.recv_into_canceled(key)
             }
-            OpKind::Recv => self.finish(key, Outcome::RecvEnded(Err(CANCELED))),
-            OpKind::Send => self.send_stopped(key),
+            OpKind::Recv => self.complete(key, Outcome::RecvEnded(Err(CANCELED))),
+            OpKind::Send => self.send_canceled(key),
             OpKind::Hangup | OpKind::Close => {}
         }
     }
 
-    pub(super) fn take_steps(&mut self) {
-        for _ in 0..self.steps.len() {
-            let Some(step) = self.steps.pop_front() else { return };
-            match step {
-                Step::Next(key, kind) if self.known(key).is_some() => self.step(key, kind),
-                Step::Cancel(key, op) if self.known(key).is_some() => self.push_cancel(key, op),
-                Step::Next(..) | Step::Cancel(..) => {}
+    pub(super) fn stage_postponed(&mut self) {
+        for _ in 0..self.postponed.len() {
+            match self.postponed.pop_front() {
+                Some(Postponed::Sqe(key, kind)) if self.find_slot(key).is_some() => {
+                    self.continue_op(key, kind)
+                }
+                Some(Postponed::Cancel(key, op)) if self.find_slot(key).is_some() => {
+                    self.push_cancel(key, op)
+                }
+                Some(Postponed::Sqe(..) | Postponed::Cancel(..)) => {}
+                None => return,
             }
         }
     }
 
     pub(super) fn cancel_op(&mut self, key: Key, op: OpKind) {
-        if self.known(key).is_none() {
+        if self.find_slot(key).is_none() {
             return;
         }
-        if op == OpKind::Recv && self.slot(key).take(mark::HELD) {
-            return self.finish(key, Outcome::RecvEnded(Err(CANCELED)));
+        if op == OpKind::Recv && self.slot(key).clear(flag::RECV_DELAYED) {
+            return self.complete(key, Outcome::RecvEnded(Err(CANCELED)));
         }
-        if op == OpKind::Connect && self.forget_retry(key) {
-            return self.connect_ended(key, Err(CANCELED));
+        if op == OpKind::Connect && self.remove_retry(key) {
+            return self.connect_completed(key, Err(CANCELED));
         }
-        // Where nothing is in flight, the next step waits for room and will see this; or the
-        // operation has ended already.
-        self.slot(key).stop(op);
+        // If no SQE is in flight, the next one is postponed and is checked for this request, or the
+        // operation has completed.
+        self.slot(key).request_cancel(op);
         self.push_cancel(key, op);
     }
 
     fn push_cancel(&mut self, key: Key, op: OpKind) {
         let kind = self.slot(key).in_flight(op);
         let target = match kind {
-            // A close has no next step and never waits; what else has its place in the slot is not
-            // meant.
+            // Nothing in flight, or another operation has its place in the slot. A close is never
+            // cancelled: it does not wait.
             _ if op_of(kind) != op || op == OpKind::Close => return,
             Kind::SendZeroCopy => match self.zero_copy_of(key) {
                 Some(share) => pack(kind, share),
@@ -120,7 +124,7 @@ impl Uring {
             _ => pack(kind, key),
         };
         if self.ring.make_room().is_err() {
-            self.steps.push_back(Step::Cancel(key, op));
+            self.postponed.push_back(Postponed::Cancel(key, op));
             return;
         }
         self.ring.push_cancel(target);
@@ -131,7 +135,7 @@ impl Uring {
     }
 }
 
-/// The operation of the contract that a kind of entry serves.
+/// The operation of the contract that an SQE of this kind serves.
 pub(super) fn op_of(kind: Kind) -> OpKind {
     match kind {
         Kind::Socket | Kind::Connect | Kind::ConnectPoll => OpKind::Connect,
@@ -145,17 +149,17 @@ pub(super) fn op_of(kind: Kind) -> OpKind {
     }
 }
 
-/// An entry that completes when the socket is readable, or at its end.
-fn poll_read(fd: types::Fd) -> Plain {
-    Plain::poll(fd, libc::POLLIN | libc::POLLRDHUP)
+/// POLL_ADD that completes when the socket is readable or the stream has ended.
+fn poll_read(fd: types::Fd) -> PlainSqe {
+    PlainSqe::poll(fd, libc::POLLIN | libc::POLLRDHUP)
 }
 
-/// The length field of an entry.
-fn entry_len(bytes: usize) -> u32 {
+/// The length field of an SQE, at most 1 GiB for what does not fit into 32 bits.
+fn sqe_len(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(1 << 30)
 }
 
-/// What a result says that is no number of bytes.
+/// The result of an operation that returns no number of bytes.
 pub(super) fn status(result: i32) -> Result<(), Errno> {
     if result < 0 { Err(Errno(result.saturating_neg())) } else { Ok(()) }
 }

@@ -1,13 +1,13 @@
-//! Sending: SEND for one payload, SENDMSG for several, SEND_ZC for a large one; in tier `polled` a
-//! full socket is polled. Owns: its entries, what their completions mean, and the batch meanwhile.
-//! Invariant: what a send reads is `InFlight` in its slot until its completion; what a zero-copy
-//! send reads is so by a share of its own until its notification.
+//! Send: SEND for one payload, SENDMSG for several, SEND_ZC for a large one; in tier `polled` a
+//! POLL_ADD if the socket is full. Owns: its SQEs, the meaning of their CQEs, and the batch until
+//! then. Invariant: the batch of a send is `InFlight` in its slot until the final CQE; the payload
+//! of a zero-copy send is `InFlight` in a share of its own until the notification (F_NOTIF).
 
-use super::{CANCELED, entry_len};
+use super::{CANCELED, sqe_len};
 use crate::backend::uring::Uring;
-use crate::backend::uring::entry::Plain;
 use crate::backend::uring::ring::QueueFull;
-use crate::backend::uring::slot::mark;
+use crate::backend::uring::slot::flag;
+use crate::backend::uring::sqe::PlainSqe;
 use crate::backend::uring::token::{Kind, pack};
 use crate::backend::{Completed, OpKind, OpResult, Operation, Outcome, SendBatch, Started};
 use crate::buf::{InFlight, Payload};
@@ -17,16 +17,16 @@ use io_uring::squeue::Entry;
 use io_uring::{cqueue, opcode};
 use std::os::fd::OwnedFd;
 
-/// Zero-copy sends stop for a while when so much waits for notifications: those sends copy.
+/// At most this many bytes wait for notifications; beyond it sends copy.
 const ZERO_COPY_BYTES_MAX: usize = 64 << 20;
 
-/// A payload that the kernel reads until its notification.
+/// A share of a payload that the kernel reads until the notification.
 #[derive(Debug)]
-pub(in crate::backend::uring) struct ZeroCopy {
+pub(in crate::backend::uring) struct ZeroCopyShare {
     share: InFlight<Box<Payload>>,
     conn: Key,
-    /// The result has not come yet; after it only the notification does.
-    sending: bool,
+    /// The CQE with the result has not come; only the notification follows it.
+    result_pending: bool,
 }
 
 impl Uring {
@@ -37,61 +37,63 @@ impl Uring {
         mut batch: SendBatch,
     ) -> Started {
         assert!(self.slot(key).batch.is_none(), "one send at a time");
-        let entry = match self.send_entry(key, &mut batch) {
-            Ok(entry) => entry,
+        let sqe = match self.send_sqe(key, &mut batch) {
+            Ok(sqe) => sqe,
             Err(QueueFull) => return Started::NoRoom(Operation::Send(batch)),
         };
         let slot = self.slot(key);
-        slot.unstop(OpKind::Send);
+        slot.clear_cancel(OpKind::Send);
         if slot.send == Kind::Idle {
             slot.send = Kind::Send;
         }
         slot.batch = Some(InFlight::new(batch));
         // SAFETY: the payloads are in a batch that is `InFlight` in its slot until the completion,
-        // or in a share that is until the notification. Header and list of a gathered send are in
-        // the arena, which keeps them until the entry is submitted.
-        unsafe { self.ring.push(entry) };
+        // or in a share that is `InFlight` until the notification. The message header and the
+        // iovecs are in the arena, which keeps them until the SQE is submitted.
+        unsafe { self.ring.push(sqe) };
         Started::InFlight
     }
 
-    /// The entry of a send; after it room for one more has been made.
+    /// The SQE of a send. Makes room for it.
     #[inline]
-    fn send_entry(&mut self, key: Key, batch: &mut SendBatch) -> Result<Entry, QueueFull> {
-        // No MSG_WAITALL: the kernel gives up polling for one operation after 128 partial sends,
-        // and lets a worker block for the rest. A few slow readers could hold all workers. A short
-        // send is continued by the engine instead.
-        let flags = libc::MSG_NOSIGNAL | if self.style.polled { libc::MSG_DONTWAIT } else { 0 };
-        if batch.zero_copy() && self.style.zero_copy && self.zero_copy_bytes <= ZERO_COPY_BYTES_MAX
+    fn send_sqe(&mut self, key: Key, batch: &mut SendBatch) -> Result<Entry, QueueFull> {
+        // No MSG_WAITALL: after 128 partial sends of one operation the kernel stops polling, and a
+        // worker blocks for the rest. A few slow peers could occupy all workers. The engine sends
+        // the rest of a short send with the next operation.
+        let flags = libc::MSG_NOSIGNAL | if self.features.polled { libc::MSG_DONTWAIT } else { 0 };
+        if batch.zero_copy()
+            && self.features.zero_copy
+            && self.zero_copy_bytes <= ZERO_COPY_BYTES_MAX
         {
-            return self.zero_copy_entry(key, batch, flags);
+            return self.zero_copy_sqe(key, batch, flags);
         }
         if batch.entries() == 1 || self.gather_max == 1 {
             self.ring.make_room()?;
             let part = batch.front();
-            let (start, len) = (part.as_ptr(), entry_len(part.len()));
+            let (start, len) = (part.as_ptr(), sqe_len(part.len()));
             batch.set_given(len as usize);
-            let entry = opcode::Send::new(self.fd_of(key), start, len).flags(flags).build();
-            return Ok(entry.user_data(pack(Kind::Send, key)));
+            let sqe = opcode::Send::new(self.fd_of(key), start, len).flags(flags).build();
+            return Ok(sqe.user_data(pack(Kind::Send, key)));
         }
-        self.gathered_entry(key, batch, flags)
+        self.gather_sqe(key, batch, flags)
     }
 
     #[inline(never)]
-    fn gathered_entry(
+    fn gather_sqe(
         &mut self,
         key: Key,
         batch: &mut SendBatch,
         flags: i32,
     ) -> Result<Entry, QueueFull> {
-        let most = self.ring.make_gather_room(self.gather_max.min(batch.entries()))?;
-        let (message, given) = self.ring.arena.message(batch.parts(most));
+        let parts_max = self.ring.make_gather_room(self.gather_max.min(batch.entries()))?;
+        let (message, given) = self.ring.arena.message(batch.parts(parts_max));
         batch.set_given(given);
-        let entry = opcode::SendMsg::new(self.fd_of(key), message).flags(flags as u32).build();
-        Ok(entry.user_data(pack(Kind::Send, key)))
+        let sqe = opcode::SendMsg::new(self.fd_of(key), message).flags(flags as u32).build();
+        Ok(sqe.user_data(pack(Kind::Send, key)))
     }
 
     #[inline(never)]
-    fn zero_copy_entry(
+    fn zero_copy_sqe(
         &mut self,
         key: Key,
         batch: &mut SendBatch,
@@ -100,59 +102,60 @@ impl Uring {
         self.ring.make_room()?;
         let share = Box::new(batch.share_front().unwrap_or_default());
         let part = batch.front();
-        let (start, len) = (part.as_ptr(), entry_len(part.len()));
+        let (start, len) = (part.as_ptr(), sqe_len(part.len()));
         batch.set_given(len as usize);
         self.zero_copy_bytes += share.len();
-        let share = self.zero_copies.insert(ZeroCopy {
+        let share = self.zero_copy_shares.insert(ZeroCopyShare {
             share: InFlight::new(share),
             conn: key,
-            sending: true,
+            result_pending: true,
         });
         self.stats.zero_copy_sends += 1;
         self.slot(key).send = Kind::SendZeroCopy;
-        let entry = opcode::SendZc::new(self.fd_of(key), start, len).flags(flags).build();
-        Ok(entry.user_data(pack(Kind::SendZeroCopy, share)))
+        let sqe = opcode::SendZc::new(self.fd_of(key), start, len).flags(flags).build();
+        Ok(sqe.user_data(pack(Kind::SendZeroCopy, share)))
     }
 
-    /// A payload that is linked to a connect: its batch waits in the slot. Room must have been
-    /// made.
+    /// Stages the send that is linked to a CONNECT. Its batch is in the slot. Call
+    /// `Ring::make_connect_room` first.
     pub(super) fn push_linked_send(&mut self, key: Key) {
         let fd = self.fd_of(key);
         let slot = self.slot(key);
         let Some(batch) = &slot.batch else { return };
         let part = batch.get().front();
-        let entry = opcode::Send::new(fd, part.as_ptr(), entry_len(part.len()))
+        let sqe = opcode::Send::new(fd, part.as_ptr(), sqe_len(part.len()))
             .flags(libc::MSG_NOSIGNAL)
             .build();
         slot.send = Kind::Send;
-        slot.set(mark::EARLY, false);
+        slot.set(flag::EARLY_BATCH, false);
         self.stats.early_sends += 1;
         // SAFETY: the payload is in a batch that is `InFlight` in its slot until the completion.
-        unsafe { self.ring.push(entry.user_data(pack(Kind::Send, key))) };
+        unsafe { self.ring.push(sqe.user_data(pack(Kind::Send, key))) };
     }
 
-    /// Tier `polled`: the socket was full. Room must have been made.
+    /// Tier `polled`: the socket is full. Call `Ring::make_room` first.
     pub(super) fn push_send_poll(&mut self, key: Key) {
-        let entry = Plain::poll(self.fd_of(key), libc::POLLOUT);
-        self.ring.push_plain(entry, pack(Kind::SendPoll, key));
+        let sqe = PlainSqe::poll(self.fd_of(key), libc::POLLOUT);
+        self.ring.push_plain(sqe, pack(Kind::SendPoll, key));
         self.slot(key).send = Kind::SendPoll;
     }
 
     #[inline]
-    pub(in crate::backend::uring) fn sent(
+    pub(in crate::backend::uring) fn send_completed(
         &mut self,
         key: Key,
         result: i32,
     ) -> Option<Completed<OwnedFd>> {
-        if result == -libc::EAGAIN && self.style.polled {
-            self.step(key, Kind::SendPoll);
+        if result == -libc::EAGAIN && self.features.polled {
+            self.continue_op(key, Kind::SendPoll);
             return None;
         }
         self.send_ended(key, result)
     }
 
-    /// Tier `polled`: there is room in the socket. The engine gathers anew.
-    pub(in crate::backend::uring) fn writable(
+    /// Tier `polled`: the poll completed. The socket is writable: the batch goes back to the engine
+    /// with 0 bytes sent, and the engine sends again.
+    pub(in crate::backend::uring) fn send_polled(
         &mut self,
         key: Key,
         result: i32,
@@ -160,45 +163,44 @@ impl Uring {
         self.send_ended(key, result.min(0))
     }
 
-    pub(super) fn send_stopped(&mut self, key: Key) {
+    pub(super) fn send_canceled(&mut self, key: Key) {
         let ended = self.send_ended(key, -libc::ECANCELED);
-        self.done.extend(ended);
+        self.completed.extend(ended);
     }
 
     #[inline]
     fn send_ended(&mut self, key: Key, result: i32) -> Option<Completed<OwnedFd>> {
         let slot = &mut self.slots[key.slot()];
-        slot.set(mark::UNUSED, false);
+        slot.set(flag::NOTHING_SENT, false);
         let batch = slot.batch.take()?;
         if result > 0 && result as usize > batch.get().given() {
             slot.batch = Some(batch);
-            self.fail(Violation("a send took more bytes than it was given"));
+            self.fail(Violation("a send reports more bytes than it was given"));
             return None;
         }
-        if slot.take(mark::HELD) {
-            self.begin_held_recv(key);
+        if slot.clear(flag::RECV_DELAYED) {
+            self.start_delayed_recv(key);
         }
-        // SAFETY: this is the final completion of what read the batch; a zero-copy send goes on
-        // with its own share.
+        // SAFETY: this is the final completion of the SQE that read the batch, or the result of a
+        // zero-copy send, whose notification covers a share of its own.
         let batch = unsafe { batch.take() };
         Some(Completed::last(key, Outcome::Sent(batch, OpResult::of_cqe(result))))
     }
 
-    /// Gives a batch back that the kernel never knew of: the connect that it was to go with has
-    /// ended.
-    pub(super) fn early_batch_back(&mut self, key: Key, connected: bool) {
+    /// Ends a batch that came with a connect and that no SQE reads: the connect has completed.
+    pub(super) fn return_early_batch(&mut self, key: Key, connected: bool) {
         let slot = self.slot(key);
-        if !slot.take(mark::EARLY) {
+        if !slot.clear(flag::EARLY_BATCH) {
             return;
         }
         let Some(batch) = slot.batch.take() else { return };
-        // SAFETY: no entry that reads it was ever staged.
+        // SAFETY: no SQE that reads it was staged.
         let batch = unsafe { batch.take() };
         let result = if connected { OpResult::bytes(0) } else { OpResult::failed(CANCELED) };
-        self.finish(key, Outcome::Sent(batch, result));
+        self.complete(key, Outcome::Sent(batch, result));
     }
 
-    /// The result of a zero-copy send, or its notification.
+    /// A CQE of a zero-copy send: its result or its notification.
     #[inline(never)]
     pub(in crate::backend::uring) fn zero_copy_completed(
         &mut self,
@@ -206,50 +208,51 @@ impl Uring {
         result: i32,
         flags: u32,
     ) -> Option<Completed<OwnedFd>> {
-        let Some(zero_copy) = self.zero_copies.get_mut(share) else {
+        let Some(zero_copy) = self.zero_copy_shares.get_mut(share) else {
             self.stats.unknown_completions += 1;
             return None;
         };
         let (conn, notification, more) =
             (zero_copy.conn, cqueue::notif(flags), cqueue::more(flags));
-        if notification == zero_copy.sending || notification && more {
+        if notification == zero_copy.result_pending || notification && more {
             self.fail(Violation("a zero-copy send and its notification completed out of order"));
             return None;
         }
-        zero_copy.sending = false;
+        zero_copy.result_pending = false;
         if !more {
-            self.ring.ended();
+            self.ring.op_completed();
         }
         if notification {
-            return self.release(share);
+            return self.release_share(share);
         }
-        let in_flight = self.known(conn).is_some_and(|slot| slot.send == Kind::SendZeroCopy);
+        let in_flight = self.find_slot(conn).is_some_and(|slot| slot.send == Kind::SendZeroCopy);
         if !in_flight {
             self.fail(Violation("a completion for a send that is not in flight"));
             return None;
         }
         self.slots[conn.slot()].send = Kind::Idle;
-        let sent = self.sent(conn, result);
+        let sent = self.send_completed(conn, result);
         if !more && self.violation.is_none() {
-            let released = self.release(share);
-            self.done.extend(released);
+            let released = self.release_share(share);
+            self.completed.extend(released);
         }
         sent
     }
 
-    fn release(&mut self, share: Key) -> Option<Completed<OwnedFd>> {
-        let zero_copy = self.zero_copies.remove(share)?;
-        // SAFETY: the notification came, or a result that announces none: the kernel has let go of
-        // the payload.
+    fn release_share(&mut self, share: Key) -> Option<Completed<OwnedFd>> {
+        let zero_copy = self.zero_copy_shares.remove(share)?;
+        // SAFETY: the notification came, or a result without F_MORE: the kernel has released the
+        // payload.
         let payload = unsafe { zero_copy.share.take() };
         self.zero_copy_bytes -= payload.len();
         Some(Completed::last(zero_copy.conn, Outcome::Released(payload)))
     }
 
-    /// The share of the zero-copy send that is in flight for a connection.
+    /// The share of a connection's zero-copy send whose result has not come.
     pub(in crate::backend::uring) fn zero_copy_of(&self, conn: Key) -> Option<Key> {
-        let sending =
-            |(_, zero_copy): &(Key, &ZeroCopy)| zero_copy.sending && zero_copy.conn == conn;
-        self.zero_copies.iter().find(sending).map(|(share, _)| share)
+        let is_pending = |(_, zero_copy): &(Key, &ZeroCopyShare)| {
+            zero_copy.result_pending && zero_copy.conn == conn
+        };
+        self.zero_copy_shares.iter().find(is_pending).map(|(share, _)| share)
     }
 }

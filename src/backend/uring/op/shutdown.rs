@@ -1,4 +1,5 @@
-//! The FIN: shutdown(2), and not its opcode, which always goes to a kernel worker.
+//! Shutdown: shutdown(2) sends the FIN. Owns: that call. Invariant: no SQE is used, because the
+//! kernel runs SHUTDOWN always in a worker (seen on 6.18).
 
 use crate::backend::Started;
 use crate::backend::uring::Uring;
