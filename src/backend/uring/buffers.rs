@@ -51,7 +51,7 @@ impl BufferGroup {
         }
         let lease = self.pool.deliver(id, len, more)?;
         if let Some(ring) = self.ring.as_mut().filter(|_| !more) {
-            ring.consumed();
+            ring.buffer_consumed();
         }
         Ok(lease)
     }

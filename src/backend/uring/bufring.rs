@@ -58,7 +58,7 @@ impl BufRing {
     }
 
     /// The kernel has filled a buffer and released it.
-    pub(super) fn consumed(&mut self) {
+    pub(super) fn buffer_consumed(&mut self) {
         self.usable -= 1;
     }
 

@@ -69,8 +69,8 @@ use token::{Kind, pack};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Features {
     pub(super) multishot_recv: bool,
-    /// With multishot receives: the first receive of a connection is single-shot, and on a
-    /// connected socket it is delayed until the first send completes.
+    /// With multishot receives: the first receive of a connection is single-shot; after a connect
+    /// it is delayed until the first send completes.
     pub(super) adaptive_receives: bool,
     pub(super) multishot_accept: bool,
     /// SOCKET makes the socket of a connect, not socket(2).

@@ -1,7 +1,7 @@
 //! Probing: which capabilities this kernel offers to this process. Owns: the rings that probe.
 //! Invariant: each capability is tried on a small ring or, for an opcode, looked up with
-//! IORING_REGISTER_PROBE; no kernel version is compared, because distributions backport and filters
-//! forbid. Must not know the configuration.
+//! IORING_REGISTER_PROBE; no kernel version is compared, because distributions backport features
+//! and filters forbid calls. Must not know the configuration.
 
 use super::bufring::{BufRing, GROUP};
 use super::sys;

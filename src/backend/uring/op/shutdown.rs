@@ -1,5 +1,5 @@
 //! Shutdown: shutdown(2) sends the FIN. Owns: that call. Invariant: no SQE is used, because the
-//! kernel runs SHUTDOWN always in a worker (seen on 6.18).
+//! kernel always runs SHUTDOWN in a worker (seen on 6.18).
 
 use crate::backend::Started;
 use crate::backend::uring::Uring;
