@@ -1,20 +1,34 @@
-//! Capabilities. Owns: their names, the kernels they came with, and the record of what is used and
-//! why not. Invariant: each capability has exactly one state, and every state but `Used` has a
-//! reason. Found once per engine, then only read.
+//! Capabilities of the kernel. Owns: their names, the kernel versions that introduced them, and the
+//! record of which ones an engine uses. Invariant: each capability has exactly one state, and each
+//! state other than `Used` has a reason. The record is filled once per engine and then only read.
+//! Must not know how a capability is probed.
 
 use std::fmt;
 
 macro_rules! capabilities {
-    ($($variant:ident $name:literal $kernel:literal $lost:literal, $doc:literal;)*) => {
-        /// A capability of the kernel that an engine can use. The names ([`Capability::name`]) are
-        /// those that `Config::disable` and `PROACTOR_DISABLE` take.
+    ($($(#[$doc:meta])* $variant:ident: $name:literal, $kernel:literal, $lost:literal;)*) => {
+        /// A capability of the kernel that an engine can use.
+        ///
+        /// The names ([`Capability::name`]) are those that [`Config::disable`] and the environment
+        /// variable `PROACTOR_DISABLE` take.
+        ///
+        /// [`Config::disable`]: crate::Config::disable
+        ///
+        /// ```
+        /// use proactor::Capability;
+        /// assert_eq!(Capability::from_name("buf_ring"), Some(Capability::BufRing));
+        /// assert_eq!(Capability::BufRing.kernel(), "5.19");
+        /// let list = Capability::parse_list("send_zc, buf_ring")?;
+        /// assert_eq!(list, [Capability::SendZc, Capability::BufRing]);
+        /// # Ok::<(), String>(())
+        /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Capability {
-            $(#[doc = $doc] $variant,)*
+            $($(#[$doc])* $variant,)*
         }
 
-        /// What each capability requires, and what is lost without it.
+        /// The kernel version that introduced each capability, and what is lost without it.
         pub const REQUIREMENTS: &[Requirement] = &[
             $(Requirement {
                 capability: Capability::$variant,
@@ -26,50 +40,94 @@ macro_rules! capabilities {
     };
 }
 
+// Variant, name, first mainline kernel, what is lost without it. KERNEL_REQUIREMENTS.md has the
+// same table; tests/documents.rs compares them.
 capabilities! {
-    DeferTaskrun "defer_taskrun" "6.1" "tier `multishot` instead of `deferred`", "IORING_SETUP_DEFER_TASKRUN.";
-    SingleIssuer "single_issuer" "6.0" "tier `multishot` instead of `deferred`", "IORING_SETUP_SINGLE_ISSUER.";
-    CoopTaskrun "coop_taskrun" "5.19" "interrupts of the owner thread: about 30% more CPU a request than with it", "IORING_SETUP_COOP_TASKRUN with TASKRUN_FLAG.";
-    SubmitAll "submit_all" "5.18" "one more system call after a refused entry", "IORING_SETUP_SUBMIT_ALL.";
-    MultishotAccept "multishot_accept" "5.19" "one entry per accepted connection", "IORING_OP_ACCEPT, multishot.";
-    MultishotRecv "multishot_recv" "6.0" "tier `oneshot`: one entry per receive", "IORING_OP_RECV, multishot.";
-    BufRing "buf_ring" "5.19" "tier `oneshot` polls before it receives, so that idle connections hold no buffer", "IORING_REGISTER_PBUF_RING: provided-buffer rings.";
-    Incremental "incremental" "6.12" "each receive takes a whole buffer", "IOU_PBUF_RING_INC: buffers consumed piece by piece.";
-    Bundle "bundle" "6.10" "nothing: not used", "IORING_RECVSEND_BUNDLE.";
-    DirectFd "direct_fd" "6.0" "nothing: not used", "Direct descriptors allocated by the kernel.";
-    SocketOp "socket_op" "5.19" "a system call more for each connect", "IORING_OP_SOCKET: sockets made by an entry.";
-    RegisteredRingFd "registered_ring_fd" "5.18" "a descriptor look-up per system call", "IORING_REGISTER_RING_FDS.";
-    ExtArg "ext_arg" "5.11" "a TIMEOUT entry per bounded wait", "IORING_ENTER_EXT_ARG: a deadline with the wait.";
-    FastPoll "fast_poll" "5.7" "epoll, or by name tier `polled`", "IORING_FEAT_FAST_POLL: pending operations tie up no worker.";
-    SendZc "send_zc" "6.0" "large sends are copied", "IORING_OP_SEND_ZC.";
-    NoIowait "no_iowait" "6.15" "an idle engine may show as 100% iowait", "IORING_ENTER_NO_IOWAIT.";
-    CancelFd "cancel_fd" "5.19" "nothing: not used", "IORING_ASYNC_CANCEL_FD and _ANY.";
-    Restrictions "restrictions" "5.10" "`Config::hardened` is refused", "IORING_REGISTER_RESTRICTIONS.";
-    WorkerLimit "worker_limit" "5.15" "the number of kernel workers is bounded by the kernel's own limits only", "IORING_REGISTER_IOWQ_MAX_WORKERS.";
-    EpollPwait2 "epoll_pwait2" "5.11" "epoll waits are rounded up to the next millisecond", "epoll_pwait2(2): nanosecond waits on the epoll backend.";
+    /// IORING_SETUP_DEFER_TASKRUN (io_uring_setup(2)).
+    DeferTaskrun: "defer_taskrun", "6.1",
+        "tier `multishot` instead of `deferred`";
+    /// IORING_SETUP_SINGLE_ISSUER (io_uring_setup(2)).
+    SingleIssuer: "single_issuer", "6.0",
+        "tier `multishot` instead of `deferred`";
+    /// IORING_SETUP_COOP_TASKRUN with IORING_SETUP_TASKRUN_FLAG (io_uring_setup(2)).
+    CoopTaskrun: "coop_taskrun", "5.19",
+        "interrupts of the owner thread: about 30% more CPU a request than with it";
+    /// IORING_SETUP_SUBMIT_ALL (io_uring_setup(2)).
+    SubmitAll: "submit_all", "5.18",
+        "one more system call after a refused entry";
+    /// Multishot IORING_OP_ACCEPT (io_uring_prep_multishot_accept(3)).
+    MultishotAccept: "multishot_accept", "5.19",
+        "one entry per accepted connection";
+    /// Multishot IORING_OP_RECV (io_uring_prep_recv_multishot(3)).
+    MultishotRecv: "multishot_recv", "6.0",
+        "tier `oneshot`: one entry per receive";
+    /// Rings of provided buffers (io_uring_setup_buf_ring(3)).
+    BufRing: "buf_ring", "5.19",
+        "tier `oneshot` polls before it receives, so that idle connections hold no buffer";
+    /// IOU_PBUF_RING_INC: incremental consumption of provided buffers
+    /// (io_uring_register_buf_ring(3)).
+    Incremental: "incremental", "6.12",
+        "each receive takes a whole buffer";
+    /// IORING_RECVSEND_BUNDLE (io_uring_prep_send(3), io_uring_prep_recv(3)).
+    Bundle: "bundle", "6.10",
+        "nothing: not used";
+    /// Direct descriptors that the kernel allocates (IORING_FILE_INDEX_ALLOC).
+    DirectFd: "direct_fd", "6.0",
+        "nothing: not used";
+    /// IORING_OP_SOCKET (io_uring_prep_socket(3)).
+    SocketOp: "socket_op", "5.19",
+        "a system call more for each connect";
+    /// IORING_REGISTER_RING_FDS (io_uring_register_ring_fd(3)).
+    RegisteredRingFd: "registered_ring_fd", "5.18",
+        "a descriptor look-up per system call";
+    /// IORING_ENTER_EXT_ARG: a timeout as an argument of io_uring_enter(2).
+    ExtArg: "ext_arg", "5.11",
+        "a TIMEOUT entry per bounded wait";
+    /// IORING_FEAT_FAST_POLL: an operation that would block is armed with an internal poll and
+    /// occupies no kernel worker (io_uring_setup(2)).
+    FastPoll: "fast_poll", "5.7",
+        "epoll, or by name tier `polled`";
+    /// IORING_OP_SEND_ZC (io_uring_prep_send_zc(3)).
+    SendZc: "send_zc", "6.0",
+        "large sends are copied";
+    /// IORING_ENTER_NO_IOWAIT (io_uring_enter(2)).
+    NoIowait: "no_iowait", "6.15",
+        "an idle engine may show as 100% iowait";
+    /// IORING_ASYNC_CANCEL_FD and IORING_ASYNC_CANCEL_ANY (io_uring_prep_cancel(3)).
+    CancelFd: "cancel_fd", "5.19",
+        "nothing: not used";
+    /// IORING_REGISTER_RESTRICTIONS (io_uring_register_restrictions(3)).
+    Restrictions: "restrictions", "5.10",
+        "`Config::hardened` is refused";
+    /// IORING_REGISTER_IOWQ_MAX_WORKERS (io_uring_register_iowq_max_workers(3)).
+    WorkerLimit: "worker_limit", "5.15",
+        "the number of kernel workers is bounded by the kernel's own limits only";
+    /// epoll_pwait2(2): timeouts in nanoseconds on the epoll backend.
+    EpollPwait2: "epoll_pwait2", "5.11",
+        "epoll waits are rounded up to the next millisecond";
 }
 
-/// A line of [`REQUIREMENTS`].
+/// A row of [`REQUIREMENTS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requirement {
     /// The capability.
     pub capability: Capability,
-    /// Its name.
+    /// Its name, as [`Capability::name`] returns it.
     pub name: &'static str,
-    /// The first mainline kernel that has it. Distributions backport: an engine tries, it never
-    /// compares versions.
+    /// The first mainline kernel that has it. Distributions backport features, so an engine probes
+    /// and never compares versions.
     pub kernel: &'static str,
     /// What is lost without it.
     pub lost: &'static str,
 }
 
 impl Capability {
-    /// All of them.
+    /// All capabilities, in the order of [`REQUIREMENTS`].
     pub fn all() -> impl Iterator<Item = Capability> {
         REQUIREMENTS.iter().map(|requirement| requirement.capability)
     }
 
-    /// The name, as in `PROACTOR_DISABLE`.
+    /// The name, as `PROACTOR_DISABLE` takes it.
     pub fn name(self) -> &'static str {
         REQUIREMENTS[self as usize].name
     }
@@ -79,7 +137,7 @@ impl Capability {
         REQUIREMENTS[self as usize].kernel
     }
 
-    /// The capability of that name.
+    /// The capability with this name. `None` if the name is unknown.
     pub fn from_name(name: &str) -> Option<Capability> {
         REQUIREMENTS
             .iter()
@@ -87,10 +145,10 @@ impl Capability {
             .map(|requirement| requirement.capability)
     }
 
-    /// Reads a list such as `multishot_recv,buf_ring`. Empty items are skipped.
+    /// Parses a comma-separated list such as `multishot_recv,buf_ring`. Empty items are skipped.
     ///
     /// # Errors
-    /// An unknown name, with the list of the known ones.
+    /// A message that contains the unknown name and the list of known names.
     pub fn parse_list(list: &str) -> Result<Vec<Capability>, String> {
         list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Self::parse).collect()
     }
@@ -132,11 +190,11 @@ impl CapSet {
 pub enum CapabilityState {
     /// The engine uses it.
     Used,
-    /// It is there, and the engine does without it.
+    /// The kernel has it. The engine does not use it.
     Unused,
-    /// The kernel, or what stands before it, does not offer it.
+    /// The kernel does not have it, or a seccomp filter, an LSM or a sysctl denies it.
     Missing,
-    /// Nobody looked: the backend in use has no need of it.
+    /// The engine did not probe it, because the backend in use does not need it.
     NotProbed,
 }
 
@@ -158,14 +216,16 @@ impl fmt::Display for CapabilityState {
     }
 }
 
-/// One capability, its state, and why.
+/// The state of one capability, with the reason. See [`Info::capabilities`].
+///
+/// [`Info::capabilities`]: crate::Info::capabilities
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CapabilityReport {
     /// The capability.
     pub capability: Capability,
     /// Its state.
     pub state: CapabilityState,
-    /// Why it is not used; empty if it is.
+    /// The reason why it is not used. Empty if it is used.
     pub why: String,
 }
 
