@@ -1,5 +1,6 @@
-//! What `poll` hands out. Owns: the events, the reasons of an end, and the caller's buffer of
-//! completions.
+//! Completions, as `poll` returns them. Owns: the events, the reasons of a close, and the caller's
+//! buffer of completions. Invariant: the buffer never grows beyond its capacity. Must not know how
+//! an event comes about.
 
 use crate::buf::Lease;
 use crate::error::Errno;
@@ -9,125 +10,152 @@ use std::collections::VecDeque;
 use std::collections::vec_deque;
 use std::fmt;
 
-/// One thing that happened.
+/// One event, and the connection that it belongs to. See [`Completions`] for a loop over them.
 #[derive(Debug)]
 pub struct Completion {
-    /// The connection it happened to; [`ConnId::NONE`] for events of listeners, timers and wakers.
+    /// The connection. [`ConnId::NONE`] for the events of listeners (except [`Event::Accepted`]),
+    /// timers and wakers.
     pub conn: ConnId,
-    /// The tag that the caller gave the connection ([`Engine::set_tag`](crate::Engine::set_tag)),
-    /// the listener or the timer; else 0.
+    /// The caller's tag of the connection ([`Engine::set_tag`](crate::Engine::set_tag)), the
+    /// listener or the timer. 0 if there is none.
     pub tag: u64,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// What can happen.
+/// An event, as [`Engine::poll`](crate::Engine::poll) reports it.
+///
+/// ```
+/// use proactor::{Completion, Event};
+///
+/// /// Describes the events that most programs handle.
+/// fn describe(completion: &Completion) -> String {
+///     match &completion.event {
+///         Event::Accepted { listener } => format!("{} from {listener}", completion.conn),
+///         Event::Connected => format!("{} is connected", completion.conn),
+///         Event::Received(data) => format!("{} bytes", data.len()),
+///         Event::ReadClosed => "end of stream".into(),
+///         Event::Closed(reason) => format!("closed: {reason}"),
+///         other => format!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A listener accepted a connection: it is `Completion::conn`. Ask
-    /// [`Engine::peer_addr`](crate::Engine::peer_addr) who it is.
+    /// A listener accepted the connection `Completion::conn`.
+    /// [`Engine::peer_addr`](crate::Engine::peer_addr) returns the address of the peer.
     Accepted {
         /// The listener that accepted it.
         listener: ListenerId,
     },
-    /// A connection that [`Engine::connect`](crate::Engine::connect) asked for is open.
+    /// A connection from [`Engine::connect`](crate::Engine::connect) is established.
     Connected,
-    /// Bytes arrived. Dropping the lease gives its buffer back to the pool.
+    /// Bytes arrived. Dropping the lease returns its buffer to the pool.
     Received(Lease),
-    /// The buffer given to [`Engine::recv_into`](crate::Engine::recv_into) comes back: full, or
-    /// shorter if the stream ended first.
+    /// The buffer passed to [`Engine::recv_into`](crate::Engine::recv_into), with all requested
+    /// bytes, or with fewer if the stream ended first.
     Filled(BytesMut),
-    /// The peer sends no more (its FIN arrived). Writing still works until it is closed here.
+    /// End of stream: the FIN of the peer arrived. The write side stays open until it is closed
+    /// locally.
     ReadClosed,
-    /// Reads are paused, and the peer sent its FIN or reset the connection. Told once per
-    /// connection, in the first poll after it happened (or after the pause, if it happened before);
-    /// perhaps when reads were resumed meanwhile. What the peer sent before is still there, and
-    /// comes when reads are resumed, with its end: [`Event::ReadClosed`] or [`Event::Closed`]. A
-    /// peer that only sent its FIN may still read: a FIN does not tell a half-close from a close.
+    /// Reads are paused, and the peer sent a FIN or reset the connection. Reported at most once
+    /// per connection: in the first poll after the FIN or reset, or after the pause if that came
+    /// later. It may be reported although reads were resumed in the meantime.
+    ///
+    /// Data that the peer sent earlier is not lost. It is delivered when reads are resumed,
+    /// followed by [`Event::ReadClosed`] or [`Event::Closed`]. A FIN may be a half-close: the peer
+    /// may still read.
     ///
     /// # Backends
     /// A POLL_ADD for POLLRDHUP on io_uring (5.6), EPOLLRDHUP on epoll (poll(2), epoll_ctl(2)).
     HungUp,
-    /// A send queued with [`Engine::send_tagged`](crate::Engine::send_tagged) was handed to the
-    /// kernel in full.
+    /// The kernel took all bytes of a payload that was queued with
+    /// [`Engine::send_tagged`](crate::Engine::send_tagged). It does not mean that the peer received
+    /// them.
     Sent {
-        /// The tag given with the send.
+        /// The tag of the payload.
         tag: u64,
     },
-    /// The send queue had reached its high watermark and fell to the low one: sending is welcome
-    /// again.
+    /// The send queue was full and has fallen to its low watermark. Sends are accepted again.
     Drained,
-    /// The end. Each connection gets this once, and nothing after it.
+    /// The connection is closed. Each connection has exactly one such event, and it is the last.
     Closed(CloseReason),
     /// A timer fired. Its tag is `Completion::tag`.
     Timer {
-        /// The timer; its id is stale from now on.
+        /// The timer. Its id is stale.
         id: TimerId,
     },
-    /// Somebody called [`Waker::wake`](crate::Waker::wake) since the last poll, once or often.
+    /// [`Waker::wake`](crate::Waker::wake) was called at least once since the last poll.
     Woken,
-    /// Accepting is suspended: out of descriptors or memory, or at `Config::connections_max`.
-    /// Connections wait in the kernel's backlog.
+    /// The listener stopped accepting: descriptors or memory ran out, or the number of connections
+    /// is at `Config::connections_max`. New connections wait in the backlog of the kernel.
     ListenerPaused {
         /// The listener.
         listener: ListenerId,
-        /// EMFILE, ENFILE, ENOBUFS or ENOMEM; `None` at the limit of connections.
+        /// EMFILE, ENFILE, ENOBUFS or ENOMEM. `None` at `Config::connections_max`.
         errno: Option<Errno>,
     },
-    /// Accepting goes on.
+    /// The listener accepts again.
     ListenerResumed {
         /// The listener.
         listener: ListenerId,
     },
-    /// The listener's socket is closed, and its id stale.
+    /// The socket of the listener is closed, and its id is stale.
     ListenerClosed {
         /// The listener.
         listener: ListenerId,
-        /// The error that ended it, if it was not closed by the caller. EIO if the engine has
-        /// failed.
+        /// The error that closed it. `None` if the caller closed it. EIO if the engine has failed.
         errno: Option<Errno>,
     },
 }
 
-/// Why and how a connection ended.
+/// Why a connection closed.
+///
+/// ```
+/// use proactor::{CloseKind, CloseReason, Errno};
+/// let reason = CloseReason { kind: CloseKind::Reset, errno: Some(Errno(104)), unsent_bytes: 3 };
+/// assert!(reason.to_string().starts_with("reset by the peer: ECONNRESET"));
+/// assert!(reason.to_string().ends_with("(3 bytes unsent)"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseReason {
     /// The cause.
     pub kind: CloseKind,
-    /// The kernel's error number, where there was one.
+    /// The error number of the kernel, if the cause was an error.
     pub errno: Option<Errno>,
-    /// Bytes that were queued for sending and never handed to the kernel.
+    /// Number of queued bytes that the kernel did not take.
     pub unsent_bytes: u64,
 }
 
-/// The cause of the end of a connection.
+/// The cause of a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseKind {
-    /// Connect: nobody listens there (ECONNREFUSED; for a unix path also ENOENT).
+    /// Connect: there is no listener at the address (ECONNREFUSED; for a unix path also ENOENT).
     Refused,
-    /// Connect: no route, network or host down.
+    /// Connect: there is no route, or the network or the host is down.
     Unreachable,
-    /// Connect: the timeout of the options, or the kernel's own, passed.
+    /// Connect: the timeout of the options or of the kernel passed.
     ConnectTimedOut,
-    /// Connect: any other refusal, for instance EMFILE, EACCES or EADDRNOTAVAIL.
+    /// Connect: any other error, for instance EMFILE, EACCES or EADDRNOTAVAIL.
     ConnectFailed,
-    /// The peer closed first, in good order.
+    /// The peer closed first, with a FIN.
     PeerClosed,
-    /// The peer reset the connection, or it broke.
+    /// The peer reset the connection, or the connection broke.
     Reset,
-    /// `close` was called here, before the peer closed.
+    /// The caller called `close` before the peer closed.
     Local,
-    /// `abort` was called here.
+    /// The caller called `abort`.
     Aborted,
-    /// Neither side sent anything for the idle timeout.
+    /// No byte was sent or received for the idle timeout.
     IdleTimedOut,
-    /// `close` was called, and the peer did not take all queued bytes before the linger deadline.
+    /// The caller called `close`, and the kernel did not take all queued bytes before the linger
+    /// deadline.
     LingerTimedOut,
     /// [`Engine::close_all`](crate::Engine::close_all) closed it.
     Shutdown,
-    /// An error of the kernel that fits none of the above; or the engine itself has failed
+    /// Any other error of the kernel, or the engine itself has failed
     /// ([`Error::EngineFailed`](crate::Error::EngineFailed)).
     Failed,
 }
@@ -141,11 +169,11 @@ impl fmt::Display for CloseReason {
             CloseKind::ConnectFailed => "connect failed",
             CloseKind::PeerClosed => "closed by the peer",
             CloseKind::Reset => "reset by the peer",
-            CloseKind::Local => "closed here",
-            CloseKind::Aborted => "aborted here",
-            CloseKind::IdleTimedOut => "idle for too long",
-            CloseKind::LingerTimedOut => "peer did not take all data before the linger deadline",
-            CloseKind::Shutdown => "engine shut down",
+            CloseKind::Local => "closed locally",
+            CloseKind::Aborted => "aborted locally",
+            CloseKind::IdleTimedOut => "idle timeout passed",
+            CloseKind::LingerTimedOut => "linger deadline passed with unsent data",
+            CloseKind::Shutdown => "closed by close_all",
             CloseKind::Failed => "failed",
         })?;
         if let Some(errno) = self.errno {
@@ -158,10 +186,26 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// The buffer that [`Engine::poll`](crate::Engine::poll) fills, never beyond its capacity. Made
-/// once, used again.
+/// The buffer into which [`Engine::poll`](crate::Engine::poll) puts completions. It never grows
+/// beyond its capacity.
 ///
-/// What is not drained stays, and takes up capacity in the next poll.
+/// Make one and reuse it for each poll. Completions that are not taken out stay in the buffer and
+/// count against its capacity in the next poll.
+///
+/// ```
+/// use proactor::{Completions, Config, Engine, Event};
+/// use std::time::Duration;
+/// let mut engine = Engine::new(Config::default())?;
+/// let mut completions = Completions::with_capacity(256);
+/// engine.timer_after(Duration::from_millis(1), 7)?;
+/// engine.poll(&mut completions, None)?;
+/// for completion in completions.drain() {
+///     assert!(matches!(completion.event, Event::Timer { .. }));
+///     assert_eq!(completion.tag, 7);
+/// }
+/// assert!(completions.is_empty());
+/// # Ok::<(), proactor::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Completions {
     list: VecDeque<Completion>,
@@ -169,39 +213,41 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// A buffer for at most `capacity` completions a poll. Hundreds let an engine gather what many
-    /// connections send to one, and make turns rare; with few, the first of a burst is answered
-    /// before the last is looked at.
+    /// A buffer for at most `capacity` completions.
+    ///
+    /// A large capacity (hundreds) needs fewer polls, and sends to one connection are batched. With
+    /// a small one, the caller answers the first completions of a burst before the last are
+    /// received.
     ///
     /// # Backends
-    /// On epoll a poll receives what it tells, so that a capacity of 8 takes some percent off the
-    /// slowest answers of a busy server, for at most 4% of CPU. On io_uring the kernel has received
-    /// all of them by then, and a small capacity only costs system calls.
+    /// On epoll a poll receives only what it reports. A capacity of 8 lowers the tail latency of a
+    /// busy server by some percent, for at most 4% more CPU time. On io_uring the kernel has
+    /// received all data before the poll returns. A small capacity then only costs system calls.
     ///
     /// # Panics
     /// If `capacity` is zero.
     pub fn with_capacity(capacity: usize) -> Completions {
-        assert!(capacity > 0, "a buffer of no completions would stop the engine");
+        assert!(capacity > 0, "the capacity of a buffer of completions is at least 1");
         Completions { list: VecDeque::with_capacity(capacity), capacity }
     }
 
-    /// Takes all completions out. Those not consumed when the iterator is dropped are dropped with
-    /// it.
+    /// Removes all completions and returns an iterator over them. Dropping the iterator drops those
+    /// that it has not returned.
     pub fn drain(&mut self) -> vec_deque::Drain<'_, Completion> {
         self.list.drain(..)
     }
 
-    /// Takes the oldest completion out.
+    /// Removes and returns the oldest completion.
     pub fn pop(&mut self) -> Option<Completion> {
         self.list.pop_front()
     }
 
-    /// The completions in it.
+    /// An iterator over the completions, from the oldest.
     pub fn iter(&self) -> vec_deque::Iter<'_, Completion> {
         self.list.iter()
     }
 
-    /// How many there are.
+    /// The number of completions.
     pub fn len(&self) -> usize {
         self.list.len()
     }
@@ -211,7 +257,7 @@ impl Completions {
         self.list.is_empty()
     }
 
-    /// The most it holds.
+    /// The maximum number of completions.
     pub fn capacity(&self) -> usize {
         self.capacity
     }

@@ -1,5 +1,6 @@
-//! Configuration. Owns: every limit and choice of an engine, their defaults, and their validation.
-//! Invariant: an engine is only ever made from a validated configuration.
+//! Configuration. Owns: the limits and options of an engine, their defaults, and their validation.
+//! Invariant: an engine is made from a validated configuration only. Must not know how an option is
+//! implemented. Sizes and techniques for benchmarks are in `tuning`.
 
 use crate::caps::{CapSet, Capability};
 use crate::error::Error;
@@ -7,11 +8,13 @@ use crate::tier::{Backend, Tier};
 use crate::tuning::{Tuning, range, setters};
 use std::time::Duration;
 
-/// How an engine is made. Every method takes and returns the configuration, so that calls chain.
+/// The configuration of an engine. Each method takes and returns the configuration, so that calls
+/// chain.
 ///
-/// The environment is read when the engine is made: `PROACTOR_BACKEND=uring|epoll|auto` and
-/// `PROACTOR_TIER=NAME` decide what the configuration leaves open; `PROACTOR_DISABLE=LIST` adds to
-/// [`Config::disable`]. [`Config::ignore_environment`] turns that off.
+/// [`Engine::new`](crate::Engine::new) reads the environment. `PROACTOR_BACKEND=uring|epoll|auto`
+/// and `PROACTOR_TIER=NAME` set a backend and a tier that the configuration does not set.
+/// `PROACTOR_DISABLE=LIST` adds to [`Config::disable`]. [`Config::ignore_environment`] turns this
+/// off.
 ///
 /// ```
 /// use proactor::{Backend, Config, Engine};
@@ -23,7 +26,7 @@ pub struct Config {
     pub(crate) backend: Option<Backend>,
     pub(crate) tier: Option<Tier>,
     pub(crate) disabled: CapSet,
-    /// What of `disabled` came from the environment, to say so in reports.
+    /// The part of `disabled` that came from the environment. Reports name the source.
     pub(crate) disabled_by_environment: CapSet,
     pub(crate) ignore_environment: bool,
     pub(crate) hardened: bool,
@@ -69,37 +72,41 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Insists on a backend. Default: io_uring where the kernel allows it, else epoll.
-    /// [`Engine::new`](crate::Engine::new) fails if it is not to be had, and says why.
+    /// Requires a backend. [`Engine::new`](crate::Engine::new) fails with
+    /// [`Error::Unsupported`](crate::Error::Unsupported) and the reason if it is unavailable.
+    /// Default: io_uring where the kernel allows it, else epoll.
     pub fn backend(mut self, backend: Backend) -> Config {
         self.backend = Some(backend);
         self
     }
 
-    /// Insists on a tier of the io_uring backend (and so on that backend). Default: the best that a
-    /// trial proves.
+    /// Requires a tier of the io_uring backend, and therefore that backend. Default: the first of
+    /// `deferred`, `multishot` and `oneshot` that works on this kernel.
     pub fn tier(mut self, tier: Tier) -> Config {
         self.tier = Some(tier);
         self
     }
 
-    /// Does without a capability, as if the kernel lacked it.
+    /// Disables a capability: the engine behaves as if the kernel did not have it.
     pub fn disable(mut self, capability: Capability) -> Config {
         self.disabled.insert(capability);
         self
     }
 
     /// The number of receive buffers (a power of two, 1 to 32,768) and the size of each in bytes
-    /// (64 to 16 MiB). Default: 64 of 64 KiB where buffers are consumed piece by piece (epoll, and
-    /// io_uring on 6.12 and later), else 1,024 of 4 KiB. Memory is touched only as it is used.
+    /// (64 to 16 MiB). Default: 64 of 64 KiB where buffers are consumed incrementally (epoll, and
+    /// io_uring on 6.12 and later), else 1,024 of 4 KiB. The memory is reserved when the engine is
+    /// made; a page takes memory when it is first used.
     pub fn buffers(mut self, count: u32, size_bytes: u32) -> Config {
         self.buffers = Some((count, size_bytes));
         self
     }
 
-    /// The send queue of a connection, in bytes: at `high` sends are refused, at `low` they are
-    /// welcome again ([`Event::Drained`](crate::Event::Drained)). One payload may go beyond `high`:
-    /// the queue is bounded by `high` plus one payload. Default: 1 MiB and 256 KiB.
+    /// Watermarks of the send queue of a connection, in bytes. At `high_bytes` sends are refused
+    /// ([`SendError::Full`](crate::SendError::Full)). When the queue has fallen to `low_bytes` they
+    /// are accepted again ([`Event::Drained`](crate::Event::Drained)). The last accepted payload
+    /// may exceed `high_bytes`, so the queue holds at most `high_bytes` plus one payload. Default:
+    /// 1 MiB and 256 KiB.
     pub fn send_watermarks(mut self, high_bytes: usize, low_bytes: usize) -> Config {
         self.send_high_watermark = high_bytes;
         self.send_low_watermark = low_bytes;
@@ -107,53 +114,57 @@ impl Config {
     }
 
     setters! { Config:
-        /// Does not look at `PROACTOR_BACKEND`, `PROACTOR_TIER` and `PROACTOR_DISABLE`. Default:
-        /// false.
+        /// Ignores `PROACTOR_BACKEND`, `PROACTOR_TIER` and `PROACTOR_DISABLE`. Default: false.
         ignore_environment: bool;
         /// Restricts the ring to the operations that the engine uses (IORING_REGISTER_RESTRICTIONS,
-        /// 5.10): whatever else gets hold of it cannot open files or start other operations through
-        /// it. No effect on epoll. Default: false.
+        /// 5.10). Other code that obtains the ring's descriptor cannot open files or start other
+        /// operations with it. No effect on epoll. Default: false.
         hardened: bool;
-        /// The most connections. `connect` and `adopt` are refused at the limit; listeners pause,
-        /// after admitting what the kernel had accepted already. Address space for as many, up to
-        /// 262,144, is set aside when the engine is made (22 MiB; memory only as it is used).
-        /// Default: 262,144.
+        /// The maximum number of connections. At the limit `connect` and `adopt` fail with
+        /// [`Error::Limit`](crate::Error::Limit), and listeners pause after they have admitted the
+        /// connections that the kernel had already accepted. The engine reserves address space for
+        /// this number of connections, up to 262,144 (22 MiB; a page takes memory when it is first
+        /// used). Default: 262,144.
         connections_max: usize;
-        /// The most listeners. Default: 1,024.
+        /// The maximum number of listeners. Default: 1,024.
         listeners_max: usize;
-        /// The most timers of the caller. Default: 4,194,304.
+        /// The maximum number of timers of the caller. Default: 4,194,304.
         timers_max: usize;
-        /// How long to look for completions before sleeping, for those who pay CPU for latency: 20
-        /// to 100 us are sensible, and 10 ms the most. A sleep and the wake-up from it cost some 5
-        /// to 30 us; a completion that comes within the time given is taken without them, and the
-        /// round trip over loopback is less than half as long. Meanwhile the thread is busy: up to
-        /// all of a core, while completions come about as far apart as that time. Looking is
-        /// adaptive: when fewer than a quarter of the looks find something, the engine sleeps at
-        /// once for the next 64 sleeps, then twice as many each time, up to 65,536, before it tries
-        /// again; so a connection at rest, or a peer on the same core, costs next to nothing.
-        /// [`Stats::spins`](crate::Stats::spins) counts. No effect in simulated worlds, nor where
-        /// `poll` is not to wait. Default: zero, never.
+        /// How long a poll spins before it sleeps. Spinning exchanges CPU time for latency. Useful
+        /// values are 20 to 100 us; the maximum is 10 ms. Default: zero (no spinning).
+        ///
+        /// A sleep and its wake-up take about 5 to 30 us. A completion that arrives while the
+        /// engine spins is taken without them, and a round trip over loopback takes less than half
+        /// of the time. The thread is busy meanwhile. It uses up to a full core while completions
+        /// arrive about as far apart as the spin time.
+        ///
+        /// Spinning adapts to the load. When fewer than a quarter of the last 16 spins found a
+        /// completion, the engine sleeps without spinning for the next 64 sleeps. If the next trial
+        /// fails too, for twice as many, up to 65,536. Idle connections, and a peer on the same
+        /// core, therefore cost little. [`Stats::spins`](crate::Stats::spins) counts. No effect in
+        /// simulated worlds and in polls with a timeout of zero.
         ///
         /// # Backends
-        /// io_uring looks at memory shared with the kernel; epoll makes a system call a look
-        /// (epoll_wait with no timeout).
+        /// io_uring reads the completion ring, which is shared memory. epoll makes a system call
+        /// per try (epoll_wait(2) with a timeout of zero).
         spin: Duration;
-        /// The timeout of connects that have none of their own. `None`: the kernel's own, about two
-        /// minutes. Default: 30 s.
+        /// The timeout of a connect whose options have none. `None`: the timeout of the kernel,
+        /// about two minutes (tcp_syn_retries in tcp(7)). Default: 30 s.
         connect_timeout: Option<Duration>;
-        /// The idle timeout of connections that have none of their own. Default: `None`.
+        /// The idle timeout of connections whose options have none. Default: `None`.
         idle_timeout: Option<Duration>;
-        /// How long `close` waits for the peer to take what is queued, before it gives up. Default:
-        /// 10 s.
+        /// How long `close` waits until the kernel has taken all queued bytes. The connection is
+        /// reset after that. Default: 10 s.
         linger: Duration;
-        /// How long `close`, when all is sent, waits for the peer's FIN, discarding what still
-        /// comes. Without that wait, input that arrives late makes the kernel answer with a reset,
-        /// and the peer may lose what it has not read. Default: 250 ms.
+        /// How long `close` waits for the peer's FIN after all bytes were sent. It discards input
+        /// meanwhile. Without the wait, the kernel answers late input with a reset, and the peer
+        /// may lose data that it has not read yet. Default: 250 ms.
         fin_wait: Duration;
-        /// How long dropping the engine waits, while nothing moves, for the kernel to let go of its
-        /// buffers before it leaks them. Default: 1 s.
+        /// How long dropping the engine waits, without progress, for operations in flight to
+        /// complete. It leaks their memory after that
+        /// ([`leaked_engines`](crate::leaked_engines)). Default: 1 s.
         teardown_max: Duration;
-        /// Sizes and techniques that exist for benchmarks. Default: what was measured to be best.
+        /// Sizes and techniques for benchmarks. Default: the values that were measured to be best.
         tuning: Tuning;
     }
 
@@ -168,7 +179,7 @@ impl Config {
             if !count.is_power_of_two() {
                 return Err(Error::Config {
                     field: "buffers",
-                    why: format!("{count} is no power of two"),
+                    why: format!("{count} is not a power of two"),
                 });
             }
         }
@@ -190,7 +201,7 @@ impl Config {
         Ok(())
     }
 
-    /// Lets the environment decide what is left open.
+    /// Applies the environment variables to the fields that the program has not set.
     pub(crate) fn with_environment(self) -> Result<Config, Error> {
         match self.ignore_environment {
             true => Ok(self),
@@ -203,15 +214,15 @@ impl Config {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Config, Error> {
         let bad = |field, value: &str, known: &str| {
-            Err(Error::Config { field, why: format!("{value:?} is none of {known}") })
+            Err(Error::Config { field, why: format!("{value:?} is not one of {known}") })
         };
-        let chosen_here = self.backend.is_some() || self.tier.is_some();
+        let set_by_program = self.backend.is_some() || self.tier.is_some();
         if let Some(name) =
             variable("PROACTOR_BACKEND").filter(|name| !name.is_empty() && name != "auto")
         {
             match Backend::from_name(&name) {
                 None => return bad("PROACTOR_BACKEND", &name, "auto, uring, epoll"),
-                Some(backend) if !chosen_here => self.backend = Some(backend),
+                Some(backend) if !set_by_program => self.backend = Some(backend),
                 Some(_) => {}
             }
         }
@@ -241,7 +252,7 @@ impl Config {
         Ok(self)
     }
 
-    /// Why a capability is switched off, if it is.
+    /// The source of a disabled capability, for reports. `None` if it is enabled.
     pub(crate) fn switched_off(&self, capability: Capability) -> Option<&'static str> {
         match (
             self.disabled.contains(capability),
@@ -259,10 +270,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nonsense_is_refused_by_name() {
+    fn an_invalid_value_is_refused_with_its_name() {
         let field = |config: Config| match config.validate() {
             Err(Error::Config { field, .. }) => field,
-            other => panic!("expected a refusal, got {other:?}"),
+            other => panic!("expected an error, got {other:?}"),
         };
         assert!(Config::default().validate().is_ok());
         assert_eq!(field(Config::default().buffers(3, 4096)), "buffers");
@@ -272,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_fills_in_what_is_open() {
+    fn the_environment_sets_what_the_program_does_not() {
         let with = |config: Config, pairs: &'static [(&str, &str)]| {
             config.with_variables(|name| {
                 pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string())
@@ -291,7 +302,7 @@ mod tests {
         let config =
             with(Config::default().backend(Backend::Uring), &[("PROACTOR_BACKEND", "epoll")])
                 .unwrap();
-        assert_eq!(config.backend, Some(Backend::Uring), "what the program says by name stands");
+        assert_eq!(config.backend, Some(Backend::Uring), "the program overrides the environment");
         assert!(with(Config::default(), &[("PROACTOR_BACKEND", "kqueue")]).is_err());
         assert!(with(Config::default(), &[("PROACTOR_TIER", "turbo")]).is_err());
         assert!(with(Config::default(), &[("PROACTOR_DISABLE", "flux")]).is_err());

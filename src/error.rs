@@ -1,10 +1,17 @@
-//! Errors. Owns: the error types of the crate and the names of errno values. Knows nothing above
-//! it.
+//! Errors. Owns: the error types of the crate and the names of errno values. Invariant: an error of
+//! a send contains the payload. Must not know the engine or the backends.
 
 use crate::buf::Payload;
 use std::{fmt, io};
 
-/// An error number of the kernel, as in errno(3).
+/// An error number of the kernel (errno(3)).
+///
+/// ```
+/// use proactor::Errno;
+/// let errno = Errno(111);
+/// assert_eq!(errno.name(), "ECONNREFUSED");
+/// assert_eq!(std::io::Error::from(errno).kind(), std::io::ErrorKind::ConnectionRefused);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
@@ -20,16 +27,16 @@ macro_rules! errno_names {
 }
 
 errno_names! {
-    EPERM ENOENT EINTR EIO ENXIO E2BIG EBADF EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV ENOTDIR
-    EINVAL ENFILE EMFILE EFBIG ENOSPC EPIPE EDOM ERANGE ENAMETOOLONG ENOSYS ELOOP ETIME EPROTO
-    EBADMSG EOVERFLOW EBADFD EUSERS ENOTSOCK EDESTADDRREQ EMSGSIZE EPROTOTYPE ENOPROTOOPT
+    EPERM ENOENT EINTR EIO ENXIO E2BIG EBADF EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV
+    ENOTDIR EINVAL ENFILE EMFILE EFBIG ENOSPC EPIPE EDOM ERANGE ENAMETOOLONG ENOSYS ELOOP ETIME
+    EPROTO EBADMSG EOVERFLOW EBADFD EUSERS ENOTSOCK EDESTADDRREQ EMSGSIZE EPROTOTYPE ENOPROTOOPT
     EPROTONOSUPPORT ESOCKTNOSUPPORT EOPNOTSUPP EPFNOSUPPORT EAFNOSUPPORT EADDRINUSE EADDRNOTAVAIL
     ENETDOWN ENETUNREACH ENETRESET ECONNABORTED ECONNRESET ENOBUFS EISCONN ENOTCONN ESHUTDOWN
     ETIMEDOUT ECONNREFUSED EHOSTDOWN EHOSTUNREACH EALREADY EINPROGRESS ECANCELED EROFS EBADR
 }
 
 impl Errno {
-    /// The symbolic name, for instance `ECONNREFUSED`.
+    /// The symbolic name, for instance `ECONNREFUSED`. `errno` if the number has no known name.
     pub fn name(self) -> &'static str {
         errno_name(self.0).unwrap_or("errno")
     }
@@ -65,40 +72,54 @@ impl fmt::Display for Errno {
 }
 
 const FORKED: &str = "the engine belongs to the parent process; a forked child cannot use it";
+const STALE: &str = "the id is stale: its connection, listener or timer no longer exists";
+const SEND_QUEUE_FULL: &str = "the send queue is full";
+const WRITE_CLOSED: &str = "the write side of the connection is closed";
 
-/// The kernel said something that cannot be true, and that memory safety rests on.
+/// A result of the kernel is invalid, and memory safety depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Violation(pub(crate) &'static str);
 
-/// What a call of the engine can fail with. What happens to a connection later is an
-/// [`Event`](crate::Event), not an error.
+/// Why a call of the engine failed. A failure of a connection is not an error of a call: it is
+/// reported as [`Event::Closed`](crate::Event::Closed).
+///
+/// ```
+/// use proactor::{Config, Engine, Error};
+/// match Engine::new(Config::default().connections_max(0)) {
+///     Err(Error::Config { field, why }) => {
+///         assert_eq!(field, "connections_max");
+///         assert!(why.contains("0 is outside 1 to"));
+///     }
+///     other => panic!("expected an error of the configuration, got {other:?}"),
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value of the configuration makes no sense; says which and why.
+    /// A value of the configuration is invalid.
     Config {
-        /// The name of the `Config` method or of the environment variable.
+        /// The name of the method of `Config` or `Tuning`, or of the environment variable.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// The backend, tier or capability that was asked for by name is not to be had here.
+    /// The requested backend, tier, capability or operation is not available.
     Unsupported {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Why it cannot be had.
+        /// The reason.
         why: String,
     },
-    /// An address that no socket can use (a unix path that is too long, an empty one).
+    /// The address cannot be used with a socket, for instance because a unix path is too long.
     Address {
         /// The address as text.
         addr: String,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
-    /// The id names nothing (any more).
+    /// The id is stale: its connection, listener or timer no longer exists.
     Stale,
-    /// The connection is in no state for this call; says why.
+    /// The connection does not allow this call in its current state. The text is the reason.
     State(&'static str),
     /// A limit of [`Config`](crate::Config) was reached.
     Limit {
@@ -107,23 +128,24 @@ pub enum Error {
         /// Its value.
         value: usize,
     },
-    /// [`Engine::close_all`](crate::Engine::close_all) was called: the engine takes nothing new.
+    /// [`Engine::close_all`](crate::Engine::close_all) was called. The engine accepts no new
+    /// connections and listeners.
     Closing,
-    /// This process is a fork of the one that made the engine; only that one may use it. A child
-    /// makes an engine of its own.
+    /// The call was made in a forked child (fork(2)). Only the process that made an engine can use
+    /// it. A child makes its own engine.
     Forked,
-    /// The kernel said something that cannot be true, and that memory safety rests on; says what.
-    /// All connections of the engine have ended with
-    /// [`CloseKind::Failed`](crate::CloseKind::Failed), and it can only be dropped.
+    /// A result of the kernel was invalid, and memory safety depends on it. The text describes the
+    /// result. All connections of the engine are closed with
+    /// [`CloseKind::Failed`](crate::CloseKind::Failed). The engine can only be dropped.
     EngineFailed(&'static str),
-    /// The simulated world has nothing more for this engine. With the feature `sim`.
+    /// The engine cannot continue in its simulated world. With the feature `sim`.
     #[cfg(feature = "sim")]
     Simulation(Halt),
-    /// The kernel refused.
+    /// A system call failed.
     Os {
         /// The system call or operation.
         call: &'static str,
-        /// Why.
+        /// The error number.
         errno: Errno,
     },
 }
@@ -133,7 +155,7 @@ impl Error {
         Error::Os { call, errno: Errno::of(error) }
     }
 
-    /// The kernel's error number, where the kernel refused.
+    /// The error number of [`Error::Os`]. `None` for the other errors.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Error::Os { errno, .. } => Some(*errno),
@@ -145,34 +167,36 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Config { field, why } => write!(f, "configuration: {field}: {why}"),
+            Error::Config { field, why } => write!(f, "invalid configuration: {field}: {why}"),
             Error::Unsupported { what, why } => write!(f, "{what} is not available: {why}"),
-            Error::Address { addr, why } => write!(f, "address {addr:?}: {why}"),
-            Error::Stale => f.write_str("stale id: it names nothing any more"),
+            Error::Address { addr, why } => write!(f, "invalid address {addr:?}: {why}"),
+            Error::Stale => f.write_str(STALE),
             Error::State(why) => f.write_str(why),
             Error::Limit { limit, value } => write!(f, "limit reached: {limit} = {value}"),
-            Error::Closing => f.write_str("the engine is closing and takes nothing new"),
+            Error::Closing => {
+                f.write_str("the engine is closing: it accepts no new connections and listeners")
+            }
             Error::Forked => f.write_str(FORKED),
             Error::EngineFailed(what) => write!(f, "the engine has failed: {what}"),
             #[cfg(feature = "sim")]
-            Error::Simulation(halt) => write!(f, "simulation: {halt}"),
-            Error::Os { call, errno } => write!(f, "{call}: {errno}"),
+            Error::Simulation(halt) => write!(f, "the simulation ended: {halt}"),
+            Error::Os { call, errno } => write!(f, "{call} failed: {errno}"),
         }
     }
 }
 
 impl std::error::Error for Error {}
 
-/// Why a simulated world has nothing more for an engine that waits in it. With the feature `sim`.
+/// Why a poll of a simulated engine cannot continue. With the feature `sim`.
 #[cfg(feature = "sim")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Halt {
-    /// The host crashed: all that the engine had is gone. After the restart a new engine can be
-    /// made there.
+    /// The host crashed, and the connections of the engine are lost. After a restart a new engine
+    /// can be made on the host.
     Crashed,
-    /// Everybody waits without a deadline, and no event is coming: on a real machine this wait
-    /// would last for ever.
+    /// All programs wait without a deadline, and no event is pending. On a real machine the poll
+    /// would not return.
     AtRest,
     /// The world was dropped.
     Ended,
@@ -183,7 +207,7 @@ impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Halt::Crashed => "the host of this engine crashed",
-            Halt::AtRest => "everybody waits without a deadline, and nothing will ever happen",
+            Halt::AtRest => "all programs wait without a deadline, and nothing will ever happen",
             Halt::Ended => "the world has ended",
         })
     }
@@ -205,24 +229,35 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Why [`Engine::send`](crate::Engine::send) did not take a payload. The payload comes back:
-/// nothing is lost.
+/// Why [`Engine::send`](crate::Engine::send) refused a payload. The error contains the payload.
+///
+/// ```
+/// use proactor::{Config, ConnId, Engine, SendError};
+/// let mut engine = Engine::new(Config::default())?;
+/// let error = engine.send(ConnId::NONE, "data").unwrap_err();
+/// assert!(matches!(error, SendError::Stale(_)) && !error.is_full());
+/// assert_eq!(error.into_payload().as_slice(), b"data");
+/// # Ok::<(), proactor::Error>(())
+/// ```
 #[derive(Debug)]
 pub enum SendError {
-    /// The send queue is at its high watermark or its entry limit;
-    /// [`Event::Drained`](crate::Event::Drained) follows when there is room.
+    /// The send queue is at its high watermark ([`Config::send_watermarks`]) or at its maximum of
+    /// payloads ([`Tuning::send_entries_max`]). [`Event::Drained`](crate::Event::Drained) follows.
+    ///
+    /// [`Config::send_watermarks`]: crate::Config::send_watermarks
+    /// [`Tuning::send_entries_max`]: crate::Tuning::send_entries_max
     Full(Payload),
-    /// The write side is shut: `close`, `abort` or `shutdown_write` was called, or the peer is
-    /// gone.
+    /// The write side is closed: `close`, `abort` or `shutdown_write` was called, or an earlier
+    /// send failed, for instance with EPIPE.
     Closed(Payload),
-    /// The id names nothing (any more).
+    /// The id is stale: the connection no longer exists.
     Stale(Payload),
-    /// This process is a fork of the one that made the engine: see [`Error::Forked`].
+    /// The call was made in a forked child. See [`Error::Forked`].
     Forked(Payload),
 }
 
 impl SendError {
-    /// The payload that was refused.
+    /// Returns the payload that was refused.
     pub fn into_payload(self) -> Payload {
         match self {
             SendError::Full(payload)
@@ -232,7 +267,8 @@ impl SendError {
         }
     }
 
-    /// True if trying again after [`Event::Drained`](crate::Event::Drained) makes sense.
+    /// True for [`SendError::Full`]: the send can be retried after
+    /// [`Event::Drained`](crate::Event::Drained).
     pub fn is_full(&self) -> bool {
         matches!(self, SendError::Full(_))
     }
@@ -241,9 +277,9 @@ impl SendError {
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            SendError::Full(_) => "the send queue is full",
-            SendError::Closed(_) => "the write side is shut",
-            SendError::Stale(_) => "stale id: it names nothing any more",
+            SendError::Full(_) => SEND_QUEUE_FULL,
+            SendError::Closed(_) => WRITE_CLOSED,
+            SendError::Stale(_) => STALE,
             SendError::Forked(_) => FORKED,
         })
     }
@@ -251,25 +287,32 @@ impl fmt::Display for SendError {
 
 impl std::error::Error for SendError {}
 
-/// Why [`Engine::write`](crate::Engine::write) copied nothing.
+/// Why [`Engine::write`](crate::Engine::write) refused the bytes. It copied none of them.
+///
+/// ```
+/// use proactor::{Config, ConnId, Engine, WriteError};
+/// let mut engine = Engine::new(Config::default())?;
+/// assert_eq!(engine.write(ConnId::NONE, b"data"), Err(WriteError::Stale));
+/// # Ok::<(), proactor::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteError {
-    /// As [`SendError::Full`].
+    /// See [`SendError::Full`].
     Full,
-    /// As [`SendError::Closed`].
+    /// See [`SendError::Closed`].
     Closed,
-    /// As [`SendError::Stale`].
+    /// See [`SendError::Stale`].
     Stale,
-    /// As [`SendError::Forked`].
+    /// See [`SendError::Forked`].
     Forked,
 }
 
 impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            WriteError::Full => "the send queue is full",
-            WriteError::Closed => "the write side is shut",
-            WriteError::Stale => "stale id: it names nothing any more",
+            WriteError::Full => SEND_QUEUE_FULL,
+            WriteError::Closed => WRITE_CLOSED,
+            WriteError::Stale => STALE,
             WriteError::Forked => FORKED,
         })
     }

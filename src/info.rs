@@ -1,16 +1,17 @@
-//! What an engine stands on. Owns: the report; nothing is decided here.
+//! The report about an engine. Owns: its fields and its text form. Invariant: it does not change
+//! after the engine is made. Must not decide anything: `backend::select` fills it.
 
 use crate::caps::{CapabilityReport, Caps};
 use crate::error::Errno;
 use crate::tier::{Backend, Tier};
 use std::fmt;
 
-/// Why an engine that was free to choose did not take io_uring.
+/// Why an engine whose configuration allows io_uring uses epoll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fallback {
-    /// What the kernel answered, if it was an error number that decided.
+    /// The error number of the kernel, if an error was the reason.
     pub errno: Option<Errno>,
-    /// What it came from, as far as can be told.
+    /// The cause, as far as it could be determined.
     pub cause: String,
 }
 
@@ -23,46 +24,61 @@ impl fmt::Display for Fallback {
     }
 }
 
-/// Limits of the process that bound an engine. `None` is unlimited.
+/// Limits of the process that affect an engine (getrlimit(2)). `None` is unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// RLIMIT_NOFILE: descriptors, soft limit.
+    /// Soft limit of RLIMIT_NOFILE: the number of descriptors.
     pub nofile: Option<u64>,
-    /// RLIMIT_MEMLOCK in bytes, soft limit: bounds the rings of users without CAP_IPC_LOCK.
+    /// Soft limit of RLIMIT_MEMLOCK in bytes. The memory of rings counts against it for users
+    /// without CAP_IPC_LOCK.
     pub memlock_bytes: Option<u64>,
 }
 
-/// What an engine stands on, which capabilities it uses, and why not the others. Prints as a
-/// readable report.
+/// The backend, tier and capabilities of an engine, with the reasons for those not in use. See
+/// [`Engine::info`](crate::Engine::info). `Display` prints a report of several lines.
+///
+/// ```
+/// use proactor::{Backend, Capability, CapabilityState, Config, Engine};
+/// let engine = Engine::new(Config::default().backend(Backend::Epoll))?;
+/// let info = engine.info();
+/// assert_eq!((info.backend, info.tier), (Backend::Epoll, None));
+/// for report in info.capabilities() {
+///     if report.state != CapabilityState::Used {
+///         println!("{} is {}: {}", report.capability, report.state, report.why);
+///     }
+/// }
+/// println!("{info}");
+/// # Ok::<(), proactor::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Info {
     /// The backend in use.
     pub backend: Backend,
-    /// The tier in use; `None` on epoll.
+    /// The tier in use. `None` on epoll.
     pub tier: Option<Tier>,
-    /// Why epoll, if io_uring was wanted or allowed.
+    /// Why the engine uses epoll, if the configuration allows io_uring.
     pub fallback: Option<Fallback>,
-    /// What was made smaller or left out on the way, for instance rings under a low RLIMIT_MEMLOCK.
+    /// Reductions and omissions, for instance smaller rings under a low RLIMIT_MEMLOCK.
     pub notes: Vec<String>,
-    /// Submission and completion queue entries; zero on epoll.
+    /// Number of submission queue entries and of completion queue entries. Zero on epoll.
     pub ring_entries: (u32, u32),
-    /// Number and size in bytes of the receive buffers.
+    /// Number of receive buffers, and the size of each in bytes.
     pub buffers: (u32, u32),
     /// Limits of the process.
     pub limits: Limits,
-    /// The kernel's release, as uname(2) has it. For people: no decision is based on it.
+    /// The release of the kernel (uname(2)). For people only: the engine does not use it.
     pub kernel: String,
     pub(crate) caps: Caps,
 }
 
 impl Info {
-    /// Each capability with its state and the reason.
+    /// The state of each capability, in the order of [`REQUIREMENTS`](crate::REQUIREMENTS).
     pub fn capabilities(&self) -> &[CapabilityReport] {
         self.caps.reports()
     }
 
-    /// The tier's name, or `none`.
+    /// The name of the tier. `none` if there is none.
     pub fn tier_name(&self) -> &'static str {
         self.tier.map_or("none", Tier::name)
     }

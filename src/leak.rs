@@ -1,11 +1,11 @@
-//! Values that may have to be leaked when their owner is dropped. Owns: the decision, until then.
-//! Invariant: the value is dropped at most once, and never after it was leaked.
+//! Values that may have to be leaked when their owner is dropped. Owns: [`Leakable`]. Invariant:
+//! the value is dropped at most once, and never after `leak`. Must not know why a value is leaked.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
-/// A value that is dropped with its owner, unless it was leaked before.
+/// A value that is dropped with its owner, unless `leak` was called.
 pub(crate) struct Leakable<T> {
     value: ManuallyDrop<T>,
     leaked: bool,
@@ -16,7 +16,7 @@ impl<T> Leakable<T> {
         Leakable { value: ManuallyDrop::new(value), leaked: false }
     }
 
-    /// Keeps the value's memory and descriptors for ever.
+    /// Prevents the drop: the memory and the descriptors of the value stay until the process ends.
     pub(crate) fn leak(&mut self) {
         self.leaked = true;
     }
@@ -47,7 +47,7 @@ impl<T: fmt::Debug> fmt::Debug for Leakable<T> {
 impl<T> Drop for Leakable<T> {
     fn drop(&mut self) {
         if !self.leaked {
-            // SAFETY: nothing else drops the value, and it is not used after this.
+            // SAFETY: this is the only place that drops the value, and it is not used after this.
             unsafe { ManuallyDrop::drop(&mut self.value) };
         }
     }
@@ -59,7 +59,7 @@ mod tests {
     use std::rc::Rc;
 
     #[test]
-    fn only_what_was_leaked_stays() {
+    fn a_leaked_value_is_not_dropped() {
         let value = Rc::new(());
         let (dropped, mut leaked) =
             (Leakable::new(Rc::clone(&value)), Leakable::new(Rc::clone(&value)));

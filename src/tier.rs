@@ -1,18 +1,24 @@
-//! The two choices behind an engine: the backend, and how its ring is used. Owns: their names and
-//! what each tier needs. Must not know how they are probed.
+//! Backends and tiers. Owns: their names, and the capabilities that each tier needs. Invariant:
+//! `from_name` is the inverse of `name`. Must not know how they are probed.
 
 use crate::caps::Capability;
 
-/// Which of the kernel's interfaces an engine stands on.
+/// The kernel interface that an engine uses.
+///
+/// ```
+/// use proactor::Backend;
+/// assert_eq!(Backend::from_name("epoll"), Some(Backend::Epoll));
+/// assert_eq!(Backend::Uring.to_string(), "uring");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
-    /// io_uring: operations are submission queue entries.
+    /// io_uring: the kernel executes the operations (io_uring(7)).
     Uring,
-    /// epoll: the same operations, carried out on readiness.
+    /// epoll: the engine executes the same operations when a socket is ready (epoll(7)).
     Epoll,
-    /// A simulated network in memory. Only `sim::World::engine` makes engines on it. With the
-    /// feature `sim`.
+    /// A simulated network in memory. `sim::World::engine` and `sim::Host::engine` make engines on
+    /// it. With the feature `sim`.
     #[cfg(feature = "sim")]
     Sim,
 }
@@ -28,8 +34,8 @@ impl Backend {
         }
     }
 
-    /// The backend of that name, of those that [`Engine::new`](crate::Engine::new) can choose:
-    /// `uring` and `epoll`.
+    /// The backend with this name. Only `uring` and `epoll`, which
+    /// [`Engine::new`](crate::Engine::new) can use. `None` for other names.
     pub fn from_name(name: &str) -> Option<Backend> {
         [Backend::Uring, Backend::Epoll].into_iter().find(|backend| backend.name() == name)
     }
@@ -41,23 +47,30 @@ impl std::fmt::Display for Backend {
     }
 }
 
-/// How the io_uring backend uses the kernel, from the best to the oldest.
+/// How the io_uring backend uses the kernel. Ordered from the newest interfaces to the oldest.
+///
+/// ```
+/// use proactor::{Capability, Tier};
+/// assert_eq!(Tier::from_name("oneshot"), Some(Tier::Oneshot));
+/// assert_eq!(Tier::Oneshot.needs(), [Capability::FastPoll]);
+/// assert_eq!(Tier::Oneshot.kernel(), "5.7");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tier {
-    /// 6.1 and later: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and recv, a provided-buffer
-    /// ring.
+    /// 6.1 and later: multishot accept and recv with a ring of provided buffers. The ring is set up
+    /// with SINGLE_ISSUER and DEFER_TASKRUN.
     Deferred,
-    /// 6.0: the same with COOP_TASKRUN.
+    /// 6.0: the same operations. The ring is set up with COOP_TASKRUN.
     Multishot,
-    /// 5.7 to 5.19: FAST_POLL; single-shot operations that the engine arms again.
+    /// 5.7 to 5.19: single-shot operations with FAST_POLL. The engine starts each one again.
     Oneshot,
-    /// 5.6: poll first, then the operation, so that no kernel worker is tied up. Only by name;
-    /// epoll is better there.
+    /// 5.6: a poll operation before each other operation, so that no kernel worker blocks. Never
+    /// chosen automatically, because epoll is faster there.
     Polled,
 }
 
 impl Tier {
-    /// All of them, the best first.
+    /// All tiers, the newest first.
     pub const ALL: [Tier; 4] = [Tier::Deferred, Tier::Multishot, Tier::Oneshot, Tier::Polled];
 
     /// `deferred`, `multishot`, `oneshot` or `polled`.
@@ -70,8 +83,8 @@ impl Tier {
         }
     }
 
-    /// The capabilities that the tier cannot do without, beside what every tier needs: io_uring as
-    /// of 5.6.
+    /// The capabilities that the tier needs, in addition to those of io_uring on 5.6, which all
+    /// tiers need.
     pub fn needs(self) -> &'static [Capability] {
         use Capability::*;
         match self {
@@ -82,8 +95,8 @@ impl Tier {
         }
     }
 
-    /// The first mainline kernel that has all of it. Distributions backport: an engine tries, it
-    /// never compares versions.
+    /// The first mainline kernel that has these capabilities. Distributions backport features, so
+    /// an engine probes and never compares versions.
     pub fn kernel(self) -> &'static str {
         match self {
             Tier::Deferred => "6.1",
@@ -93,7 +106,7 @@ impl Tier {
         }
     }
 
-    /// The tier of that name.
+    /// The tier with this name. `None` if the name is unknown.
     pub fn from_name(name: &str) -> Option<Tier> {
         Tier::ALL.into_iter().find(|tier| tier.name() == name)
     }

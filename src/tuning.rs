@@ -1,11 +1,12 @@
-//! Tuning. Owns: the sizes and techniques of an engine that exist for benchmarks, their defaults
-//! and their validation. Must not hold what an application decides: that is in [`Config`].
+//! Tuning. Owns: sizes and techniques of an engine that exist for benchmarks, their defaults and
+//! their validation. Invariant: each default is the value that was measured to be best. Must not
+//! contain options that an application decides: those are in [`Config`].
 //!
 //! [`Config`]: crate::Config
 
 use crate::error::Error;
 
-/// Setters by value, so that calls chain.
+/// Setters that take and return the owner, so that calls chain.
 macro_rules! setters {
     ($owner:ident: $($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
         $($(#[$doc])*
@@ -17,22 +18,23 @@ macro_rules! setters {
 }
 pub(crate) use setters;
 
-/// Which payloads are sent without a copy in the kernel (SEND_ZC, io_uring on 6.0 and later).
+/// Which payloads are sent with IORING_OP_SEND_ZC, which does not copy them in the kernel
+/// (io_uring, 6.0). See [`Tuning::zero_copy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ZeroCopy {
-    /// None.
+    /// No payload.
     Never,
-    /// Payloads of at least this many bytes, to peers that are neither on loopback nor on a unix
-    /// socket. There the kernel copies the bytes later, and the notification costs more than it
-    /// saves.
+    /// Payloads of at least this many bytes, except to peers on loopback and on unix sockets. For
+    /// those the kernel copies the bytes in any case, and the notification costs more than the
+    /// operation saves.
     Remote(usize),
-    /// Payloads of at least this many bytes, to every peer.
+    /// Payloads of at least this many bytes, to all peers.
     Always(usize),
 }
 
 impl ZeroCopy {
-    /// The smallest payload that is sent without a copy. `None`: no payload is.
+    /// The size of the smallest payload that is sent without a copy. `None` for no payload.
     pub(crate) fn bytes_min(self) -> Option<usize> {
         match self {
             ZeroCopy::Never => None,
@@ -40,14 +42,14 @@ impl ZeroCopy {
         }
     }
 
-    /// Whether peers on loopback and on unix sockets count too.
+    /// True if peers on loopback and on unix sockets are included.
     pub(crate) fn includes_local(self) -> bool {
         matches!(self, ZeroCopy::Always(_))
     }
 }
 
-/// Sizes and techniques that exist for benchmarks: each default is the value that was measured to
-/// be best, and no program needs to change one. `docs/how-it-got-fast.md` has the measurements.
+/// Sizes and techniques that exist for benchmarks. Each default is the value that was measured to
+/// be best, so programs do not need to change them. `docs/how-it-got-fast.md` has the measurements.
 ///
 /// ```
 /// use proactor::{Backend, Config, Engine, Tuning};
@@ -88,9 +90,9 @@ impl Default for Tuning {
 
 impl Tuning {
     /// Entries of the submission queue (2 to 32,768, rounded up to a power of two) and of the
-    /// completion queue (at least as many, at most 65,536). A full submission queue is submitted
-    /// early. What does not fit the completion queue is kept by the kernel, at a cost; nothing is
-    /// lost. Default: 256 and 4,096.
+    /// completion queue (at least as many, at most 65,536). The engine submits early when the
+    /// submission queue is full. Completions that do not fit into the completion queue are kept by
+    /// the kernel (IORING_FEAT_NODROP, io_uring_setup(2)), which is slower. Default: 256 and 4,096.
     ///
     /// # Backends
     /// io_uring only.
@@ -99,63 +101,68 @@ impl Tuning {
         self
     }
 
-    /// Receives copy data to the heap while fewer than this number of receive buffers are
-    /// untouched, so that leases that are kept for long do not starve other connections. At least
-    /// 1. Default: an eighth of the buffers.
+    /// While fewer than this number of receive buffers are unused, received data is copied to the
+    /// heap. Leases that are kept for long then do not starve other connections. At least 1.
+    /// Default: an eighth of the buffers.
     pub fn buffers_low_watermark(mut self, count: u32) -> Tuning {
         self.buffers_low_watermark = Some(count);
         self
     }
 
     setters! { Tuning:
-        /// The maximum of kernel workers, for bounded and for unbounded work each; at least 1.
-        /// Normal operation needs none (io_uring_register_iowq_max_workers(3), 5.15). Default: 4.
+        /// The maximum number of kernel workers, for bounded and for unbounded work each
+        /// (io_uring_register_iowq_max_workers(3), 5.15). At least 1. Normal operation uses no
+        /// workers. Default: 4.
         ///
         /// # Backends
         /// io_uring only.
         workers_max: u32;
-        /// The maximum of payloads in the send queue of a connection. Above it a send is refused as
-        /// above the high watermark, until half of the payloads have left. Default: 16,384.
+        /// The maximum number of payloads in the send queue of a connection, 1 to 1,048,575. At the
+        /// maximum sends are refused, as at the high watermark, until half of the payloads were
+        /// sent. Default: 16,384.
         send_entries_max: usize;
-        /// The maximum of payloads that one send gathers, 1 to 1,024 (IOV_MAX). Default: 64.
+        /// The maximum number of payloads that one send operation takes, 1 to 1,024 (IOV_MAX,
+        /// sendmsg(2)). Default: 64.
         gather_max: usize;
-        /// The maximum of completions with data that a connection gets in one poll while others
-        /// wait, 1 to 65,535. Default: 32.
+        /// The maximum number of completions with data per connection and poll while other
+        /// connections wait, 1 to 65,535. Default: 32.
         budget: u32;
-        /// A poll returns after it has received this many bytes, and leaves the rest to the next
-        /// one: what is sent in answer is then still in the processor's cache. At least 1;
-        /// `usize::MAX` for no bound. Default: 256 KiB.
+        /// A poll returns after it has received this many bytes and leaves further data to the next
+        /// poll. The received data is then still in the cache of the processor when the caller
+        /// handles it. At least 1; `usize::MAX` for no limit. Default: 256 KiB.
         ///
         /// # Backends
         /// epoll only. On io_uring the kernel has received the bytes before the engine sees them.
         turn_bytes: usize;
-        /// Adapts receives to short connections. A connection begins with a single-shot receive and
-        /// goes over to multishot with the second one: a connection of one request and one answer
-        /// then has no receive to cancel when it is closed. A connection that the engine made and
-        /// that has something to send begins to receive when that has left.
+        /// Adapts receives to short connections. The first receive of a connection is single-shot,
+        /// later ones are multishot. A connection of one request and one response then has no
+        /// receive to cancel when it is closed. A connection from `connect` with queued payloads
+        /// starts to receive after its first send has completed.
         /// [`Stats::single_receives`](crate::Stats::single_receives) and
         /// [`Stats::late_receives`](crate::Stats::late_receives) count. Default: true.
         ///
         /// # Backends
         /// io_uring in the tiers `deferred` and `multishot`. Where buffers are consumed
-        /// incrementally (6.12), single-shot receives have 64 buffers of 4 KiB of their own.
+        /// incrementally (6.12), single-shot receives use a separate group of 64 buffers of 4 KiB.
         adaptive_receives: bool;
-        /// Sends what is queued before the first poll after `connect` as soon as the handshake
-        /// ends, and not a turn later. [`Stats::early_sends`](crate::Stats::early_sends) counts.
-        /// Default: true.
+        /// Starts the send of payloads that are queued before the first poll after `connect`
+        /// together with the connect, instead of a turn after its completion.
+        /// [`Stats::early_sends`](crate::Stats::early_sends) counts. Default: true.
         ///
         /// # Backends
-        /// On io_uring (5.19) a single payload is an entry linked to the connect. On epoll a send
-        /// is tried right after connect(2) if the peer is on this machine.
+        /// On io_uring (5.19) a single payload is sent by an SQE that is linked to the connect
+        /// (IOSQE_IO_LINK). On epoll the send is tried immediately after connect(2) if the peer is
+        /// on loopback or a unix socket.
         early_sends: bool;
-        /// Which payloads are sent by SEND_ZC. Default: [`ZeroCopy::Remote`], 64 KiB.
+        /// Which payloads are sent with IORING_OP_SEND_ZC. Default: [`ZeroCopy::Remote`] with
+        /// 64 KiB.
         ///
         /// # Backends
         /// io_uring only (6.0).
         zero_copy: ZeroCopy;
     }
 
-    /// `buffers`: the number of receive buffers that the configuration names, if it does.
+    /// `buffers` is the number of receive buffers, if the configuration sets it.
     pub(crate) fn validate(&self, buffers: Option<u32>) -> Result<(), Error> {
         let (submission, completion) = self.ring_entries;
         range("ring_entries (submission)", submission as usize, 2, 32_768)?;
@@ -173,7 +180,7 @@ impl Tuning {
     }
 }
 
-/// Checks that a field is between two bounds, both included.
+/// Checks that a value is in `min..=max`.
 pub(crate) fn range(
     field: &'static str,
     value: usize,
