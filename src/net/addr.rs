@@ -1,4 +1,5 @@
-//! Addresses of stream sockets. Owns: [`Addr`] and its conversions.
+//! Addresses of stream sockets. Owns: [`Addr`] and its conversions. Invariant: only an address that
+//! a socket can use becomes a `SockAddr`. Must not know how addresses are used.
 
 use crate::error::Error;
 use socket2::{Domain, SockAddr};
@@ -7,19 +8,29 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Where to connect to or listen on: IPv4, IPv6, or a unix stream socket.
+/// An address to connect to or to listen on: IPv4, IPv6, or a unix stream socket.
 ///
-/// As text: `127.0.0.1:80`, `[::1]:80`, `unix:/run/app.sock`, `unix:@abstract-name`.
+/// The text forms are `127.0.0.1:80`, `[::1]:80`, `unix:/run/app.sock` and `unix:@abstract-name`.
+///
+/// ```
+/// use proactor::Addr;
+/// let addr: Addr = "unix:/run/app.sock".parse()?;
+/// assert_eq!(addr, Addr::Unix("/run/app.sock".into()));
+/// let addr = Addr::from((std::net::Ipv4Addr::LOCALHOST, 80));
+/// assert_eq!(addr.to_string(), "127.0.0.1:80");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Addr {
     /// An IPv4 or IPv6 address and port.
     Inet(SocketAddr),
-    /// A path in the file system.
+    /// A path in the file system (unix(7)). At most 107 bytes.
     Unix(PathBuf),
-    /// A name in Linux's abstract namespace, without the leading zero byte.
+    /// A name in the abstract namespace (unix(7)), without the leading zero byte. At most 107
+    /// bytes.
     UnixAbstract(Vec<u8>),
-    /// A unix socket without a name: one end of a socketpair, or a client that did not bind.
+    /// A unix socket without a name: an end of a socketpair, or a client that did not bind.
     UnixUnnamed,
 }
 
@@ -36,7 +47,8 @@ impl Addr {
         !matches!(self, Addr::Inet(_))
     }
 
-    /// True where a zero-copy send cannot pay: the bytes never reach a network card.
+    /// True for loopback and unix sockets. Zero-copy sends do not help there: the kernel copies the
+    /// bytes in any case.
     pub(crate) fn is_local(&self) -> bool {
         match self {
             Addr::Inet(addr) => match addr.ip() {
@@ -50,19 +62,19 @@ impl Addr {
     }
 
     pub(crate) fn to_sockaddr(&self) -> Result<SockAddr, Error> {
-        let refuse = |why| Error::Address { addr: self.to_string(), why };
+        let error = |why| Error::Address { addr: self.to_string(), why };
         match self {
             Addr::Inet(addr) => Ok(SockAddr::from(*addr)),
-            Addr::Unix(path) if path.as_os_str().is_empty() => Err(refuse("the path is empty")),
+            Addr::Unix(path) if path.as_os_str().is_empty() => Err(error("the path is empty")),
             Addr::Unix(path) => {
-                SockAddr::unix(path).map_err(|_| refuse("the path is longer than 107 bytes"))
+                SockAddr::unix(path).map_err(|_| error("the path is longer than 107 bytes"))
             }
             Addr::UnixAbstract(name) => {
                 let path = [b"\0", name.as_slice()].concat();
                 let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
-                SockAddr::unix(path).map_err(|_| refuse("the name is longer than 107 bytes"))
+                SockAddr::unix(path).map_err(|_| error("the name is longer than 107 bytes"))
             }
-            Addr::UnixUnnamed => Err(refuse("an unnamed socket cannot be addressed")),
+            Addr::UnixUnnamed => Err(error("an unnamed socket cannot be addressed")),
         }
     }
 
@@ -77,7 +89,7 @@ impl Addr {
         }
     }
 
-    /// The IP address and port, if it is one.
+    /// The IP address and port. `None` for unix sockets.
     pub fn as_inet(&self) -> Option<SocketAddr> {
         match self {
             Addr::Inet(addr) => Some(*addr),
@@ -110,7 +122,7 @@ impl From<PathBuf> for Addr {
     }
 }
 
-/// The text was no address.
+/// The text is not a valid [`Addr`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseAddrError(String);
 
@@ -118,7 +130,7 @@ impl fmt::Display for ParseAddrError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} is no address: expected IP:PORT, [IPV6]:PORT, unix:PATH or unix:@NAME",
+            "{:?} is not an address: expected IP:PORT, [IPV6]:PORT, unix:PATH or unix:@NAME",
             self.0
         )
     }
@@ -157,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_and_back() {
+    fn the_text_form_parses_to_the_same_address() {
         for text in ["127.0.0.1:80", "[2001:db8::1]:8080", "unix:/tmp/a.sock", "unix:@name"] {
             let addr: Addr = text.parse().unwrap();
             assert_eq!(addr.to_string(), text);
@@ -169,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_addresses_are_errors() {
+    fn unusable_addresses_are_errors() {
         for addr in [
             Addr::Unix("".into()),
             Addr::Unix("x".repeat(200).into()),

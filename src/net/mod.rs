@@ -1,5 +1,5 @@
-//! Sockets and addresses. Owns: how a socket is made and set up, in safe code over socket2. Knows
-//! no backend.
+//! Sockets and addresses. Owns: how a socket is made and configured, in safe code over socket2.
+//! Must not know the backends.
 
 mod addr;
 pub(crate) mod socket;

@@ -1,6 +1,6 @@
-//! Sockets. Owns: how listening and connecting sockets are made and set up. Every descriptor is
-//! close-on-exec and owned from its first moment. Blocking for io_uring, non-blocking for epoll:
-//! the caller says which.
+//! Sockets. Owns: how listening and connecting sockets are made and configured. Invariant: each
+//! descriptor is close-on-exec and is an `OwnedFd` as soon as it exists. Must not know the
+//! backends: the caller says whether a socket is blocking (io_uring) or non-blocking (epoll).
 
 use super::Addr;
 use crate::error::{Errno, Error};
@@ -19,7 +19,7 @@ fn stream(domain: Domain, nonblocking: bool) -> io::Result<Socket> {
     Socket::new(domain, kind, protocol)
 }
 
-/// A socket ready to connect to `addr`.
+/// Makes and configures a socket for a connect to `addr`.
 pub(crate) fn connecting(
     addr: &Addr,
     local: Option<SocketAddr>,
@@ -30,7 +30,7 @@ pub(crate) fn connecting(
     set_up(&fd, addr, local, options).map(|()| fd)
 }
 
-/// Makes a new socket ready to connect to `addr`.
+/// Configures a new socket for a connect to `addr`, and binds it to `local`.
 pub(crate) fn set_up(
     fd: &OwnedFd,
     addr: &Addr,
@@ -41,10 +41,10 @@ pub(crate) fn set_up(
     let set_up = || {
         apply(&socket, !addr.is_unix(), options)?;
         let Some(local) = local else { return Ok(()) };
-        // A port that connect chooses is shared among destinations by itself; one that the caller
-        // chose is not.
+        // Connections to different destinations share the ports that connect(2) chooses. To share
+        // a port that the caller chose needs SO_REUSEADDR.
         match local.port() {
-            0 if !addr.is_unix() => crate::sys::choose_port_late(fd.as_fd()),
+            0 if !addr.is_unix() => crate::sys::set_bind_address_no_port(fd.as_fd()),
             _ => socket.set_reuse_address(true)?,
         }
         socket.bind(&local.into())
@@ -52,7 +52,7 @@ pub(crate) fn set_up(
     set_up().map_err(|error: io::Error| Errno::of(&error))
 }
 
-/// A socket that listens on `addr`. Accepted sockets inherit the TCP options from it.
+/// Makes a socket that listens on `addr`. Accepted sockets inherit its TCP options.
 pub(crate) fn listening(
     addr: &Addr,
     options: &ListenOptions,
@@ -89,7 +89,7 @@ pub(crate) fn listening(
     Ok(socket.into())
 }
 
-/// True if `path` is a socket on which nobody listens.
+/// True if `path` is a socket file without a listener: a connect fails with ECONNREFUSED.
 fn is_stale(path: &Path, name: &socket2::SockAddr) -> bool {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     let refused = || {
@@ -101,7 +101,7 @@ fn is_stale(path: &Path, name: &socket2::SockAddr) -> bool {
 
 fn apply(socket: &Socket, tcp: bool, options: &SocketOptions) -> io::Result<()> {
     if tcp {
-        // Off is how a socket begins.
+        // TCP_NODELAY is off by default.
         if options.nodelay {
             socket.set_tcp_nodelay(true)?;
         }
@@ -121,20 +121,20 @@ fn apply(socket: &Socket, tcp: bool, options: &SocketOptions) -> io::Result<()> 
     Ok(())
 }
 
-/// What kind of socket a caller handed in.
+/// The kind of an adopted socket.
 pub(crate) enum Adopted {
     Stream,
     Listener,
 }
 
-/// Checks and sets up a descriptor that a caller hands in.
+/// Checks and configures a descriptor of the caller.
 pub(crate) fn adopt(fd: &OwnedFd, nonblocking: bool) -> Result<Adopted, Error> {
     let socket = SockRef::from(fd);
     let kind = socket.r#type().map_err(|error| Error::os("adopt", &error))?;
     if kind != Type::STREAM {
         return Err(Error::Unsupported {
             what: "adopting this descriptor".into(),
-            why: "it is no stream socket".into(),
+            why: "it is not a stream socket".into(),
         });
     }
     let listens = socket.is_listener().map_err(|error| Error::os("adopt", &error))?;
@@ -154,17 +154,17 @@ pub(crate) fn local_addr(fd: impl AsFd) -> io::Result<Addr> {
     SockRef::from(&fd).local_addr().map(|addr| Addr::from_sockaddr(&addr))
 }
 
-/// Sends the FIN. A socket that is not connected any more has nothing to send it to.
+/// Sends a FIN (shutdown(2)). An error is ignored: the socket is no longer connected.
 pub(crate) fn shutdown_write(fd: impl AsFd) {
     let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Write);
 }
 
-/// Makes the close of this socket a reset.
+/// Makes close(2) send a reset: SO_LINGER with a timeout of zero (socket(7)).
 pub(crate) fn reset_on_close(fd: impl AsFd) {
     let _ = SockRef::from(&fd).set_linger(Some(Duration::ZERO));
 }
 
-/// The pending error of a socket, which reading clears.
+/// Returns and clears the pending error of a socket (SO_ERROR, socket(7)).
 pub(crate) fn take_error(fd: impl AsFd) -> Option<Errno> {
     match SockRef::from(&fd).take_error() {
         Ok(error) => error.map(|error| Errno::of(&error)),

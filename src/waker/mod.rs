@@ -1,6 +1,6 @@
-//! Wake-ups from other threads. Owns: the [`Waker`], the eventfd behind it, and the mark that tells
-//! a forked child from the process that made the engine. The only part of an engine that other
-//! threads can touch.
+//! Wake-ups from other threads. Owns: [`Waker`], its eventfd, and the detection of forked children.
+//! Invariant: this is the only part of an engine that other threads access. Must not know what the
+//! engine does when it is awake.
 
 mod signal;
 
@@ -9,7 +9,7 @@ mod atomic {
 }
 
 use crate::error::Error;
-use crate::sys::{self, ForkMark};
+use crate::sys::{self, ForkDetector};
 use signal::Signal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,91 +17,109 @@ use std::sync::Arc;
 #[cfg(feature = "sim")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Wakes an engine from any thread: its poll returns with [`Event::Woken`](crate::Event::Woken).
-/// Calls between two polls are one event, and at most one system call.
+/// Wakes an engine from any thread: its poll reports [`Event::Woken`](crate::Event::Woken). Calls
+/// between two polls are reported as one event and make at most one system call.
 ///
-/// A call is an atomic swap and perhaps a write(2), so it is safe in a signal handler too. Waking
-/// an engine that is gone does nothing, and so does a call in a forked child: only the process that
-/// made an engine wakes it.
+/// A call is an atomic swap and at most one write(2), so it is async-signal-safe
+/// (signal-safety(7)). It has no effect after the engine was dropped, and none in a forked child.
+///
+/// ```
+/// use proactor::{Completions, Config, Engine, Event};
+/// let mut engine = Engine::new(Config::default())?;
+/// let waker = engine.waker();
+/// let thread = std::thread::spawn(move || waker.wake());
+/// let mut completions = Completions::with_capacity(16);
+/// engine.poll(&mut completions, None)?; // waits for the wake-up
+/// assert!(matches!(completions.pop().unwrap().event, Event::Woken));
+/// # thread.join().unwrap();
+/// # Ok::<(), proactor::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Waker(pub(crate) Arc<Inbox>);
 
 impl Waker {
     /// Wakes the engine.
     pub fn wake(&self) {
-        // The descriptor is shared with the parent, the word is not: a child would wake a process
-        // that was not called.
+        // A forked child shares the eventfd with its parent but not the atomic. Without this check
+        // it would wake the parent.
         if !self.0.is_child() && self.0.signal.call() {
-            match &self.0.line {
-                Line::Eventfd(fd) => sys::eventfd_signal(fd),
+            match &self.0.notifier {
+                Notifier::Eventfd(fd) => sys::eventfd_signal(fd),
                 #[cfg(feature = "sim")]
-                Line::Flag(flag) => flag.store(true, Ordering::Release),
+                Notifier::Flag(flag) => flag.store(true, Ordering::Release),
             }
         }
     }
 }
 
+/// What an engine shares with its wakers.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     pub(crate) signal: Signal,
-    line: Line,
-    /// In a simulated world there is none: nothing there could be harmed by a forked child.
-    mark: Option<ForkMark>,
+    notifier: Notifier,
+    /// `None` in a simulated world, which has no descriptors that a forked child could share.
+    fork_detector: Option<ForkDetector>,
 }
 
-/// What reaches a sleeping engine.
+/// How a waker interrupts the wait of an engine.
 #[derive(Debug)]
-enum Line {
+enum Notifier {
     Eventfd(OwnedFd),
-    /// In a simulated world, which looks at it.
+    /// In a simulated world. The scheduler of the world reads it.
     #[cfg(feature = "sim")]
     Flag(AtomicBool),
 }
 
 impl Inbox {
     pub(crate) fn new() -> Result<Arc<Inbox>, Error> {
-        let line = Line::Eventfd(sys::eventfd().map_err(|error| Error::os("eventfd", &error))?);
-        let mark = Some(ForkMark::new().map_err(|error| Error::os("mmap", &error))?);
-        Ok(Arc::new(Inbox { signal: Signal::new(), line, mark }))
+        let eventfd = sys::eventfd().map_err(|error| Error::os("eventfd", &error))?;
+        let fork_detector = ForkDetector::new().map_err(|error| Error::os("mmap", &error))?;
+        Ok(Arc::new(Inbox {
+            signal: Signal::new(),
+            notifier: Notifier::Eventfd(eventfd),
+            fork_detector: Some(fork_detector),
+        }))
     }
 
     #[cfg(feature = "sim")]
     pub(crate) fn simulated() -> Arc<Inbox> {
         Arc::new(Inbox {
             signal: Signal::new(),
-            line: Line::Flag(AtomicBool::new(false)),
-            mark: None,
+            notifier: Notifier::Flag(AtomicBool::new(false)),
+            fork_detector: None,
         })
     }
 
-    /// True in a process that was forked from the one that made the engine. No system call.
+    /// True in a forked child of the process that made the engine. Makes no system call.
     #[inline]
     pub(crate) fn is_child(&self) -> bool {
-        self.mark.as_ref().is_some_and(ForkMark::is_child)
+        self.fork_detector.as_ref().is_some_and(ForkDetector::is_child)
     }
 
+    /// The descriptor that is readable after a wake-up.
+    ///
     /// # Panics
-    /// In a simulated world: only backends that wait in the kernel ask.
+    /// In a simulated world, which has no descriptor.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        match &self.line {
-            Line::Eventfd(fd) => fd.as_fd(),
+        match &self.notifier {
+            Notifier::Eventfd(fd) => fd.as_fd(),
             #[cfg(feature = "sim")]
-            Line::Flag(_) => panic!("an inbox without a descriptor"),
+            Notifier::Flag(_) => panic!("a simulated engine has no descriptor"),
         }
     }
 
-    /// In a simulated world: whether somebody called.
+    /// In a simulated world: true from a wake-up until `reset`.
     #[cfg(feature = "sim")]
     pub(crate) fn is_rung(&self) -> bool {
-        matches!(&self.line, Line::Flag(flag) if flag.load(Ordering::Acquire))
+        matches!(&self.notifier, Notifier::Flag(flag) if flag.load(Ordering::Acquire))
     }
 
     /// Makes the descriptor unreadable again.
     pub(crate) fn reset(&self) {
-        match &self.line {
-            Line::Eventfd(fd) => drop(sys::counter_reset(fd)),
+        match &self.notifier {
+            Notifier::Eventfd(fd) => drop(sys::counter_reset(fd)),
             #[cfg(feature = "sim")]
-            Line::Flag(flag) => flag.store(false, Ordering::Release),
+            Notifier::Flag(flag) => flag.store(false, Ordering::Release),
         }
     }
 }

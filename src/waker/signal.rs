@@ -1,16 +1,18 @@
-//! The word between a sleeping engine and those who wake it. Owns: one atomic. Invariant: a wake-up
-//! is never lost, and the descriptor is written at most once per sleep. Compiled twice: here over
-//! std's atomics, in `tests/loom_waker.rs` over loom's.
+//! The state that an engine shares with its wakers. Owns: one atomic. Invariant: no wake-up is
+//! lost, and the eventfd is written at most once per sleep. Must not know the eventfd: the results
+//! say when to write it. Compiled twice: here with the atomics of std, in `tests/loom_waker.rs`
+//! with those of loom.
 
 use super::atomic::{AtomicU8, Ordering};
 
-/// The engine runs and will look at the word before it sleeps.
+/// The engine runs. It reads the state before it sleeps.
 const AWAKE: u8 = 0;
-/// The engine sleeps, or is about to: whoever changes this must write the descriptor.
+/// The engine sleeps or is about to. A waker that changes this state must write the eventfd.
 const SLEEPING: u8 = 1;
-/// Somebody called; the engine has not seen it yet.
+/// A waker was called, and the engine has not yet taken the wake-up.
 const CALLED: u8 = 2;
 
+/// One of the states above.
 #[derive(Debug)]
 pub(crate) struct Signal(AtomicU8);
 
@@ -19,13 +21,15 @@ impl Signal {
         Signal(AtomicU8::new(AWAKE))
     }
 
-    /// From any thread. True if the caller must now make the descriptor readable.
+    /// Records a wake-up. Any thread may call it. If the result is true, the caller must write the
+    /// eventfd.
     #[must_use]
     pub(crate) fn call(&self) -> bool {
         self.0.swap(CALLED, Ordering::AcqRel) == SLEEPING
     }
 
-    /// Before the engine sleeps. False if somebody called: then it must not sleep.
+    /// The engine calls this before it sleeps. False if a wake-up is pending: the engine must not
+    /// sleep.
     #[must_use]
     pub(crate) fn may_sleep(&self) -> bool {
         match self.0.compare_exchange(AWAKE, SLEEPING, Ordering::AcqRel, Ordering::Acquire) {
@@ -34,21 +38,22 @@ impl Signal {
         }
     }
 
-    /// While the engine looks for something to do: true if somebody called.
+    /// True if a wake-up is pending. Read while the engine spins.
     #[must_use]
     pub(crate) fn is_called(&self) -> bool {
         self.0.load(Ordering::Acquire) == CALLED
     }
 
-    /// After the engine slept, or instead. True if somebody called since the last time. With
-    /// `stay_asleep` later calls write the descriptor although the engine is running: for engines
-    /// that sit in a foreign loop.
+    /// Takes the pending wake-up. The engine calls this once per turn. True if there was one.
+    ///
+    /// With `stay_asleep` the state is afterwards `SLEEPING`, so that a waker writes the eventfd
+    /// although the engine runs. An engine in a foreign event loop needs this.
     #[must_use]
     pub(crate) fn take(&self, stay_asleep: bool) -> bool {
-        let rest = if stay_asleep { SLEEPING } else { AWAKE };
-        if self.0.load(Ordering::Relaxed) == rest {
+        let idle = if stay_asleep { SLEEPING } else { AWAKE };
+        if self.0.load(Ordering::Relaxed) == idle {
             return false;
         }
-        self.0.swap(rest, Ordering::AcqRel) == CALLED
+        self.0.swap(idle, Ordering::AcqRel) == CALLED
     }
 }
