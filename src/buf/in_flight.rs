@@ -1,11 +1,12 @@
-//! What the kernel has a claim on. Owns: [`InFlight`]. Invariant: what is in it is not dropped
-//! while the claim lasts, whatever unwinds; if nobody takes it out, it is leaked.
+//! Memory of operations in flight. Owns: [`InFlight`]. Invariant: the value is never dropped in
+//! place, also not by a panic. It is leaked unless it is taken out. Must not know what the memory
+//! is used for.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-/// Memory, or the owner of memory, that the kernel may read or write. It can be looked at, but
-/// neither changed nor dropped: a value that is not taken out before this one is dropped is leaked.
+/// Memory, or the owner of memory, that the kernel may read or write. It allows shared access, but
+/// neither changes nor a drop of the value: dropping an `InFlight` leaks it.
 pub(crate) struct InFlight<T>(ManuallyDrop<T>);
 
 impl<T> InFlight<T> {
@@ -20,8 +21,8 @@ impl<T> InFlight<T> {
     /// Takes the value out.
     ///
     /// # Safety
-    /// The kernel's claim must have ended: the final completion of the operation came (of a
-    /// zero-copy send: its notification), or the kernel was never told of it.
+    /// The kernel must no longer use the memory: the final completion of the operation was reaped
+    /// (for a zero-copy send, its notification CQE), or the operation was never submitted.
     pub(crate) unsafe fn take(self) -> T {
         ManuallyDrop::into_inner(self.0)
     }
@@ -39,13 +40,13 @@ mod tests {
     use std::rc::Rc;
 
     #[test]
-    fn what_nobody_takes_out_is_leaked() {
+    fn a_value_that_is_not_taken_out_is_leaked() {
         let value = Rc::new(());
         {
             let _in_flight = InFlight::new(Rc::clone(&value));
         }
         assert_eq!(Rc::strong_count(&value), 2);
-        // SAFETY: no kernel ever knew of it.
+        // SAFETY: it was never submitted to the kernel.
         drop(unsafe { InFlight::new(Rc::clone(&value)).take() });
         assert_eq!(Rc::strong_count(&value), 2);
         assert_eq!(size_of::<Option<InFlight<Box<u8>>>>(), size_of::<usize>());

@@ -1,5 +1,5 @@
-//! Received bytes, lent to the caller. Owns: [`Lease`]. Invariant: its bytes change for nobody but
-//! its holder until it is dropped.
+//! Received bytes, lent to the caller. Owns: [`Lease`]. Invariant: until the lease is dropped, only
+//! its holder can change its bytes. Must not know how the bytes were received.
 
 use super::pool::Shared;
 use std::fmt;
@@ -8,16 +8,35 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// Received bytes. Derefs to `[u8]`; goes back to the engine's pool when dropped.
+/// Received bytes, from [`Event::Received`](crate::Event::Received). Derefs to `[u8]`. Dropping it
+/// returns its buffer to the receive pool of the engine.
 ///
-/// A lease can be sent onward without a copy ([`Engine::send`](crate::Engine::send) takes it), kept
-/// for long, and outlive its engine. One that is leaked only makes the pool smaller. It does not
-/// leave its thread.
+/// [`Engine::send`](crate::Engine::send) takes a lease without a copy. A lease may be kept for any
+/// time, and may outlive its engine. A leaked lease makes the pool smaller by its buffer. A lease
+/// is not `Send`.
+///
+/// ```
+/// use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+/// use std::io::Write;
+/// use std::os::unix::net::UnixStream;
+/// let mut engine = Engine::new(Config::default())?;
+/// let (ours, mut theirs) = UnixStream::pair()?;
+/// engine.adopt(ours.into(), SocketOptions::default())?;
+/// theirs.write_all(b"hello")?;
+/// let mut completions = Completions::with_capacity(16);
+/// engine.poll(&mut completions, None)?;
+/// let Some(Event::Received(lease)) = completions.pop().map(|completion| completion.event) else {
+///     panic!("expected data");
+/// };
+/// drop(engine);
+/// assert_eq!(&lease[..], b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Lease {
     start: NonNull<u8>,
     len: u32,
     id: u16,
-    /// The pool it came from; `None` for a copy on the heap.
+    /// The pool of the buffer. `None` for a copy on the heap.
     pool: Option<Rc<Shared>>,
 }
 
@@ -33,9 +52,9 @@ impl Lease {
         Lease { start, len, id: 0, pool: None }
     }
 
-    /// Forgets the first `count` bytes.
+    /// Removes the first `count` bytes.
     pub(crate) fn skip_front(&mut self, count: usize) {
-        assert!(count <= self.len as usize, "no more than there is");
+        assert!(count <= self.len as usize, "a lease has at least the skipped bytes");
         match self.pool {
             Some(_) => {
                 // SAFETY: within the bytes of this lease (checked above).
@@ -46,27 +65,27 @@ impl Lease {
         }
     }
 
-    /// Another claim on the same bytes, which keeps them where they are. `None` for a copy on the
-    /// heap.
+    /// A second lease of the same bytes. `None` for a copy on the heap.
     pub(super) fn share(&self) -> Option<Lease> {
         let pool = self.pool.as_ref()?;
         pool.share(self.id);
         Some(Lease::lent(Rc::clone(pool), self.id, self.start, self.len))
     }
 
-    /// The heap block of a copy.
+    /// The heap block of a copy. The lease itself if it is not one.
     pub(super) fn into_heap(self) -> Result<Box<[u8]>, Lease> {
         if self.pool.is_some() {
             return Err(self);
         }
         let lease = ManuallyDrop::new(self);
         let bytes = NonNull::slice_from_raw_parts(lease.start, lease.len as usize);
-        // SAFETY: made by `Box::leak` of a slice of just this length in `copied`, and not dropped
-        // by the lease.
+        // SAFETY: `copied` made the block with `Box::leak` of a slice of this length, and
+        // `ManuallyDrop` keeps the lease from dropping it.
         Ok(unsafe { Box::from_raw(bytes.as_ptr()) })
     }
 
-    /// True if the bytes were copied to the heap because the pool was running low.
+    /// True if the bytes were copied to the heap because the pool was below its low watermark
+    /// ([`Tuning::buffers_low_watermark`](crate::Tuning::buffers_low_watermark)).
     pub fn is_copy(&self) -> bool {
         self.pool.is_none()
     }
@@ -77,17 +96,17 @@ impl Deref for Lease {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: initialised bytes of a pool buffer that this lease has a claim on, or of a heap
-        // block that it owns. They are in the filled part, which the kernel has no claim on until
-        // `drop` gives it back.
+        // SAFETY: initialised bytes of a heap block that this lease owns, or of the filled part of
+        // a pool buffer on which it has a claim. The kernel does not write the filled part until
+        // all claims on the buffer have ended.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len as usize) }
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; leases that callers can reach never overlap (`share` is for what
-        // is in flight), and `&mut self` makes this access the only one.
+        // SAFETY: as in `deref`. Leases that callers can access do not overlap (`share` is only for
+        // operations in flight), and `&mut self` makes this access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len as usize) }
     }
 }
@@ -111,7 +130,7 @@ impl Drop for Lease {
             Some(pool) => pool.end_lease(self.id),
             None => {
                 let bytes = NonNull::slice_from_raw_parts(self.start, self.len as usize);
-                // SAFETY: made by `Box::leak` of a slice of just this length in `copied`.
+                // SAFETY: `copied` made the block with `Box::leak` of a slice of this length.
                 drop(unsafe { Box::from_raw(bytes.as_ptr()) });
             }
         }

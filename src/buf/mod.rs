@@ -1,5 +1,7 @@
-//! Memory that travels. Owns: the receive pool and its leases, payloads and send queues, buffers of
-//! callers that are being filled, and what of it the kernel has a claim on.
+//! Memory of receives and sends. Owns: the receive pool and its leases, payloads and send queues,
+//! buffers of callers that are being filled, and the types that keep memory alive while the kernel
+//! uses it. Invariant: memory that the kernel may access is not freed or reused. Must not know the
+//! engine or the backends.
 #![allow(unsafe_code)]
 
 mod in_flight;

@@ -1,21 +1,31 @@
-//! What can be sent. Owns: [`Payload`] and its conversions. Invariant: its bytes do not move when
-//! the payload does.
+//! Bytes to send. Owns: [`Payload`] and its conversions. Invariant: the bytes do not move when the
+//! payload is moved. Must not know how they are sent.
 
 use super::Lease;
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 
-/// Bytes to send, in whatever form the caller has them. They are not copied: the payload is kept
-/// until the kernel is done with it.
+/// Bytes to send. [`Engine::send`](crate::Engine::send) takes any type that converts into a
+/// payload.
+///
+/// The bytes are not copied in user space. The engine keeps the payload until the kernel no longer
+/// needs it, and then drops it.
+///
+/// ```
+/// use proactor::Payload;
+/// let payload = Payload::from(vec![1, 2, 3]);
+/// assert_eq!((payload.len(), payload.as_slice()), (3, &[1, 2, 3][..]));
+/// assert!(matches!(Payload::from("static"), Payload::Static(b"static")));
+/// ```
 #[non_exhaustive]
 pub enum Payload {
     /// Shared bytes.
     Bytes(Bytes),
     /// Owned bytes.
     Vec(Vec<u8>),
-    /// Bytes of the program itself.
+    /// Static bytes.
     Static(&'static [u8]),
-    /// Received bytes on their way onward.
+    /// Received bytes.
     Lease(Lease),
 }
 
@@ -37,8 +47,8 @@ impl Payload {
         self.as_slice().len()
     }
 
-    /// Another owner of the same bytes: they stay, and stay in place, until both are dropped. This
-    /// payload may change its form for that; its bytes do not move.
+    /// A second owner of the same bytes, which stay in place until both are dropped. This payload
+    /// may change its variant, but its bytes do not move.
     pub(crate) fn share(&mut self) -> Payload {
         *self = match std::mem::take(self) {
             Payload::Vec(bytes) => Payload::Bytes(bytes.into()),
@@ -52,13 +62,13 @@ impl Payload {
             Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
             Payload::Static(bytes) => Payload::Static(bytes),
             Payload::Lease(lease) => {
-                Payload::Lease(lease.share().expect("heap copies are shared bytes by now"))
+                Payload::Lease(lease.share().expect("heap copies were converted above"))
             }
-            Payload::Vec(_) => unreachable!("vectors are shared bytes by now"),
+            Payload::Vec(_) => unreachable!("vectors were converted above"),
         }
     }
 
-    /// True for a payload of no bytes. Sending one is no error, and puts nothing on the wire.
+    /// True if it has no bytes. An empty payload can be sent; it does not reach the network.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -114,7 +124,7 @@ mod tests {
     use super::*;
     use crate::buf::Pool;
 
-    /// Whatever its form, a payload and its share are the same bytes in the same place, and the
+    /// For each variant, a payload and its share have the same bytes at the same address, and the
     /// bytes outlive the payload.
     #[test]
     fn a_share_keeps_the_bytes_in_place() {
@@ -139,6 +149,6 @@ mod tests {
             drop(payload);
             assert_eq!(share.as_slice(), copy);
         }
-        assert_eq!(pool.free(), 4, "claims return to where they began");
+        assert_eq!(pool.free(), 4, "all claims ended");
     }
 }

@@ -1,12 +1,12 @@
-//! The receive pool. Owns: the memory of all receive buffers and who has a claim on each.
-//! Invariant: a byte is either in a region that the kernel may write (behind the filled part of a
-//! claimed buffer) or in regions lent out as leases (in the filled part), never both. A buffer is
-//! free when its last claim ends.
+//! The receive pool. Owns: the memory of all receive buffers, and the number of claims on each.
+//! Invariant: the kernel may write only behind the filled part of a checked-out buffer, and leases
+//! refer only to filled parts. A buffer is free when it has no claims. Must not know which
+//! operation fills a buffer.
 //!
-//! A claim is held by the backend while it may fill the buffer, and by each lease. A buffer may be
-//! filled piece by piece: several leases then share it. Below the low watermark of untouched
-//! buffers data is copied to the heap instead of being lent out, so that however long leases are
-//! kept, buffers go on circulating.
+//! The backend has a claim while it may fill the buffer, and each lease has one. A buffer may be
+//! consumed incrementally: several leases then refer to it. While the number of unused buffers is
+//! below the low watermark, data is copied to the heap instead of being lent. Receives therefore
+//! find free buffers, also if leases are kept for long.
 
 use super::Lease;
 use crate::error::Violation;
@@ -29,8 +29,8 @@ pub(super) struct Shared {
     low: u32,
     buffers: Box<[Buffer]>,
     free: RefCell<Vec<u16>>,
-    /// Buffers without a byte in them, free or waiting to be filled.
-    untouched: Cell<u32>,
+    /// Buffers whose filled part is empty, free or checked out.
+    unused: Cell<u32>,
     heap_copies: Cell<u64>,
     leases: Cell<usize>,
 }
@@ -44,7 +44,8 @@ struct Buffer {
 }
 
 impl Pool {
-    /// `count` buffers of `size` bytes. Allocates address space; memory comes as it is touched.
+    /// `count` buffers of `size` bytes. Reserves address space; a page takes memory when it is
+    /// first used.
     pub(crate) fn new(count: u32, size: u32, low: u32) -> io::Result<Pool> {
         assert!((1..=32_768).contains(&count) && size > 0 && low > 0, "validated by Config");
         let shared = Shared {
@@ -52,9 +53,9 @@ impl Pool {
             size,
             low,
             buffers: (0..count).map(|_| Buffer::default()).collect(),
-            // Handed out from the end: low addresses first.
+            // `pop` takes the last one, so low addresses are used first.
             free: RefCell::new((0..count as u16).rev().collect()),
-            untouched: Cell::new(count),
+            unused: Cell::new(count),
             heap_copies: Cell::new(0),
             leases: Cell::new(0),
         };
@@ -65,7 +66,7 @@ impl Pool {
         self.shared.size
     }
 
-    /// Buffers that nobody has a claim on.
+    /// The number of buffers without claims.
     pub(crate) fn free(&self) -> usize {
         self.shared.free.borrow().len()
     }
@@ -74,7 +75,7 @@ impl Pool {
         self.shared.heap_copies.get()
     }
 
-    /// Takes a free buffer; the caller has a claim on it until `put_back`, or a `deliver` without
+    /// Takes a free buffer. The caller has a claim on it until `put_back`, or `deliver` without
     /// `more`.
     #[inline]
     pub(crate) fn checkout(&self) -> Option<u16> {
@@ -97,49 +98,49 @@ impl Pool {
         self.shared.end_claim(id);
     }
 
-    /// Starts a checked-out buffer anew if no lease refers to it: the same few lines of cache are
-    /// used again and again.
+    /// Empties a checked-out buffer if no lease refers to it. Using the same bytes again keeps them
+    /// in the cache of the processor.
     #[inline]
     pub(crate) fn rewind(&self, id: u16) {
         let buffer = &self.shared.buffers[id as usize];
         if buffer.claims.get() == 1 && buffer.filled.replace(0) > 0 {
-            self.shared.untouched.set(self.shared.untouched.get() + 1);
+            self.shared.unused.set(self.shared.unused.get() + 1);
         }
     }
 
-    /// The part of a checked-out buffer that may be filled.
+    /// The part of a checked-out buffer that may be filled: its start and its length in bytes.
     #[inline]
     pub(crate) fn room(&self, id: u16) -> (NonNull<u8>, u32) {
         let filled = self.shared.buffers[id as usize].filled.get();
         (self.shared.at(id, filled), self.shared.size - filled)
     }
 
-    /// Fills a part of a checked-out buffer, `offset` bytes behind what is filled: for backends
-    /// without a kernel to do it.
+    /// Writes to a checked-out buffer, `offset` bytes behind the filled part. For the simulated
+    /// backend, which has no kernel that does it.
     ///
     /// # Panics
-    /// If the buffer is not checked out or has less room.
+    /// If the buffer is not checked out or has too little room.
     #[cfg(feature = "sim")]
     pub(crate) fn write(&self, id: u16, offset: usize, bytes: &[u8]) {
         let (start, room) = self.room(id);
-        let claimed = self.shared.buffers[id as usize].checked_out.get();
+        let checked_out = self.shared.buffers[id as usize].checked_out.get();
         assert!(
-            claimed && offset + bytes.len() <= room as usize,
-            "buffer {id} was not given out for these bytes"
+            checked_out && offset + bytes.len() <= room as usize,
+            "buffer {id} is checked out and has room for the bytes"
         );
-        // SAFETY: within the room (checked above) of a claimed buffer, behind the filled part, so
-        // no lease refers to it; `bytes` is a live reference, so it is not in there either.
+        // SAFETY: within the room (checked above) of a checked-out buffer, behind the filled part,
+        // so no lease refers to it. `bytes` is a live reference, so it does not overlap.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len())
         };
     }
 
-    /// The next `len` bytes of a checked-out buffer were filled; whoever filled it goes on filling
-    /// the rest if `more`, else its claim ends.
+    /// Lends the next `len` bytes of a checked-out buffer, which were filled. Ends the claim of the
+    /// backend unless it continues to fill the buffer (`more`).
     ///
     /// # Errors
-    /// The buffer is not checked out, or has less room: nothing can be said of any byte then, and
-    /// nothing has changed.
+    /// The buffer is not checked out or has too little room: the completion is invalid. The pool
+    /// has not changed.
     #[inline(always)]
     pub(crate) fn deliver(&self, id: u16, len: u32, more: bool) -> Result<Lease, Violation> {
         let shared = &self.shared;
@@ -153,19 +154,18 @@ impl Pool {
         let filled = buffer.filled.get();
         if len > shared.size - filled {
             return Err(Violation(
-                "a completion tells of more bytes than its receive buffer has room for",
+                "a completion reports more bytes than its receive buffer has room for",
             ));
         }
         if filled == 0 && len > 0 {
-            shared.untouched.set(shared.untouched.get() - 1);
+            shared.unused.set(shared.unused.get() - 1);
         }
         let start = shared.at(id, filled);
         buffer.filled.set(filled + len);
-        let lease = if shared.untouched.get() < shared.low {
+        let lease = if shared.unused.get() < shared.low {
             shared.heap_copies.set(shared.heap_copies.get() + 1);
-            // SAFETY: these bytes lie within the buffer (checked above), initialised (mappings
-            // start zeroed), and nobody writes them any more: they have just become the filled
-            // part.
+            // SAFETY: the bytes are within the buffer (checked above) and initialised (a mapping is
+            // zeroed). They belong to the filled part now, so the kernel does not write them.
             Lease::copied(unsafe { std::slice::from_raw_parts(start.as_ptr(), len as usize) })
         } else {
             buffer.claims.set(buffer.claims.get() + 1);
@@ -179,7 +179,7 @@ impl Pool {
         Ok(lease)
     }
 
-    /// Keeps the memory for ever: for when the kernel may still write to it.
+    /// Never frees the memory, because the kernel may still write to it.
     pub(crate) fn leak(&self) {
         std::mem::forget(Rc::clone(&self.shared));
     }
@@ -188,12 +188,12 @@ impl Pool {
 impl Shared {
     fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
         let offset = id as usize * self.size as usize + offset as usize;
-        // SAFETY: `id` indexed `buffers` or is about to, and `offset` is at most `size`: within the
-        // mapping, or one past it.
+        // SAFETY: callers index `buffers` with `id`, and `offset` is at most `size`, so the result
+        // is within the mapping or one past its end.
         unsafe { self.memory.start().add(offset) }
     }
 
-    /// One more lease of bytes that are leased already.
+    /// Adds a claim for a second lease of the same bytes.
     pub(super) fn share(&self, id: u16) {
         let buffer = &self.buffers[id as usize];
         buffer.claims.set(buffer.claims.get() + 1);
@@ -209,14 +209,14 @@ impl Shared {
         let buffer = &self.buffers[id as usize];
         let claims = buffer.claims.get();
         if claims == 0 && std::thread::panicking() {
-            // One panic is enough: a second one would hide it.
+            // A second panic would abort the process and hide the first one.
             return;
         }
-        assert!(claims > 0, "buffer {id} is given back once per claim");
+        assert!(claims > 0, "buffer {id} has a claim to end");
         buffer.claims.set(claims - 1);
         if claims == 1 {
             if buffer.filled.replace(0) > 0 {
-                self.untouched.set(self.untouched.get() + 1);
+                self.unused.set(self.unused.get() + 1);
             }
             self.free.borrow_mut().push(id);
             if mutant::is(Mutant::DoubleFree) {
@@ -226,13 +226,13 @@ impl Shared {
     }
 }
 
-/// Checks that no two leases share a byte, and that each lies in the filled part of one buffer of
-/// these pools, where the kernel has no claim.
+/// Checks that no two leases overlap, and that each is within the filled part of one buffer of
+/// these pools, which the kernel does not write.
 #[cfg(test)]
 pub(crate) fn assert_disjoint<'a>(pools: &[&Pool], leases: impl Iterator<Item = &'a Lease>) {
     let lent = leases.filter(|lease| !lease.is_copy());
     let mut spans: Vec<_> = lent.map(|lease| lease.as_ptr_range()).collect();
-    // An empty lease lies before one that begins where it does.
+    // An empty lease sorts before another lease with the same start.
     spans.sort_unstable_by_key(|span| (span.start, span.end));
     for pair in spans.windows(2) {
         assert!(pair[0].end <= pair[1].start, "{pair:?} overlap");
@@ -260,32 +260,32 @@ mod tests {
     }
 
     #[test]
-    fn the_last_buffer_is_copied_out_and_circulates() {
+    fn at_the_low_watermark_data_is_copied_to_the_heap() {
         let pool = Pool::new(1, 64, 1).unwrap();
         let kept: Vec<Lease> = (0..10u8)
-            .map(|i| put(&pool, pool.checkout().expect("always one free"), &[i; 8], false))
+            .map(|i| put(&pool, pool.checkout().expect("one is free"), &[i; 8], false))
             .collect();
         assert!(kept.iter().enumerate().all(|(i, lease)| lease[..] == [i as u8; 8]));
         assert_eq!((pool.heap_copies(), pool.free()), (10, 1));
     }
 
     #[test]
-    fn a_lease_outlives_the_pool_and_a_leaked_one_only_shrinks_it() {
+    fn a_lease_outlives_the_pool_and_a_leaked_lease_keeps_its_buffer() {
         let pool = Pool::new(4, 64, 1).unwrap();
         let lease = put(&pool, pool.checkout().unwrap(), b"kept", false);
         std::mem::forget(put(&pool, pool.checkout().unwrap(), b"lost", false));
-        assert_eq!((pool.free(), pool.shared.untouched.get()), (2, 2));
+        assert_eq!((pool.free(), pool.shared.unused.get()), (2, 2));
         drop(pool);
         assert_eq!(&lease[..], b"kept");
     }
 
     proptest! {
-        /// Whatever is said of a buffer: no panic, and no lease over bytes of another one or
-        /// outside the filled part of a buffer. A refused claim changes nothing, so that this holds
-        /// even where somebody went on after it.
+        /// For any completion, valid or not: `deliver` does not panic, and no lease overlaps
+        /// another one or exceeds the filled part of its buffer. An invalid completion changes
+        /// nothing.
         #[test]
-        fn no_claim_lends_a_byte_twice(
-            claims in prop::collection::vec(
+        fn no_completion_lends_a_byte_twice(
+            completions in prop::collection::vec(
                 (0u8..4, 0u16..10, 0u32..200, any::<bool>(), any::<prop::sample::Index>()),
                 1..200,
             ),
@@ -293,7 +293,7 @@ mod tests {
             let pool = Pool::new(8, 64, 2).unwrap();
             let mut held = std::collections::HashMap::<u16, u32>::new();
             let mut leases = Vec::new();
-            for (action, id, len, more, pick) in claims {
+            for (action, id, len, more, pick) in completions {
                 match action {
                     0 => held.extend(pool.checkout().map(|id| (id, 0))),
                     1 if !leases.is_empty() => {
@@ -316,10 +316,10 @@ mod tests {
             }
         }
 
-        /// Claims in any order, several leases to a buffer: contents stay, counts return to where
-        /// they began.
+        /// For any order of receives and drops, with several leases per buffer: the bytes of a
+        /// lease do not change, and at the end all buffers are free.
         #[test]
-        fn contents_stay_while_leased(
+        fn bytes_do_not_change_while_leased(
             steps in prop::collection::vec(
                 (0u8..4, 1usize..20, any::<prop::sample::Index>()),
                 1..300,
@@ -350,8 +350,8 @@ mod tests {
             if let Some(id) = open {
                 pool.put_back(id);
             }
-            let counts = (pool.free(), pool.shared.untouched.get(), pool.shared.leases.get());
-            prop_assert_eq!(counts, (8, 8, 0));
+            let (unused, leases) = (pool.shared.unused.get(), pool.shared.leases.get());
+            prop_assert_eq!((pool.free(), unused, leases), (8, 8, 0));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The send queue of a connection. Owns: payloads from `send` until the kernel has taken them.
-//! Invariant: bytes leave in the order they came. A send operation gets the queue whole, and gives
-//! it back when it has ended; what is queued in the meantime is in another one, which is appended.
+//! Invariant: bytes are sent in the order in which they were queued. A send operation takes the
+//! whole queue as its batch and returns it when it completes. Payloads that are queued meanwhile
+//! are in a second queue, which is then appended. Must not know how a batch is sent.
 
 use super::{Payload, SendMemory};
 use crate::mutant::{self, Mutant};
@@ -9,13 +10,13 @@ use std::collections::VecDeque;
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
     items: VecDeque<Item>,
-    /// Bytes of the first item that were taken already.
+    /// Bytes of the first item that the kernel has taken.
     offset: usize,
-    /// Bytes not yet taken.
+    /// Bytes that the kernel has not taken.
     bytes: usize,
-    /// Bytes that the operation in flight was given.
+    /// Bytes that were submitted with the operation in flight.
     given: usize,
-    /// Items with a tag.
+    /// The number of items with a tag.
     tagged: usize,
     zero_copy: bool,
 }
@@ -24,12 +25,12 @@ pub(crate) struct SendQueue {
 struct Item {
     payload: Payload,
     tag: Option<u64>,
-    /// An output chunk of the engine's own, which takes further small writes.
+    /// The payload is an output chunk of the engine, to which small writes are appended.
     chunk: bool,
 }
 
 impl SendQueue {
-    /// Bytes that were not taken yet.
+    /// The number of bytes that the kernel has not taken.
     #[inline]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -40,7 +41,7 @@ impl SendQueue {
         self.items.len()
     }
 
-    /// True when nothing is left to start an operation with.
+    /// True if there is no payload, not even an empty one.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
@@ -53,7 +54,7 @@ impl SendQueue {
         self.items.push_back(Item { payload, tag, chunk: false });
     }
 
-    /// Copies `bytes` behind what is queued.
+    /// Appends a copy of `bytes`, to the last payload if that is an output chunk with room.
     pub(crate) fn write(&mut self, bytes: &[u8], memory: &mut SendMemory) {
         self.bytes += bytes.len();
         if let Some(Item { payload: Payload::Vec(chunk), chunk: true, .. }) = self.items.back_mut()
@@ -67,9 +68,9 @@ impl SendQueue {
         self.items.push_back(Item { payload: Payload::Vec(chunk), tag: None, chunk: true });
     }
 
-    /// Puts all of `later`, of which nothing was sent yet, behind what is queued.
+    /// Moves all payloads of `later` to the end of this queue.
     pub(crate) fn append(&mut self, later: &mut SendQueue) {
-        debug_assert_eq!(later.offset, 0, "nothing of it was sent");
+        debug_assert_eq!(later.offset, 0, "no byte of the appended queue was sent");
         self.items.append(&mut later.items);
         self.bytes += std::mem::take(&mut later.bytes);
         self.tagged += std::mem::take(&mut later.tagged);
@@ -93,7 +94,7 @@ impl SendQueue {
         }
     }
 
-    /// The number of them.
+    /// The number of unsent bytes of the first payload.
     #[inline(always)]
     pub(crate) fn front_len(&self) -> usize {
         match self.items.front() {
@@ -102,12 +103,12 @@ impl SendQueue {
         }
     }
 
-    /// Another owner of the first payload.
+    /// A second owner of the first payload.
     pub(crate) fn share_front(&mut self) -> Option<Payload> {
         self.items.front_mut().map(|item| item.payload.share())
     }
 
-    /// Notes how many bytes an operation was given.
+    /// Records the number of bytes that were submitted with an operation.
     #[inline]
     pub(crate) fn set_given(&mut self, bytes: usize) {
         self.given = bytes;
@@ -117,7 +118,7 @@ impl SendQueue {
         self.given
     }
 
-    /// Lets the next operation send without a copy, if it can.
+    /// Allows or forbids a zero-copy send for the next operation.
     pub(crate) fn set_zero_copy(&mut self, allowed: bool) {
         self.zero_copy = allowed;
     }
@@ -126,7 +127,7 @@ impl SendQueue {
         self.zero_copy
     }
 
-    /// True if an operation that took so many bytes took all there is.
+    /// True if `taken` bytes are all bytes of the queue.
     #[inline]
     pub(crate) fn is_whole(&self, taken: usize) -> bool {
         taken == self.bytes
@@ -137,15 +138,16 @@ impl SendQueue {
         self.tagged > 0
     }
 
-    /// The tags of all payloads in it, in order.
+    /// The tags of the payloads, in order.
     pub(crate) fn tags(&self) -> impl Iterator<Item = u64> {
         self.items.iter().filter_map(|item| item.tag)
     }
 
-    /// `taken` bytes were taken: retires the payloads that left in full, and adds their tags to
-    /// `tags`. With `taken` zero: those at the front that have no bytes and need no operation.
+    /// Removes `taken` bytes, which the kernel has taken. Retires the payloads that are sent in
+    /// full and adds their tags to `tags`. Empty payloads at the front are retired too, so `taken`
+    /// may be 0.
     pub(crate) fn advance(&mut self, taken: usize, memory: &mut SendMemory, tags: &mut Vec<u64>) {
-        assert!(taken <= self.bytes, "no more was taken than there is");
+        assert!(taken <= self.bytes, "the kernel takes at most the queued bytes");
         self.bytes -= taken;
         self.offset += taken;
         while let Some(first) = self.items.front() {
@@ -169,8 +171,8 @@ impl SendQueue {
         }
     }
 
-    /// Takes the first payload out; with it, whether it is an output chunk. For a queue whose bytes
-    /// are not wanted.
+    /// Removes the first payload of a queue that will not be sent. The flag is true for an output
+    /// chunk.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<(Payload, bool)> {
         match self.items.pop_front() {
@@ -205,38 +207,40 @@ mod tests {
         ]
     }
 
-    /// What an operation in flight has: the queue, and what it was given.
-    struct Away {
-        queue: Box<SendQueue>,
+    /// A send operation in flight: its batch, and the address and bytes of each part.
+    struct InFlight {
+        batch: Box<SendQueue>,
         parts: Vec<(*const u8, Vec<u8>)>,
+    }
+
+    /// Pseudo-random bytes, so that a byte in a wrong place is noticed.
+    fn bytes(counter: &mut u32, len: usize) -> Vec<u8> {
+        let mut next = || {
+            *counter = counter.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (*counter >> 24) as u8
+        };
+        (0..len).map(|_| next()).collect()
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
-        /// Whatever part of each operation the kernel takes: no byte is lost, doubled or reordered,
-        /// what an operation was given stays as it was until it ends, and tags come in order, when
-        /// their last byte is gone.
+        /// For any part of each operation that the kernel takes: no byte is lost, duplicated or
+        /// reordered. The bytes of an operation do not change or move until it completes. Tags are
+        /// reported in order, after the last byte of their payload was taken.
         #[test]
-        fn partial_completions_never_reorder_or_lose(
+        fn partial_completions_keep_all_bytes_in_order(
             steps in prop::collection::vec(step(), 1..120),
         ) {
             let mut memory = SendMemory::default();
             let mut queue = memory.queue();
             let (mut expected, mut taken_total) = (Vec::<u8>::new(), 0usize);
             let (mut tags, mut next_tag) = (VecDeque::<(u64, usize)>::new(), 0u64);
-            let mut away: Option<Away> = None;
+            let mut in_flight: Option<InFlight> = None;
             let mut counter = 0u32;
             for step in steps {
-                let mut bytes = |len: usize| -> Vec<u8> {
-                    let mut byte = || {
-                        counter = counter.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                        (counter >> 24) as u8
-                    };
-                    (0..len).map(|_| byte()).collect()
-                };
                 match step {
                     Step::Send(len, tagged) => {
-                        let bytes = bytes(len);
+                        let bytes = bytes(&mut counter, len);
                         expected.extend(&bytes);
                         let tag = tagged.then(|| {
                             next_tag += 1;
@@ -246,43 +250,43 @@ mod tests {
                         queue.push(bytes.into(), tag);
                     }
                     Step::Write(len) => {
-                        let bytes = bytes(len);
+                        let bytes = bytes(&mut counter, len);
                         expected.extend(&bytes);
                         queue.write(&bytes, &mut memory);
                     }
-                    Step::Start(max) if away.is_none() && !queue.is_empty() => {
-                        let queue = std::mem::replace(&mut queue, memory.queue());
-                        let copied = |part: &[u8]| (part.as_ptr(), part.to_vec());
-                        let parts = queue.parts(max).map(copied).collect();
-                        away = Some(Away { queue, parts });
+                    Step::Start(max) if in_flight.is_none() && !queue.is_empty() => {
+                        let batch = std::mem::replace(&mut queue, memory.queue());
+                        let part = |part: &[u8]| (part.as_ptr(), part.to_vec());
+                        let parts = batch.parts(max).map(part).collect();
+                        in_flight = Some(InFlight { batch, parts });
                     }
-                    Step::Complete(part) if away.is_some() => {
-                        let Away { queue: mut back, parts } = away.take().expect("guarded");
+                    Step::Complete(part) if in_flight.is_some() => {
+                        let InFlight { mut batch, parts } = in_flight.take().expect("guarded");
                         for (start, copy) in &parts {
-                            // SAFETY: what an operation was given must still be there, at the same
-                            // address: that is the test.
-                            let there = unsafe { std::slice::from_raw_parts(*start, copy.len()) };
-                            prop_assert_eq!(there, &copy[..]);
+                            // SAFETY: the test checks that the bytes of an operation stay at their
+                            // address until it completes.
+                            let now = unsafe { std::slice::from_raw_parts(*start, copy.len()) };
+                            prop_assert_eq!(now, &copy[..]);
                         }
                         let given: Vec<u8> = parts.into_iter().flat_map(|(_, copy)| copy).collect();
-                        let rest = &expected[taken_total..];
-                        prop_assert_eq!(&rest[..given.len()], &given[..]);
+                        let expected_given = &expected[taken_total..taken_total + given.len()];
+                        prop_assert_eq!(expected_given, &given[..]);
                         let taken = part.index(given.len() + 1);
                         taken_total += taken;
-                        let mut told = Vec::new();
-                        back.append(&mut queue);
-                        memory.retire_queue(std::mem::replace(&mut queue, back));
-                        queue.advance(taken, &mut memory, &mut told);
+                        let mut sent = Vec::new();
+                        batch.append(&mut queue);
+                        memory.retire_queue(std::mem::replace(&mut queue, batch));
+                        queue.advance(taken, &mut memory, &mut sent);
                         memory.drop_retired();
-                        for tag in told {
-                            let (expected_tag, end) = tags.pop_front().expect("told once");
+                        for tag in sent {
+                            let (expected_tag, end) = tags.pop_front().expect("reported once");
                             prop_assert!(tag == expected_tag && end <= taken_total);
                         }
                     }
                     _ => {}
                 }
-                let away = away.as_ref().map_or(0, |away| away.queue.bytes());
-                prop_assert_eq!(queue.bytes() + away, expected.len() - taken_total);
+                let in_flight = in_flight.as_ref().map_or(0, |operation| operation.batch.bytes());
+                prop_assert_eq!(queue.bytes() + in_flight, expected.len() - taken_total);
             }
         }
     }
@@ -307,12 +311,12 @@ mod tests {
     }
 
     #[test]
-    fn payloads_of_no_bytes_need_no_operation() {
-        let (mut memory, mut told) = (SendMemory::default(), Vec::new());
+    fn empty_payloads_need_no_operation() {
+        let (mut memory, mut tags) = (SendMemory::default(), Vec::new());
         let mut queue = memory.queue();
         queue.push("".into(), Some(1));
         queue.push("x".into(), Some(2));
-        queue.advance(0, &mut memory, &mut told);
-        assert_eq!((told.as_slice(), queue.entries()), (&[1][..], 1));
+        queue.advance(0, &mut memory, &mut tags);
+        assert_eq!((tags.as_slice(), queue.entries()), (&[1][..], 1));
     }
 }

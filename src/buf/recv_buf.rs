@@ -1,9 +1,11 @@
-//! A caller's buffer on its way through `recv_into`. Owns: the buffer and how much is still wanted.
-//! Invariant: bytes count as initialised only once they were written.
+//! The buffer of a `recv_into`. Owns: the buffer of the caller, and the number of bytes that are
+//! still missing. Invariant: the length of the buffer covers only bytes that were written. Must not
+//! know who writes them.
 
 use bytes::{BufMut, BytesMut};
 use std::mem::MaybeUninit;
 
+/// A buffer of the caller that is being filled.
 #[derive(Debug, Default)]
 pub(crate) struct RecvBuf {
     buffer: BytesMut,
@@ -11,7 +13,7 @@ pub(crate) struct RecvBuf {
 }
 
 impl RecvBuf {
-    /// Begins to receive `len` bytes behind what `buffer` holds.
+    /// Starts to receive `len` bytes behind the contents of `buffer`.
     pub(crate) fn begin(&mut self, mut buffer: BytesMut, len: usize) {
         buffer.reserve(len);
         *self = RecvBuf { buffer, missing: len };
@@ -21,26 +23,26 @@ impl RecvBuf {
         self.missing == 0
     }
 
-    /// Where the next bytes go: at most as many as are missing.
+    /// The memory for the next bytes. Its length is at most the number of missing bytes.
     pub(crate) fn room(&mut self) -> &mut [MaybeUninit<u8>] {
         let spare = self.buffer.spare_capacity_mut();
         let len = spare.len().min(self.missing);
         &mut spare[..len]
     }
 
-    /// The first `count` bytes of the room were written.
+    /// Adds the first `count` bytes of the room to the buffer.
     ///
     /// # Safety
-    /// That many bytes at the start of what [`RecvBuf::room`] returned last must have been written.
-    /// There may be no more of them than its length.
+    /// The first `count` bytes of the slice that [`RecvBuf::room`] returned last must have been
+    /// written, and `count` must not exceed its length.
     pub(crate) unsafe fn advance(&mut self, count: usize) {
-        debug_assert!(count <= self.missing, "no more than there was room for");
-        // SAFETY: as promised by the caller.
+        debug_assert!(count <= self.missing, "at most the missing bytes were written");
+        // SAFETY: the caller has written these bytes, which are within the capacity.
         unsafe { self.buffer.set_len(self.buffer.len() + count) };
         self.missing -= count;
     }
 
-    /// Takes what fits from `bytes`; returns how many.
+    /// Copies as many of `bytes` as are missing. Returns their number.
     pub(crate) fn copy_from(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.missing);
         self.buffer.put_slice(&bytes[..taken]);
@@ -54,12 +56,12 @@ impl RecvBuf {
     }
 }
 
-/// Emptied boxes waiting for the next receive into a buffer.
+/// Boxes that are kept for the next `recv_into`.
 #[derive(Debug, Default)]
-#[expect(clippy::vec_box, reason = "the boxes themselves are what is handed on")]
+#[expect(clippy::vec_box, reason = "the boxes are reused, not only their contents")]
 pub(crate) struct RecvBufPool(Vec<Box<RecvBuf>>);
 
-/// Boxes kept, engine-wide.
+/// The maximum number of boxes kept by an engine.
 const KEPT_MAX: usize = 1024;
 
 impl RecvBufPool {
@@ -69,7 +71,7 @@ impl RecvBufPool {
         recv_buf
     }
 
-    /// Takes the caller's buffer out, and keeps the box.
+    /// Returns the buffer of the caller, and keeps the box.
     pub(crate) fn end(&mut self, mut recv_buf: Box<RecvBuf>) -> BytesMut {
         let buffer = recv_buf.take_buffer();
         if self.0.len() < KEPT_MAX {
@@ -84,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fills_by_copy_and_by_room() {
+    fn a_buffer_is_filled_by_copies_and_by_writes_to_its_room() {
         let mut pool = RecvBufPool::default();
         let mut recv_buf = pool.begin(BytesMut::from(&b"head:"[..]), 6);
         assert_eq!(recv_buf.copy_from(b"ab"), 2);
@@ -93,7 +95,7 @@ mod tests {
         for (place, byte) in room.iter_mut().zip(b"cde") {
             place.write(*byte);
         }
-        // SAFETY: three bytes at the start of the room were just written.
+        // SAFETY: the first three bytes of the room were written above.
         unsafe { recv_buf.advance(3) };
         assert!(!recv_buf.is_done());
         assert_eq!(recv_buf.copy_from(b"fgh"), 1);

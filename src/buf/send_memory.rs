@@ -1,19 +1,20 @@
-//! What send queues are made of, engine-wide. Owns: spare queues and output chunks, and the
-//! payloads that have left and wait to be dropped. Invariant: a payload, whose `drop` is the
-//! caller's code and may panic, is dropped in [`SendMemory::drop_retired`] alone, when nothing is
-//! half done.
+//! Memory of the send queues of an engine. Owns: spare queues and output chunks, and retired
+//! payloads that wait to be dropped. Invariant: payloads are dropped only in
+//! [`SendMemory::drop_retired`], which is called when the state of the engine is consistent. The
+//! drop of a payload may be code of the caller and may panic. Must not know the connections.
 
 use super::{Payload, SendQueue};
 
-/// Room of an output chunk, which gathers small writes.
+/// The capacity of an output chunk, to which small writes are appended.
 const CHUNK_BYTES: usize = 4096;
-/// Chunks kept for the next writes.
-const CHUNKS_KEPT: usize = 256;
-/// Emptied queues kept.
-const QUEUES_KEPT: usize = 1024;
+/// The maximum number of spare chunks.
+const CHUNKS_KEPT_MAX: usize = 256;
+/// The maximum number of spare queues.
+const QUEUES_KEPT_MAX: usize = 1024;
 
+/// Spare and retired memory of all send queues of an engine.
 #[derive(Debug, Default)]
-#[expect(clippy::vec_box, reason = "the boxes themselves are what is handed on")]
+#[expect(clippy::vec_box, reason = "the boxes are reused, not only their contents")]
 pub(crate) struct SendMemory {
     queues: Vec<Box<SendQueue>>,
     chunks: Vec<Vec<u8>>,
@@ -28,11 +29,11 @@ impl SendMemory {
         self.queues.pop().unwrap_or_default()
     }
 
-    /// An empty output chunk with room for at least so many bytes.
-    pub(super) fn chunk(&mut self, least: usize) -> Vec<u8> {
+    /// An empty output chunk with a capacity of at least `bytes_min` bytes.
+    pub(super) fn chunk(&mut self, bytes_min: usize) -> Vec<u8> {
         match self.chunks.pop() {
-            Some(chunk) if chunk.capacity() >= least => chunk,
-            _ => Vec::with_capacity(least.max(CHUNK_BYTES)),
+            Some(chunk) if chunk.capacity() >= bytes_min => chunk,
+            _ => Vec::with_capacity(bytes_min.max(CHUNK_BYTES)),
         }
     }
 
@@ -40,19 +41,18 @@ impl SendMemory {
         keep_chunk(&mut self.chunks, chunk);
     }
 
-    /// Takes a queue whose payloads, if it has any, are not wanted any more.
+    /// Takes a queue. Its payloads, if it has any, will be dropped.
     #[inline]
     pub(crate) fn retire_queue(&mut self, queue: Box<SendQueue>) {
         self.retired_queues.push(queue);
     }
 
-    /// Takes a payload that is not wanted any more.
+    /// Takes a payload, which will be dropped.
     pub(crate) fn retire(&mut self, payload: Payload) {
         self.retired.push(payload);
     }
 
-    /// Drops what was retired. If the drop of a payload panics, the others are dropped by the next
-    /// call.
+    /// Drops all retired payloads. If the drop of one panics, the next call drops the others.
     #[inline]
     pub(crate) fn drop_retired(&mut self) {
         while let Some(queue) = self.retired_queues.last_mut() {
@@ -62,8 +62,8 @@ impl SendMemory {
                     payload => drop(payload),
                 }
             }
-            let queue = self.retired_queues.pop().expect("looked at above");
-            if self.queues.len() < QUEUES_KEPT {
+            let queue = self.retired_queues.pop().expect("it has a last queue");
+            if self.queues.len() < QUEUES_KEPT_MAX {
                 self.queues.push(queue);
             }
         }
@@ -78,7 +78,7 @@ impl SendMemory {
 }
 
 fn keep_chunk(chunks: &mut Vec<Vec<u8>>, mut chunk: Vec<u8>) {
-    if chunks.len() < CHUNKS_KEPT && chunk.capacity() <= 4 * CHUNK_BYTES {
+    if chunks.len() < CHUNKS_KEPT_MAX && chunk.capacity() <= 4 * CHUNK_BYTES {
         chunk.clear();
         chunks.push(chunk);
     }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_one_payload_loses_no_other() {
+    fn after_a_panic_of_one_payload_the_others_are_dropped() {
         let (dropped, mut memory) = (Arc::new(AtomicU32::new(0)), SendMemory::default());
         let payload =
             |panics| Payload::from(Bytes::from_owner(Owner(Arc::clone(&dropped), panics)));
