@@ -288,13 +288,6 @@ impl fmt::Display for SendError {
 impl std::error::Error for SendError {}
 
 /// Why [`Engine::write`](crate::Engine::write) refused the bytes. It copied none of them.
-///
-/// ```
-/// use proactor::{Config, ConnId, Engine, WriteError};
-/// let mut engine = Engine::new(Config::default())?;
-/// assert_eq!(engine.write(ConnId::NONE, b"data"), Err(WriteError::Stale));
-/// # Ok::<(), proactor::Error>(())
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteError {
     /// See [`SendError::Full`].

@@ -175,6 +175,20 @@ id!(
     /// Names one connection, from [`Engine::connect`](crate::Engine::connect) or
     /// [`Event::Accepted`](crate::Event::Accepted) until its
     /// [`Event::Closed`](crate::Event::Closed).
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Config, ConnId, Engine, SocketOptions};
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// // State of the program, indexed by slot. The id tells a connection from its predecessor.
+    /// let mut names: Vec<(ConnId, String)> = vec![(ConnId::NONE, String::new()); 16];
+    /// names[conn.slot()] = (conn, "client".into());
+    /// assert!(names[conn.slot()].0 == conn && !conn.is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ConnId
 );
 id!(

@@ -4,12 +4,6 @@
 use crate::caps::Capability;
 
 /// The kernel interface that an engine uses.
-///
-/// ```
-/// use proactor::Backend;
-/// assert_eq!(Backend::from_name("epoll"), Some(Backend::Epoll));
-/// assert_eq!(Backend::Uring.to_string(), "uring");
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {

@@ -72,6 +72,16 @@ impl Engine {
     /// # Errors
     /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at
     /// `Config::listeners_max`; [`Error::Closing`].
+    ///
+    /// ```
+    /// use proactor::{Config, Engine, ListenOptions};
+    /// use std::net::Ipv4Addr;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let listener = engine.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default())?;
+    /// let port = engine.listener_addr(listener)?.as_inet().map(|addr| addr.port());
+    /// assert!(port.is_some_and(|port| port > 0));
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn listen(
         &mut self,
         addr: impl Into<Addr>,
@@ -96,6 +106,19 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`].
+    ///
+    /// ```
+    /// use proactor::{Completions, Config, Engine, Event, ListenOptions};
+    /// use std::net::Ipv4Addr;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let mut completions = Completions::with_capacity(16);
+    /// let listener = engine.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default())?;
+    /// engine.close_listener(listener)?;
+    /// engine.poll(&mut completions, None)?;
+    /// let event = completions.pop().map(|completion| completion.event);
+    /// assert!(matches!(event, Some(Event::ListenerClosed { errno: None, .. })));
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn close_listener(&mut self, id: ListenerId) -> Result<(), Error> {
         let core = self.own()?;
         core.endpoints.listener(id.0).ok_or(Error::Stale)?;

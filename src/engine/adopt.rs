@@ -26,6 +26,18 @@ impl Engine {
     /// # Errors
     /// No stream socket, or neither connected nor listening; the limits of `connect` and `listen`.
     /// The descriptor is closed then.
+    ///
+    /// ```
+    /// use proactor::{AdoptedId, Config, Engine, SocketOptions};
+    /// use std::os::unix::net::UnixStream;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let (ours, theirs) = UnixStream::pair()?;
+    /// let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    ///     panic!("expected a connection");
+    /// };
+    /// assert!(engine.is_live(conn));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn adopt(&mut self, fd: OwnedFd, options: SocketOptions) -> Result<AdoptedId, Error> {
         self.check()?;
         match socket::adopt(&fd, self.wants_nonblocking())? {
@@ -68,6 +80,18 @@ impl Engine {
     /// # Backends
     /// The descriptor is blocking on io_uring and non-blocking on epoll. The simulated backend has
     /// none to give, and answers [`Error::Unsupported`]; so it does to `adopt`.
+    ///
+    /// ```
+    /// use proactor::{AdoptedId, Config, Engine, ReadMode, SocketOptions};
+    /// use std::os::unix::net::UnixStream;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let (ours, theirs) = UnixStream::pair()?;
+    /// let options = SocketOptions { read_mode: ReadMode::Paused, ..SocketOptions::default() };
+    /// let AdoptedId::Conn(conn) = engine.adopt(ours.into(), options)? else { unreachable!() };
+    /// let stream = UnixStream::from(engine.release(conn)?);
+    /// assert!(stream.peer_addr()?.is_unnamed() && !engine.is_live(conn));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn release(&mut self, id: ConnId) -> Result<OwnedFd, Error> {
         self.own()?.check_quiet(id)?;
         let fd = with_backend!(&mut *self.backend, backend => backend.release(id.0))?;

@@ -24,6 +24,25 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`].
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// drop(theirs);
+    /// engine.close(conn)?;
+    /// while engine.is_live(conn) {
+    ///     engine.poll(&mut completions, None)?;
+    /// }
+    /// let last = completions.drain().last();
+    /// assert!(matches!(last.unwrap().event, Event::Closed(_)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close(&mut self, id: ConnId) -> Result<(), Error> {
         let conn = self.own()?.conn(id.0)?;
         if !conn.send.is_empty() || conn.has(flag::FIN_SENT) {
@@ -44,6 +63,23 @@ impl Engine {
     /// # Backends
     /// A unix socket knows no reset: the peer sees an end of stream, or ECONNRESET if data was left
     /// unread here.
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// engine.abort(conn)?;
+    /// engine.poll(&mut completions, None)?;
+    /// let event = completions.pop().map(|completion| completion.event);
+    /// let aborted = proactor::CloseKind::Aborted;
+    /// assert!(matches!(event, Some(Event::Closed(reason)) if reason.kind == aborted));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn abort(&mut self, id: ConnId) -> Result<(), Error> {
         let core = self.own()?;
         let conn = core.conn(id.0)?;
@@ -58,6 +94,24 @@ impl Engine {
     /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with
     /// `deadline` from now instead of the linger time. Returns at once; go on polling until
     /// [`Engine::is_closed`]. New connects and listens are refused.
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// drop(theirs);
+    /// engine.close_all(std::time::Duration::from_secs(1));
+    /// while !engine.is_closed() {
+    ///     engine.poll(&mut completions, None)?;
+    ///     completions.drain();
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close_all(&mut self, deadline: Duration) {
         if self.check().is_err() {
             return;

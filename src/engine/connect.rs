@@ -26,6 +26,18 @@ impl Engine {
     /// What is queued before the next poll leaves as soon as the connection is there, without a
     /// turn in between: on io_uring (5.19) if it is one payload, by an entry linked to the connect;
     /// on epoll if the peer is on this machine. `Tuning::early_sends` turns it off.
+    ///
+    /// ```
+    /// use proactor::{CloseKind, Completions, Config, ConnectOptions, Engine, Event};
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let mut completions = Completions::with_capacity(16);
+    /// let addr = proactor::Addr::UnixAbstract(b"no-listener-has-this-name".to_vec());
+    /// engine.connect(addr, ConnectOptions::default())?; // returns immediately
+    /// engine.poll(&mut completions, None)?;
+    /// let event = completions.pop().map(|completion| completion.event);
+    /// assert!(matches!(event, Some(Event::Closed(reason)) if reason.kind == CloseKind::Refused));
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn connect(
         &mut self,
         addr: impl Into<Addr>,

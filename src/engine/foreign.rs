@@ -45,6 +45,23 @@ impl Engine {
     /// # Errors
     /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer;
     /// [`Error::Unsupported`] on the simulated backend.
+    ///
+    /// ```
+    /// use proactor::{Completions, Config, Engine};
+    /// use std::os::fd::AsRawFd;
+    /// use std::time::Duration;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let mut completions = Completions::with_capacity(16);
+    /// engine.waker().wake();
+    /// let mut poll_fd =
+    ///     libc::pollfd { fd: engine.as_fd()?.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    /// // SAFETY: one valid pollfd.
+    /// unsafe { libc::poll(&mut poll_fd, 1, -1) }; // the foreign event loop
+    /// while engine.poll(&mut completions, Some(Duration::ZERO))? > 0 {
+    ///     completions.drain();
+    /// }
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
         // A failed engine still has events to hand out.
         if self.is_child() || self.core.delivery.is_empty() {

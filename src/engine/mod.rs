@@ -94,6 +94,38 @@ pub fn leaked_engines() -> u64 {
 /// unmapped. The engine's descriptors are close-on-exec (adopted ones as they came), and stay open
 /// in the child until it calls execve(2) or exits. A child that needs an engine makes one of its
 /// own, before or after it drops the inherited one.
+///
+/// ```
+/// use proactor::{Completions, Config, ConnectOptions, Engine, Event, ListenOptions};
+/// use std::net::Ipv4Addr;
+///
+/// let mut engine = Engine::new(Config::default())?;
+/// let mut completions = Completions::with_capacity(256);
+/// let listener = engine.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default())?;
+/// let client = engine.connect(engine.listener_addr(listener)?, ConnectOptions::default())?;
+/// engine.send(client, "ping")?;
+///
+/// let mut closed = 0;
+/// while closed < 2 {
+///     engine.poll(&mut completions, None)?;
+///     for completion in completions.drain() {
+///         match completion.event {
+///             // The server echoes, the client closes after the response.
+///             Event::Received(data) if completion.conn != client => {
+///                 engine.send(completion.conn, data)?;
+///             }
+///             Event::Received(data) => {
+///                 assert_eq!(&data[..], b"ping");
+///                 engine.close(client)?;
+///             }
+///             Event::ReadClosed => engine.close(completion.conn)?,
+///             Event::Closed(_) => closed += 1,
+///             _ => {}
+///         }
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Engine {
     core: Leakable<Core>,
@@ -145,6 +177,13 @@ impl Engine {
     /// [`Error::Config`] for values that make no sense; [`Error::Unsupported`] if a backend, tier
     /// or capability was asked for by name and is not to be had; [`Error::Os`] if the process is
     /// out of descriptors or memory.
+    ///
+    /// ```
+    /// use proactor::{Backend, Config, Engine};
+    /// let engine = Engine::new(Config::default().backend(Backend::Epoll))?;
+    /// assert_eq!(engine.info().backend, Backend::Epoll);
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn new(config: Config) -> Result<Engine, Error> {
         config.validate()?;
         let config = config.with_environment()?;
@@ -207,6 +246,16 @@ impl Engine {
     /// # Panics
     /// A panic of a payload's own `drop` goes on to the caller. The engine stays usable: nothing is
     /// lost, and what the poll has added to `completions` is there.
+    ///
+    /// ```
+    /// use proactor::{Completions, Config, Engine};
+    /// use std::time::Duration;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let mut completions = Completions::with_capacity(256);
+    /// let count = engine.poll(&mut completions, Some(Duration::from_millis(1)))?;
+    /// assert_eq!(count, 0); // the timeout passed
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn poll(
         &mut self,
         completions: &mut Completions,
@@ -241,6 +290,15 @@ impl Engine {
     /// staged, finished and not yet handed out, or a timer is due. For those who drive several
     /// engines from one loop; false does not mean that a poll finds nothing, except on the
     /// simulated backend.
+    ///
+    /// ```
+    /// use proactor::{Config, Engine, ListenOptions};
+    /// let mut engine = Engine::new(Config::default())?;
+    /// assert!(!engine.wants_poll());
+    /// engine.listen((std::net::Ipv4Addr::LOCALHOST, 0), ListenOptions::default())?;
+    /// assert!(engine.wants_poll()); // to start an accept
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn wants_poll(&self) -> bool {
         if self.is_child() {
             return false;
@@ -294,6 +352,23 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`].
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// engine.set_tag(conn, 7)?;
+    /// assert_eq!(engine.tag(conn)?, 7);
+    /// engine.abort(conn)?;
+    /// engine.poll(&mut completions, None)?;
+    /// assert_eq!(completions.pop().map(|completion| completion.tag), Some(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_tag(&mut self, id: ConnId, tag: u64) -> Result<(), Error> {
         self.own()?.conn(id.0)?.tag = tag;
         Ok(())
@@ -308,6 +383,22 @@ impl Engine {
     }
 
     /// True if the id names a connection that was not yet told to be closed.
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// assert!(engine.is_live(conn) && engine.connections() == 1);
+    /// engine.abort(conn)?;
+    /// engine.poll(&mut completions, None)?; // reports Event::Closed
+    /// assert!(!engine.is_live(conn) && engine.connections() == 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn is_live(&self, id: ConnId) -> bool {
         self.look(id).is_ok()
     }
@@ -339,6 +430,21 @@ impl Engine {
 
     /// The descriptor of a connection, where there is one yet: for socket options. Reading from it,
     /// writing to it or closing it behind the engine's back breaks the order of bytes.
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// let fd = engine.fd(conn).expect("an adopted socket has a descriptor");
+    /// let buffer_bytes = socket2::SockRef::from(&fd).recv_buffer_size()?;
+    /// assert!(buffer_bytes > 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fd(&self, id: ConnId) -> Option<BorrowedFd<'_>> {
         self.look(id).ok()?;
         with_backend!(&*self.backend, backend => backend.fd(id.0))

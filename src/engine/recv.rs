@@ -21,6 +21,27 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`].
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// use std::io::Write;
+    /// engine.pause_reads(conn)?;
+    /// theirs.write_all(b"data")?;
+    /// let timeout = Some(std::time::Duration::from_millis(1));
+    /// assert_eq!(engine.poll(&mut completions, timeout)?, 0);
+    /// engine.resume_reads(conn)?;
+    /// engine.poll(&mut completions, None)?;
+    /// let event = completions.pop().map(|completion| completion.event);
+    /// assert!(matches!(event, Some(Event::Received(data)) if &data[..] == b"data"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pause_reads(&mut self, id: ConnId) -> Result<(), Error> {
         let core = self.own()?;
         core.conn(id.0)?.set(flag::PAUSED);

@@ -24,6 +24,24 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`]; [`Error::State`] if `len` is zero, a buffer is being filled already, or
     /// the stream has ended. The buffer is dropped then.
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// use std::io::Write;
+    /// theirs.write_all(b"body")?;
+    /// engine.recv_into(conn, bytes::BytesMut::new(), 4)?;
+    /// engine.poll(&mut completions, None)?;
+    /// let event = completions.pop().map(|completion| completion.event);
+    /// assert!(matches!(event, Some(Event::Filled(buffer)) if &buffer[..] == b"body"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn recv_into(&mut self, id: ConnId, buffer: BytesMut, len: usize) -> Result<(), Error> {
         self.own()?.begin_recv_into(id.0, buffer, len)
     }

@@ -19,6 +19,25 @@ impl Engine {
     /// # Errors
     /// The payload comes back: [`SendError::Full`] at the high watermark, [`SendError::Closed`]
     /// when the write side is shut, [`SendError::Stale`], [`SendError::Forked`].
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// use std::io::Read;
+    /// engine.send(conn, "static bytes, ")?;
+    /// engine.send_tagged(conn, vec![b'o', b'k'], 1)?;
+    /// engine.poll(&mut completions, None)?; // reports Event::Sent
+    /// let mut received = [0; 16];
+    /// theirs.read_exact(&mut received)?;
+    /// assert_eq!(&received, b"static bytes, ok");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn send(&mut self, id: ConnId, payload: impl Into<Payload>) -> Result<(), SendError> {
         self.send_payload(id, payload.into(), None)
@@ -29,6 +48,22 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::send`].
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// engine.send_tagged(conn, "data", 7)?;
+    /// engine.poll(&mut completions, None)?;
+    /// let event = completions.pop().map(|completion| completion.event);
+    /// assert!(matches!(event, Some(Event::Sent { tag: 7 })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn send_tagged(
         &mut self,
         id: ConnId,
@@ -56,6 +91,22 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::send`]. All of `bytes` is taken, or nothing.
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// for line in ["one\n", "two\n"] {
+    ///     engine.write(conn, line.as_bytes())?;
+    /// }
+    /// assert_eq!(engine.queued_bytes(conn)?, 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write(&mut self, id: ConnId, bytes: &[u8]) -> Result<(), WriteError> {
         if self.is_child() {
             return Err(WriteError::Forked);

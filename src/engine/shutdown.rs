@@ -13,6 +13,30 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Stale`].
+    ///
+    /// ```
+    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
+    /// # use std::os::unix::net::UnixStream;
+    /// # let mut engine = Engine::new(Config::default())?;
+    /// # let mut completions = Completions::with_capacity(16);
+    /// # let (ours, mut theirs) = UnixStream::pair()?;
+    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
+    /// #     unreachable!()
+    /// # };
+    /// use std::io::{Read, Write};
+    /// let peer = std::thread::spawn(move || {
+    ///     let mut request = String::new();
+    ///     theirs.read_to_string(&mut request)?; // returns at the FIN
+    ///     theirs.write_all(b"response")
+    /// });
+    /// engine.send(conn, "request")?;
+    /// engine.shutdown_write(conn)?;
+    /// engine.poll(&mut completions, None)?;
+    /// let event = completions.pop().map(|completion| completion.event);
+    /// assert!(matches!(event, Some(Event::Received(data)) if &data[..] == b"response"));
+    /// # peer.join().unwrap()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn shutdown_write(&mut self, id: ConnId) -> Result<(), Error> {
         let core = self.own()?;
         core.conn(id.0)?.set(flag::WRITE_SHUT);

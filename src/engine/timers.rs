@@ -15,6 +15,19 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Limit`] at `Config::timers_max`.
+    ///
+    /// ```
+    /// use proactor::{Completions, Config, Engine, Event};
+    /// use std::time::Duration;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let mut completions = Completions::with_capacity(16);
+    /// let timer = engine.timer_after(Duration::from_millis(1), 7)?;
+    /// engine.poll(&mut completions, None)?;
+    /// let completion = completions.pop().unwrap();
+    /// assert!(matches!(completion.event, Event::Timer { id } if id == timer));
+    /// assert_eq!(completion.tag, 7);
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn timer_after(&mut self, delay: Duration, tag: u64) -> Result<TimerId, Error> {
         self.check()?;
         self.refresh_clock();
@@ -45,6 +58,18 @@ impl Engine {
     }
 
     /// Moves a timer to `delay` from now. False if it has fired, or was cancelled.
+    ///
+    /// ```
+    /// use proactor::{Config, Engine};
+    /// use std::time::Duration;
+    /// let mut engine = Engine::new(Config::default())?;
+    /// let when = engine.now() + Duration::from_secs(60);
+    /// let timer = engine.timer_at(when, 0)?;
+    /// assert!(engine.timer_reset(timer, Duration::from_secs(5)));
+    /// assert!(engine.timer_cancel(timer) && engine.timers() == 0);
+    /// assert!(!engine.timer_reset(timer, Duration::from_secs(5)));
+    /// # Ok::<(), proactor::Error>(())
+    /// ```
     pub fn timer_reset(&mut self, id: TimerId, delay: Duration) -> bool {
         if self.is_child() {
             return false;
