@@ -72,9 +72,9 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Requires a backend. [`Engine::new`](crate::Engine::new) fails with
-    /// [`Error::Unsupported`](crate::Error::Unsupported) and the reason if it is unavailable.
-    /// Default: io_uring where the kernel allows it, else epoll.
+    /// Requires a backend. [`Engine::new`](crate::Engine::new) fails with [`Error::Unsupported`]
+    /// and the reason if it is unavailable. Default: io_uring where the kernel allows it, else
+    /// epoll.
     pub fn backend(mut self, backend: Backend) -> Config {
         self.backend = Some(backend);
         self
@@ -121,10 +121,10 @@ impl Config {
         /// operations with it. No effect on epoll. Default: false.
         hardened: bool;
         /// The maximum number of connections. At the limit `connect` and `adopt` fail with
-        /// [`Error::Limit`](crate::Error::Limit), and listeners pause after they have admitted the
-        /// connections that the kernel had already accepted. The engine reserves address space for
-        /// this number of connections, up to 262,144 (22 MiB; a page takes memory when it is first
-        /// used). Default: 262,144.
+        /// [`Error::Limit`], and listeners pause after they have admitted the connections that the
+        /// kernel had already accepted. The engine reserves address space for this number of
+        /// connections, up to 262,144 (22 MiB; a page takes memory when it is first used). Default:
+        /// 262,144.
         connections_max: usize;
         /// The maximum number of listeners. Default: 1,024.
         listeners_max: usize;
