@@ -4,7 +4,6 @@
 //! ```text
 //! cargo run --release --example sim_fuzz -- --seeds 0..10000
 //! cargo run --release --example sim_fuzz -- --seed 42 --trace
-//! cargo run --release --features mutants --example sim_fuzz -- --mutant lost-cancel
 //! ```
 //!
 //! The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU time, the
@@ -48,10 +47,9 @@ struct Args {
     /// This many random actions instead of the seed's own number
     #[arg(long, value_name = "N")]
     actions: Option<u32>,
-    /// A planted bug that must be found, by name or number (needs the feature `mutants`); `list`
-    /// names them
-    #[arg(long, value_name = "NAME")]
-    mutant: Option<String>,
+    /// Stop at the first seed that fails, and do not look for a smaller plan
+    #[arg(long)]
+    fail_fast: bool,
     /// Threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
@@ -83,35 +81,9 @@ impl Args {
     }
 }
 
-#[cfg(feature = "mutants")]
-fn plant(name: &str) -> Result<(), String> {
-    use proactor::Mutant;
-    let numbered = || Mutant::ALL.iter().enumerate();
-    if name == "list" {
-        numbered().for_each(|(number, mutant)| println!("{number:>2} {}", mutant.name()));
-        std::process::exit(0);
-    }
-    let found =
-        numbered().find(|(number, mutant)| mutant.name() == name || number.to_string() == name);
-    let names = || Mutant::ALL.iter().map(|mutant| mutant.name()).collect::<Vec<_>>().join(", ");
-    let (_, mutant) = found.ok_or_else(|| format!("{name:?} is none of: {}", names()))?;
-    proactor::plant(Some(*mutant));
-    Ok(())
-}
-
-#[cfg(not(feature = "mutants"))]
-fn plant(_name: &str) -> Result<(), String> {
-    Err("planted bugs need the feature: cargo run --release --features mutants --example sim_fuzz"
-        .into())
-}
-
 fn main() -> ExitCode {
     let args = Args::parse();
     fuzz::catch_panics(args.trace);
-    if let Some(why) = args.mutant.as_deref().and_then(|mutant| plant(mutant).err()) {
-        eprintln!("error: --mutant: {why}");
-        return ExitCode::FAILURE;
-    }
     let seeds = args.seed.map_or(args.seeds.clone(), |seed| seed..seed + 1);
     let count = seeds.end - seeds.start;
     let bar = ProgressBar::new(count);
@@ -136,6 +108,9 @@ fn main() -> ExitCode {
                     completions += outcome.completions;
                     hashes.push((seed, outcome.trace_hash));
                     if let Some(why) = outcome.failure {
+                        if args.fail_fast {
+                            next.store(seeds.end, Ordering::Relaxed);
+                        }
                         failures.lock().expect("no panic inside").push((seed, why));
                         bar.set_message("(some failed)");
                     }
@@ -152,26 +127,27 @@ fn main() -> ExitCode {
     let mut failures = failures.into_inner().expect("no panic inside");
     failures.sort();
     for (place, (seed, why)) in failures.iter().enumerate() {
-        report(&args, *seed, why, place < SHRINK_SEEDS);
+        report(&args, *seed, why, !args.fail_fast && place < SHRINK_SEEDS);
     }
     let (completions, mut hashes, busy) = totals.into_inner().expect("no panic inside");
     hashes.sort_unstable();
+    let ran = hashes.len();
     let fold = |total: u64, (_, hash): &(u64, u64)| {
         (total ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
     };
     let hash = hashes.iter().fold(0, fold);
     let rate = completions as f64 / busy.as_secs_f64().max(1e-9);
-    println!("seeds {count} failed {} completions/s {rate:.0} trace {hash:016x}", failures.len());
+    println!("seeds {ran} failed {} completions/s {rate:.0} trace {hash:016x}", failures.len());
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// A failing seed with its reason, how to repeat it, and a smaller plan that fails as well.
 fn report(args: &Args, seed: u64, why: &str, shrink: bool) {
-    let (plan, mutant) = (args.plan(seed), args.mutant.as_deref());
+    let plan = args.plan(seed);
     println!("seed {seed} failed: {why}");
-    println!("  again:   {}", plan.replay(mutant));
+    println!("  again:   {}", plan.replay());
     if shrink {
-        let smaller = plan.shrink(SHRINK_RUNS);
+        let smaller = plan.shrink(SHRINK_RUNS, Plan::fails);
         let Outcome { failure, .. } = smaller.run(0);
         println!(
             "  smaller: {} actions, faults: {}: {}",
@@ -179,6 +155,6 @@ fn report(args: &Args, seed: u64, why: &str, shrink: bool) {
             smaller.faults,
             failure.unwrap_or_default()
         );
-        println!("  again:   {}", smaller.replay(mutant));
+        println!("  again:   {}", smaller.replay());
     }
 }

@@ -56,7 +56,6 @@ mod id;
 mod info;
 #[allow(unsafe_code)]
 mod leak;
-mod mutant;
 mod net;
 mod options;
 #[cfg(feature = "sim")]
@@ -80,8 +79,6 @@ pub use error::Halt;
 pub use error::{Errno, Error, SendError, WriteError};
 pub use id::{ConnId, ListenerId, TimerId};
 pub use info::{Fallback, Info, Limits};
-#[cfg(feature = "mutants")]
-pub use mutant::{Mutant, plant};
 pub use net::Addr;
 pub use options::{ConnectOptions, ListenOptions, ReadMode, SocketOptions};
 pub use stats::Stats;

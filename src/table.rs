@@ -3,7 +3,6 @@
 //! generations are used up is retired. Must not know what is stored, and does no syscall.
 
 use crate::id::{EngineNumber, Key};
-use crate::mutant::{self, Mutant};
 
 /// The end of the list of free slots.
 const NO_SLOT: u32 = u32::MAX;
@@ -87,11 +86,7 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
         match self.entries.get(key.slot()) {
-            Some(Entry { key: own, place: Place::Taken(value) })
-                if *own == key || mutant::is(Mutant::StaleHit) =>
-            {
-                Some(value)
-            }
+            Some(Entry { key: own, place: Place::Taken(value) }) if *own == key => Some(value),
             _ => None,
         }
     }
@@ -99,11 +94,7 @@ impl<T> Table<T> {
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         match self.entries.get_mut(key.slot()) {
-            Some(Entry { key: own, place: Place::Taken(value) })
-                if *own == key || mutant::is(Mutant::StaleHit) =>
-            {
-                Some(value)
-            }
+            Some(Entry { key: own, place: Place::Taken(value) }) if *own == key => Some(value),
             _ => None,
         }
     }

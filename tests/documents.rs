@@ -275,16 +275,56 @@ fn the_page_on_speed_names_what_can_be_run() {
     }
 }
 
+/// The planted bugs: name and text of each file. `tests/mutants/run --help` has the format.
+fn mutants() -> Vec<(String, String)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mutants");
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mutants = paths.filter(|path| path.extension().is_some_and(|end| end == "mutant"));
+    let mut mutants: Vec<_> = mutants
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_str().expect("ASCII").to_owned();
+            (name, std::fs::read_to_string(&path).unwrap())
+        })
+        .collect();
+    mutants.sort();
+    mutants
+}
+
+/// One side of a hunk without white space: its context, and its lines that begin with `sign`.
+fn side(hunk: &str, sign: char) -> String {
+    let lines = hunk.lines().filter_map(|line| line.strip_prefix([' ', sign]));
+    lines.flat_map(str::split_whitespace).collect()
+}
+
 #[test]
-fn the_table_of_planted_bugs_is_the_code_s_own() {
-    let source = read("src/mutant.rs");
-    let list = &source[source.find("mutants! {").expect("the list")..];
-    let mut names: Vec<&str> =
-        list.lines().filter_map(|line| line.strip_suffix("\";")?.split('"').nth(1)).collect();
-    let rows = table(&read("docs/fuzzing.md"), "| planted |");
-    let mut shown: Vec<String> =
-        rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
-    names.sort_unstable();
+fn each_planted_bug_applies_to_the_sources() {
+    for (name, text) in mutants() {
+        let hunks: Vec<&str> = text.split("\n@@ ").skip(1).collect();
+        assert!(!hunks.is_empty(), "{name}.mutant has no hunk");
+        for hunk in hunks {
+            let (file, hunk) = hunk.split_once('\n').expect("a file, and lines");
+            let source: String = read(file).split_whitespace().collect();
+            let (find, put) = (side(hunk, '-'), side(hunk, '+'));
+            assert!(!find.is_empty() && find != put, "{name}.mutant changes nothing in {file}");
+            assert_eq!(source.matches(&find).count(), 1, "{name}.mutant, in {file}: {hunk}");
+        }
+    }
+}
+
+#[test]
+fn the_table_of_planted_bugs_is_that_of_the_files() {
+    let bugs = mutants().into_iter().map(|(name, text)| {
+        let finder = text.lines().find_map(|line| line.strip_prefix("finder: "));
+        let bug = text.lines().next().expect("what the bug is").trim_end_matches('.').to_owned();
+        (name, bug, finder.unwrap_or("seeds").to_owned())
+    });
+    let bugs: Vec<_> = bugs.collect();
+    let shown = table(&read("docs/fuzzing.md"), "| planted |").into_iter().map(|row| {
+        let finder = if row[2].starts_with("seed ") { "seeds" } else { row[2].trim_matches('`') };
+        (row[0].trim_matches('`').to_owned(), row[1].clone(), finder.to_owned())
+    });
+    let mut shown: Vec<_> = shown.collect();
     shown.sort_unstable();
-    assert!(names.len() >= 10 && names == shown, "{names:?}, documented {shown:?}");
+    assert!(bugs.len() >= 20, "only {}", bugs.len());
+    assert_eq!(bugs, shown);
 }

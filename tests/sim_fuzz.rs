@@ -1,6 +1,5 @@
-//! The fuzzer of the engine as a test: many seeds in a simulated world, some of the same programs
-//! on this machine's kernel, and with the feature `mutants`, planted bugs that must be found. By
-//! hand: `cargo run --release --example sim_fuzz -- --help`.
+//! The fuzzer of the engine as a test: many seeds in a simulated world, and some of the same
+//! programs on this machine's kernel. By hand: `cargo run --release --example sim_fuzz -- --help`.
 
 mod fuzz;
 
@@ -8,7 +7,7 @@ use fuzz::Plan;
 use fuzz::dialogue::{self, Told};
 use fuzz::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
-use proactor::sim::Faults;
+use proactor::sim::{Fault, Faults};
 use proactor::{Backend, Config, Engine};
 
 /// How many seeds: all in release builds, a part in slow ones.
@@ -24,8 +23,7 @@ fn main() {
         Trial::test("seeds", random_programs),
         Trial::test("same_seed_same_trace", same_seed_same_trace),
         Trial::test("backends_agree", backends_agree),
-        Trial::test("shrinking_keeps_the_failure", mutants::shrinking_keeps_the_failure)
-            .with_ignored_flag(!cfg!(feature = "mutants")),
+        Trial::test("shrinking_keeps_the_failure", shrinking_keeps_the_failure),
     ];
     for backend in [Backend::Uring, Backend::Epoll] {
         let lacking =
@@ -33,7 +31,6 @@ fn main() {
         let trial = Trial::test(format!("seeds_on_{backend}"), move || programs_on(backend));
         trials.push(trial.with_ignored_flag(lacking));
     }
-    trials.extend(mutants::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -41,14 +38,14 @@ fn random_programs() -> Result<(), Failed> {
     for seed in 0..seeds() {
         let plan = Plan::of(seed);
         if let Some(why) = plan.run(0).failure {
-            let smaller = plan.shrink(300);
+            let smaller = plan.shrink(300, Plan::fails);
             let smaller_why = smaller.run(0).failure.unwrap_or_default();
             return Err(format!(
                 "seed {seed}: {why}\n  again: {}\n  smaller ({} actions, faults {}): {smaller_why}\n  again: {}",
-                plan.replay(None),
+                plan.replay(),
                 smaller.actions,
                 smaller.faults,
-                smaller.replay(None)
+                smaller.replay()
             )
             .into());
         }
@@ -68,6 +65,22 @@ fn same_seed_same_trace() -> Result<(), Failed> {
         hashes.insert(first.trace_hash);
     }
     if hashes.len() == 40 { Ok(()) } else { Err("different seeds, equal traces".into()) }
+}
+
+/// Here a plan "fails" if a fault of one kind happens in its run.
+fn shrinking_keeps_the_failure() -> Result<(), Failed> {
+    for kind in [Fault::Reset, Fault::ShortWrite, Fault::QueueFull] {
+        let line = format!("FAULT {}", kind.name());
+        let fails = |plan: &Plan| plan.run(20_000).trace.contains(&line);
+        let plan = (0..200).map(Plan::of).find(fails).ok_or(format!("no seed has {line}"))?;
+        let smaller = plan.shrink(300, fails);
+        let is_smaller =
+            smaller.kinds().len() < plan.kinds().len() && smaller.actions <= plan.actions;
+        if !fails(&smaller) || !is_smaller {
+            return Err(format!("{line}: {plan:?} was shrunk to {smaller:?}").into());
+        }
+    }
+    Ok(())
 }
 
 fn programs_on(backend: Backend) -> Result<(), Failed> {
@@ -113,72 +126,4 @@ fn backends_agree() -> Result<(), Failed> {
         }
     }
     Ok(())
-}
-
-#[cfg(not(feature = "mutants"))]
-mod mutants {
-    use libtest_mimic::{Failed, Trial};
-
-    pub fn trials() -> Vec<Trial> {
-        Vec::new()
-    }
-
-    pub fn shrinking_keeps_the_failure() -> Result<(), Failed> {
-        Err("needs the feature `mutants`".into())
-    }
-}
-
-#[cfg(feature = "mutants")]
-mod mutants {
-    use super::fuzz::Plan;
-    use libtest_mimic::{Failed, Trial};
-    use proactor::{Mutant, plant};
-
-    /// A planted bug must be found within so many seeds.
-    const SEEDS_MAX: u64 = 2_000;
-
-    fn found(mutant: Mutant) -> Option<(u64, String)> {
-        plant(Some(mutant));
-        let found =
-            (0..SEEDS_MAX).find_map(|seed| Plan::of(seed).run(0).failure.map(|why| (seed, why)));
-        plant(None);
-        found
-    }
-
-    /// The bug is process-wide: one trial for all, which runs alone.
-    pub fn trials() -> Vec<Trial> {
-        vec![Trial::test("mutants_die", || {
-            let mut alive = Vec::new();
-            for mutant in Mutant::ALL {
-                match found(*mutant) {
-                    Some((seed, why)) => {
-                        let why: String = why.chars().take(100).collect();
-                        println!("mutant {:<16} dies of seed {seed}: {why}", mutant.name());
-                    }
-                    None => alive.push(mutant.name()),
-                }
-            }
-            if alive.is_empty() {
-                Ok(())
-            } else {
-                Err(format!("survived {SEEDS_MAX} seeds: {alive:?}").into())
-            }
-        })]
-    }
-
-    pub fn shrinking_keeps_the_failure() -> Result<(), Failed> {
-        plant(Some(Mutant::LeakyPause));
-        let plan =
-            (0..).map(Plan::of).find(|plan| plan.run(0).failure.is_some()).expect("found above");
-        let smaller = plan.shrink(300);
-        let fails = smaller.run(0).failure.is_some();
-        plant(None);
-        match fails
-            && smaller.kinds().len() <= plan.kinds().len()
-            && smaller.actions <= plan.actions
-        {
-            true => Ok(()),
-            false => Err(format!("{plan:?} was shrunk to {smaller:?}").into()),
-        }
-    }
 }

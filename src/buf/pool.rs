@@ -10,7 +10,6 @@
 
 use super::Lease;
 use crate::error::Violation;
-use crate::mutant::{self, Mutant};
 use crate::sys::Mapping;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -219,9 +218,6 @@ impl Shared {
                 self.unused.set(self.unused.get() + 1);
             }
             self.free.borrow_mut().push(id);
-            if mutant::is(Mutant::DoubleFree) {
-                self.free.borrow_mut().push(id);
-            }
         }
     }
 }

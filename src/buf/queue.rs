@@ -4,7 +4,6 @@
 //! are in a second queue, which is then appended. Must not know how a batch is sent.
 
 use super::{Payload, SendMemory};
-use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
 
 #[derive(Debug, Default)]
@@ -165,9 +164,6 @@ impl SendQueue {
                 Payload::Vec(chunk) if item.chunk => memory.keep_chunk(chunk),
                 payload => memory.retire(payload),
             }
-        }
-        if mutant::is(Mutant::ReorderedSend) && self.offset > 0 && self.items.len() > 2 {
-            self.items.swap(1, 2);
         }
     }
 

@@ -14,7 +14,6 @@ use crate::backend::{Backend, OpKind, Operation, Started};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
-use crate::mutant::{self, Mutant};
 use std::time::Duration;
 
 impl Engine {
@@ -247,15 +246,11 @@ impl Core {
     ) -> Result<(), Full> {
         let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
         for kind in [OpKind::Connect, OpKind::Recv, OpKind::Send, OpKind::Hangup] {
-            if conn.begin_cancel(kind) && !mutant::is(Mutant::LostCancel) {
+            if conn.begin_cancel(kind) {
                 backend.cancel(key, kind);
             }
         }
-        if !conn.nothing_in_flight() && !mutant::is(Mutant::CloseInFlight) {
-            return Ok(());
-        }
-        if mutant::is(Mutant::LeakedSocket) && key.slot() % 4 == 3 {
-            self.end_conn(key, out);
+        if !conn.nothing_in_flight() {
             return Ok(());
         }
         match backend.start(key, Operation::Close(conn.close_mode())) {
@@ -279,9 +274,6 @@ impl Core {
         let reason = conn.close_reason();
         self.stats.closed += 1;
         self.admission.left();
-        if mutant::is(Mutant::TerminalTwice) && reason.unsent_bytes > 0 {
-            self.emit(key, Event::Closed(reason), out);
-        }
         self.emit(key, Event::Closed(reason), out);
         self.set_conn_timer(key, None);
         if let Some(mut conn) = self.endpoints.remove_conn(key) {

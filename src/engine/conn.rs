@@ -8,7 +8,6 @@ use crate::buf::{Lease, RecvBuf};
 use crate::completion::{CloseKind, CloseReason};
 use crate::error::Errno;
 use crate::id::Key;
-use crate::mutant::{self, Mutant};
 use crate::options::{ReadMode, SocketOptions};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -354,9 +353,7 @@ impl Conn {
     pub(super) fn close_reason(&self) -> CloseReason {
         let (kind, errno) =
             self.cold.as_ref().and_then(|cold| cold.reason).unwrap_or((CloseKind::Local, None));
-        let unsent_bytes =
-            if mutant::is(Mutant::UnsentForgotten) { 0 } else { self.send.bytes() as u64 };
-        CloseReason { kind, errno, unsent_bytes }
+        CloseReason { kind, errno, unsent_bytes: self.send.bytes() as u64 }
     }
 }
 

@@ -25,7 +25,6 @@ use super::Core;
 use super::conn::{Conn, flag};
 use crate::completion::{Completion, Completions, Event};
 use crate::id::{ConnId, Key};
-use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
 
 /// At least so many events may wait for the next poll.
@@ -140,7 +139,7 @@ impl Core {
         let over = matches!(event, Event::Received(_)) && !conn.quota.spend(*turn, *budget);
         self.stats.budget_deferrals += u64::from(over);
         let completion = Completion { conn: ConnId(key), tag: conn.tag, event };
-        let behind = conn.quota.has_deferred() && !mutant::is(Mutant::Overtaking);
+        let behind = conn.quota.has_deferred();
         if over || behind || out.is_full() {
             waiting.push_back(completion);
             conn.quota.deferred += 1;

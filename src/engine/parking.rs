@@ -4,7 +4,6 @@
 use super::Core;
 use super::conn::flag;
 use crate::id::Key;
-use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
 
 #[derive(Debug, Default)]
@@ -36,9 +35,6 @@ impl Core {
     pub(super) fn unpark(&mut self, free_buffers: usize) {
         for _ in 0..free_buffers.min(self.parking.0.len()) {
             let Some(key) = self.parking.0.pop_front() else { return };
-            if mutant::is(Mutant::ForgottenPark) {
-                continue;
-            }
             if let Some(conn) = self.endpoints.conn_mut(key) {
                 conn.unset(flag::PARKED);
                 self.staging.mark(conn, key);

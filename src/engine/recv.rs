@@ -10,7 +10,6 @@ use crate::buf::Lease;
 use crate::completion::{CloseKind, Completion, Completions, Event};
 use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
-use crate::mutant::{self, Mutant};
 
 impl Engine {
     /// Stops delivering data of a connection: no [`Event::Received`] and no [`Event::ReadClosed`]
@@ -156,7 +155,7 @@ impl Core {
         }
         let Some(lease) = self.copy_into_recv_buf(key, lease, out) else { return };
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        if conn.has(flag::PAUSED) && !mutant::is(Mutant::LeakyPause) {
+        if conn.has(flag::PAUSED) {
             conn.hold(lease);
         } else {
             self.emit(key, Event::Received(lease), out);
@@ -220,9 +219,7 @@ impl Core {
             }
             Phase::Open => {
                 if conn.has(flag::PAUSED) && !conn.is_receiving_into() || conn.has_held() {
-                    if !mutant::is(Mutant::LostEof) {
-                        conn.set(flag::EOF_HELD);
-                    }
+                    conn.set(flag::EOF_HELD);
                 } else {
                     self.emit_read_closed(key, out);
                 }

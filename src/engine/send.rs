@@ -9,7 +9,6 @@ use crate::buf::{Payload, SendMemory};
 use crate::completion::{CloseKind, Completions, Event};
 use crate::error::{Errno, Error, SendError, WriteError};
 use crate::id::{ConnId, Key};
-use crate::mutant::{self, Mutant};
 
 impl Engine {
     /// Queues a payload for sending, without a copy. It leaves with the next [`Engine::poll`],
@@ -325,17 +324,10 @@ impl Core {
         key: Key,
         out: &mut Completions,
     ) -> Result<(), Full> {
-        let Some(conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
+        let Some(mut conn) = self.endpoints.conn_mut(key) else { return Ok(()) };
         if conn.in_flight(OpKind::Send) {
-            if mutant::is(Mutant::EarlyFin)
-                && conn.has(flag::WRITE_SHUT)
-                && !conn.has(flag::FIN_SENT)
-            {
-                self.send_fin(backend, key);
-            }
             return Ok(());
         }
-        let mut conn = conn;
         let mut front_len = conn.send.waiting().map(|queue| queue.front_len());
         if front_len == Some(0) {
             self.skip_empty(key, out);
@@ -456,8 +448,7 @@ impl Core {
         }
         conn.send.retire_empty(&mut self.send_memory);
         let idle = conn.send.is_empty() && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
-        let forgets = mutant::is(Mutant::LostRest) && taken > 0;
-        if !idle && !forgets {
+        if !idle {
             self.staging.mark(conn, key);
         }
         if let Some(errno) = failure {
@@ -485,7 +476,7 @@ impl Core {
             return;
         }
         conn.unset(flag::FULL);
-        if conn.is_open() && conn.may_queue() && !mutant::is(Mutant::NoDrained) {
+        if conn.is_open() && conn.may_queue() {
             self.emit(key, Event::Drained, out);
         }
     }

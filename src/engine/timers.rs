@@ -5,7 +5,6 @@ use super::{Core, Engine};
 use crate::completion::{Completions, Event};
 use crate::error::Error;
 use crate::id::{EngineNumber, Key, TimerId};
-use crate::mutant::{self, Mutant};
 use crate::timer::{Owner, Wheel};
 use std::time::{Duration, Instant};
 
@@ -50,9 +49,6 @@ impl Engine {
     pub fn timer_cancel(&mut self, id: TimerId) -> bool {
         if self.is_child() {
             return false;
-        }
-        if mutant::is(Mutant::UndeadTimer) {
-            return true;
         }
         self.core.timers.cancel_user(id)
     }
@@ -153,9 +149,7 @@ impl Core {
     }
 
     pub(super) fn fire_timers(&mut self, out: &mut Completions) {
-        self.timers
-            .wheel
-            .advance(self.now + if mutant::is(Mutant::EarlyTimer) { 1_000_000 } else { 0 });
+        self.timers.wheel.advance(self.now);
         while !out.is_full() {
             let Some((key, owner)) = self.timers.wheel.pop_due() else { return };
             match owner {

@@ -9,7 +9,6 @@ use crate::backend::{Backend, Completed, OpKind, Outcome};
 use crate::completion::{Completions, Event};
 use crate::error::Error;
 use crate::id::Key;
-use crate::mutant::{self, Mutant};
 
 impl Core {
     /// Turns until there is something to tell, or the time `deadline` has come.
@@ -72,7 +71,7 @@ impl Core {
         }
         self.now = backend.now();
         let called = self.inbox.signal.take(self.staging.is_foreign());
-        if called && !(mutant::is(Mutant::MissedWakeup) && self.stats.turns.is_multiple_of(3)) {
+        if called {
             self.stats.wakes += 1;
             self.emit_other(0, Event::Woken, out);
         }
@@ -106,9 +105,7 @@ impl Core {
             let Some(conn) = self.endpoints.conn_mut(key) else { continue };
             conn.unset(flag::DIRTY);
             if let Err(Full) = self.service(backend, key, out) {
-                if !mutant::is(Mutant::LostQueueFull) {
-                    self.mark_dirty(key);
-                }
+                self.mark_dirty(key);
                 return;
             }
         }

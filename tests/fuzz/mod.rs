@@ -63,7 +63,7 @@ impl Plan {
     }
 
     /// The command that repeats it.
-    pub fn replay(&self, mutant: Option<&str>) -> String {
+    pub fn replay(&self) -> String {
         let full = Plan::of(self.seed);
         let mut command =
             format!("cargo run --release --example sim_fuzz -- --seed {} --trace", self.seed);
@@ -75,11 +75,12 @@ impl Plan {
             let list = if names.is_empty() { "none".to_owned() } else { names.join(",") };
             command.push_str(&format!(" --only {list}"));
         }
-        if let Some(mutant) = mutant {
-            command = command.replace("--example", "--features mutants --example");
-            command.push_str(&format!(" --mutant {mutant}"));
-        }
         command
+    }
+
+    /// True if its run fails.
+    pub fn fails(&self) -> bool {
+        self.run(0).failure.is_some()
     }
 
     /// Runs it in a simulated world, with the last so many entries of its trace.
@@ -115,12 +116,13 @@ impl Plan {
         caught(|| program::run(self, &stage))
     }
 
-    /// A smaller plan that fails too: fewer kinds of faults, fewer actions. At most `tries` runs.
-    pub fn shrink(&self, mut tries: u32) -> Plan {
+    /// A smaller plan that `fails` too: fewer kinds of faults, fewer actions. Asks at most `tries`
+    /// times.
+    pub fn shrink(&self, mut tries: u32, fails: impl Fn(&Plan) -> bool) -> Plan {
         let mut best = self.clone();
         let mut fails = |plan: &Plan| {
             tries = tries.saturating_sub(1);
-            tries > 0 && plan.run(0).failure.is_some()
+            tries > 0 && fails(plan)
         };
         let none = best.clone().only(&[]);
         if fails(&none) {
