@@ -39,8 +39,8 @@
 //! handles both, and the simulated backend plays both). Sizes of partial receives, pacing, the
 //! order between different connections, batch sizes, and the moment at which descriptor exhaustion
 //! is noticed are unspecified everywhere.
-#![deny(unsafe_code)]
-#![deny(unsafe_op_in_unsafe_fn, missing_docs, clippy::undocumented_unsafe_blocks)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![deny(missing_docs, unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("proactor is for Linux: it stands on io_uring and epoll");
