@@ -8,6 +8,10 @@
 //! of the whole machine are changed only in a virtual one of the project's own
 //! (`PROACTOR_TEST_VM=1`, which `tests/kernels/run` sets). `PROACTOR_TEST_SCENARIOS=name,name` runs
 //! only some scenarios in each.
+//!
+//! On the machine itself an environment runs the modules that depend on it ([`DEPENDENT`]);
+//! `PROACTOR_TEST_ENVIRONMENTS=whole` runs the whole suite in each, as CI and the virtual machines
+//! do. Most scenarios wait for timers, so the whole takes minutes.
 
 use crate::filters::{Filter, numbers};
 use crate::memory::{self, MemoryCgroup};
@@ -23,6 +27,8 @@ use std::process::{Command, ExitStatus};
 
 /// Set in a process that is in an environment: its name.
 pub const WITHIN: &str = "PROACTOR_TEST_WITHIN";
+/// What runs in an environment whose list of modules is empty, unless all is asked for.
+const DEPENDENT: &[&str] = &["connecting", "accepting", "streams", "teardown", "hostile", "memory"];
 const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
 
 /// What the engine must make of an environment.
@@ -38,7 +44,7 @@ enum Expected {
 struct Environment {
     name: &'static str,
     variants: &'static [&'static Variant],
-    /// Scenarios of which modules; all if empty.
+    /// Scenarios of which modules; if empty, [`DEPENDENT`] or all.
     modules: &'static [&'static str],
     /// Scenarios that cannot be run there, by name.
     without: &'static [&'static str],
@@ -267,10 +273,15 @@ pub fn variants_here() -> Option<&'static [&'static Variant]> {
 pub fn has_scenario(module: &str, name: &str) -> bool {
     let Some(environment) = here() else { return !["memory", "lossy"].contains(&module) };
     let has_module = match environment.modules {
+        [] if !runs_whole_suites() => DEPENDENT.contains(&module),
         [] => module != "lossy",
         modules => modules.contains(&module),
     };
     has_module && !environment.without.contains(&name)
+}
+
+fn runs_whole_suites() -> bool {
+    std::env::var("PROACTOR_TEST_ENVIRONMENTS").is_ok_and(|which| which == "whole")
 }
 
 /// Prints what the engine makes of this process's environment, for the process that started it.
