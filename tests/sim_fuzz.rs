@@ -4,8 +4,8 @@
 mod fuzz;
 
 use fuzz::Plan;
-use fuzz::dialogue::{self, Told};
-use fuzz::stage::Stage;
+use fuzz::exchange::{self, Observed};
+use fuzz::network::Network;
 use libtest_mimic::{Arguments, Failed, Trial};
 use proactor::sim::{Fault, Faults};
 use proactor::{Backend, Config, Engine};
@@ -90,11 +90,11 @@ fn programs_on(backend: Backend) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The outcome of the dialogues of a seed, in a simulated world with these faults.
-fn simulated(seed: u64, faults: Faults) -> Result<Vec<Told>, Failed> {
+/// What the exchanges of a seed observe in a simulated world with these faults.
+fn simulated(seed: u64, faults: Faults) -> Result<Vec<Observed>, Failed> {
     let plan = Plan { seed, actions: 0, faults };
-    let stage = Stage::simulated(&plan, 0);
-    Ok(dialogue::run(seed, &stage).map_err(|why| format!("seed {seed}, simulated: {why}"))?)
+    let network = Network::simulated(&plan, 0);
+    Ok(exchange::run(seed, &network).map_err(|why| format!("seed {seed}, simulated: {why}"))?)
 }
 
 fn backends_agree() -> Result<(), Failed> {
@@ -108,17 +108,17 @@ fn backends_agree() -> Result<(), Failed> {
         let mut others =
             vec![("simulated, with faults".to_owned(), simulated(seed, Faults::harmless(0.2))?)];
         for backend in &kernels {
-            let told = dialogue::run(seed, &Stage::Kernel(*backend));
+            let observed = exchange::run(seed, &Network::Kernel(*backend));
             others.push((
                 backend.to_string(),
-                told.map_err(|why| format!("seed {seed} on {backend}: {why}"))?,
+                observed.map_err(|why| format!("seed {seed} on {backend}: {why}"))?,
             ));
         }
-        for (name, told) in others {
-            for (index, (told, expected)) in told.iter().zip(&expected).enumerate() {
-                if told != expected {
+        for (name, observed) in others {
+            for (index, (observed, expected)) in observed.iter().zip(&expected).enumerate() {
+                if observed != expected {
                     let text = format!(
-                        "seed {seed}, dialogue {index}: {name} {told:?}, simulated {expected:?}"
+                        "seed {seed}, exchange {index}: {name} {observed:?}, simulated {expected:?}"
                     );
                     return Err(text.into());
                 }

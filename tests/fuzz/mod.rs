@@ -1,18 +1,19 @@
 //! A fuzzer of the engine: random programs under random faults, checked against a model. Owns: what
-//! a run is, how it is repeated, and how a failing one is made smaller. Used by `tests/sim_fuzz.rs`
-//! and `examples/sim_fuzz.rs`.
+//! a run is, how it is repeated, and how a failing one is shrunk. Used by `tests/sim_fuzz.rs` and
+//! `examples/sim_fuzz.rs`.
 //!
-//! A run is drawn from one seed: `program.rs` does random things with several engines, `model.rs`
-//! knows what may come of them and complains about everything else, `stage.rs` is where the engines
-//! live: in a simulated world, or on this machine's kernel.
+//! One seed decides a run. `program.rs` runs its phases, `actions.rs` calls the engines at random,
+//! `events.rs` handles what they report, `model.rs` checks it. `network.rs` is the network of the
+//! engines: a simulated world, or this machine's kernel. `exchange.rs` is a second kind of program,
+//! whose outcome is the same on every backend.
 #![allow(dead_code)]
 
-mod acts;
-pub mod dialogue;
-mod heard;
+mod actions;
+mod events;
+pub mod exchange;
 mod model;
+pub mod network;
 mod program;
-pub mod stage;
 
 use proactor::Backend;
 use proactor::sim::{Fault, Faults};
@@ -28,27 +29,27 @@ pub struct Plan {
     pub faults: Faults,
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was wrong, if something was.
+    /// Why it failed, if it did.
     pub failure: Option<String>,
     pub completions: u64,
     pub trace_hash: u64,
-    /// Readable; empty unless asked for.
+    /// As text; empty unless it was asked for.
     pub trace: String,
 }
 
 impl Plan {
     /// The run of a seed.
     pub fn of(seed: u64) -> Plan {
-        // One in eight may lose a host.
+        // In one run of eight, hosts may crash.
         let faults = Faults::from_seed(seed);
         let faults = if seed % 8 == 5 { faults.with(Fault::Crash, 0.002) } else { faults };
         Plan { seed, actions: 60 + (seed % 7) as u32 * 40, faults }
     }
 
-    /// Only these faults of the plan.
+    /// The plan with only these of its faults.
     pub fn only(mut self, kept: &[Fault]) -> Plan {
         self.faults = Fault::ALL
             .iter()
@@ -83,18 +84,18 @@ impl Plan {
         self.run(0).failure.is_some()
     }
 
-    /// Runs it in a simulated world, with the last so many entries of its trace.
+    /// Runs it in a simulated world, keeping the last `trace` entries of the trace.
     pub fn run(&self, trace: usize) -> Outcome {
-        let (stage, mut completions, mut hash, mut text) =
-            (stage::Stage::simulated(self, trace), 0, 0, String::new());
-        let result = caught(|| program::run(self, &stage));
-        stage.look(|world| {
+        let (network, mut completions, mut hash, mut text) =
+            (network::Network::simulated(self, trace), 0, 0, String::new());
+        let result = caught(|| program::run(self, &network));
+        network.with_world(|world| {
             (completions, hash) = (world.completions(), world.trace_hash());
             text = world.trace();
         });
-        // Whatever a failed run has left open goes with it.
+        // Dropping what a failed run has left open may panic too.
         let ended = caught(move || {
-            drop(stage);
+            drop(network);
             Ok(())
         });
         let failure = result.err().or(ended.err());
@@ -106,14 +107,13 @@ impl Plan {
         }
     }
 
-    /// Runs the same program on this machine's kernel; only what its network does anyway goes wrong
-    /// there.
+    /// Runs the same program on this machine's kernel, without injected faults.
     ///
     /// # Errors
-    /// What was wrong.
+    /// Why it failed.
     pub fn run_on(&self, backend: Backend) -> Result<(), String> {
-        let stage = stage::Stage::Kernel(backend);
-        caught(|| program::run(self, &stage))
+        let network = network::Network::Kernel(backend);
+        caught(|| program::run(self, &network))
     }
 
     /// A smaller plan that `fails` too: fewer kinds of faults, fewer actions. Asks at most `tries`
@@ -161,26 +161,26 @@ thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Makes a panic a failure like any other, with its place.
+/// Turns a panic into a failure, with its location.
 fn caught(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
         Err(format!("panic: {}", PANIC.take().unwrap_or_else(|| "see above".to_owned())))
     })
 }
 
-/// Makes panics part of the outcome. They are printed, with a backtrace if the environment asks for
-/// one, only if wanted.
+/// Installs a panic hook that keeps the message for the outcome. With `print` the previous hook
+/// prints it too, with a backtrace if the environment asks for one.
 pub fn catch_panics(print: bool) {
-    let usual = std::panic::take_hook();
+    let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         PANIC.set(Some(info.to_string().replace('\n', ": ")));
         if print {
-            usual(info);
+            previous(info);
         }
     }));
 }
 
-/// Random numbers of the program, independent of those of the world.
+/// The random numbers of the program, independent of those of the world (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 

@@ -1,6 +1,7 @@
-//! What may happen. Owns: what each connection was given to send, and what it was told so far.
-//! Every byte arrives once and in order, or the connection ends with a reason; each connection ends
-//! once. Everything else is an error, in words.
+//! The model of a random program. Owns: what each connection sent and received, and which calls were
+//! made on it. Its invariant: every byte arrives once and in order, or the connection ends with a
+//! reason; each connection ends once. An event that violates it is an error with a text. Must not
+//! know the engines: it sees calls and events only.
 
 use super::Rng;
 use proactor::{CloseKind, CloseReason, ConnId};
@@ -8,13 +9,13 @@ use std::collections::VecDeque;
 use std::sync::OnceLock;
 
 /// The bytes that one end of a connection sends: its number, then a pattern that depends on number
-/// and place. A mirror sends what it received.
+/// and offset. An echoing end sends what it received.
 #[derive(Debug)]
 pub struct Stream {
     owner: usize,
     pub written: u64,
     received: u64,
-    mirrors: Option<usize>,
+    echo_of: Option<usize>,
 }
 
 /// One end of a connection.
@@ -23,37 +24,37 @@ pub struct Conn {
     pub engine: usize,
     pub id: ConnId,
     pub stream: usize,
-    /// The stream that comes in, once its number has arrived.
+    /// The stream that it receives, known once the stream's number has arrived.
     source: Option<usize>,
     head: Vec<u8>,
     peer: Option<usize>,
     pub server: bool,
     pub unix: bool,
-    pub mirror: bool,
+    pub echo: bool,
     pub connected: bool,
-    fin: bool,
+    fin_received: bool,
     pub paused: bool,
     pub hung_up: bool,
-    /// Told something while paused: only the end may follow.
-    last_words: bool,
-    /// Buffers to fill that have not come back: the next one can be given before the last one is
-    /// told.
-    pub filling: VecDeque<usize>,
-    /// The fill came back short: only the end may follow.
-    ended_fill: bool,
+    /// An event came although reads are paused: only `Closed` may follow.
+    received_while_paused: bool,
+    /// The lengths of the `recv_into` calls whose `Filled` has not come. There may be two: the next
+    /// call is allowed before the event of the last one is delivered.
+    pub fills_pending: VecDeque<usize>,
+    /// A buffer came back short: only the end of the stream may follow.
+    short_fill: bool,
     pub tags: VecDeque<u64>,
-    /// A send was refused, and no `Drained` was told since.
-    pub refused: bool,
-    /// Something was sent since the poll that is being looked at.
-    pub sent_since: bool,
+    /// A send returned `Full`, and no `Drained` has come since.
+    pub send_refused: bool,
+    /// A send was accepted since the last poll.
+    pub sent_since_poll: bool,
     pub close_called: bool,
     pub abort_called: bool,
-    pub shut_called: bool,
+    pub shutdown_write_called: bool,
     pub close_all_called: bool,
     pub closes_with_peer: bool,
     pub has_idle_timeout: bool,
-    /// Its engine is gone without an end.
-    pub lost: bool,
+    /// Its host crashed, so it has no `Closed`.
+    pub crashed: bool,
     pub closed: Option<CloseReason>,
 }
 
@@ -61,16 +62,16 @@ pub struct Conn {
 pub struct Model {
     pub streams: Vec<Stream>,
     pub conns: Vec<Conn>,
-    /// By engine, slot and generation.
+    /// Indices into `conns`, by engine, slot and generation.
     ids: Vec<Vec<Vec<Option<usize>>>>,
 }
 
 const HEAD: u64 = 4;
 
-/// Bytes that repeat only after this many, each stream from another place on.
+/// The length of the pattern. Each stream starts at another offset of it.
 const PERIOD: usize = 65_521;
 
-/// The bytes of a stream from a place on, up to where they have to be asked for again.
+/// The bytes of a stream from an offset on, up to the end of the pattern.
 fn pattern(stream: usize, at: u64) -> &'static [u8] {
     static TABLE: OnceLock<Vec<u8>> = OnceLock::new();
     let table = TABLE.get_or_init(|| {
@@ -81,10 +82,10 @@ fn pattern(stream: usize, at: u64) -> &'static [u8] {
 }
 
 impl Model {
-    /// Adds one end of a connection. Engine indices count incarnations too, so ids never mix.
+    /// Adds one end of a connection. An engine that replaces a crashed one has a number of its own.
     pub fn add(&mut self, engine: usize, id: ConnId, server: bool) -> Result<usize, String> {
         let (conn, stream) = (self.conns.len(), self.streams.len());
-        self.streams.push(Stream { owner: conn, written: 0, received: 0, mirrors: None });
+        self.streams.push(Stream { owner: conn, written: 0, received: 0, echo_of: None });
         self.conns.push(Conn {
             engine,
             id,
@@ -94,39 +95,39 @@ impl Model {
             peer: None,
             server,
             unix: false,
-            mirror: false,
+            echo: false,
             connected: server,
-            fin: false,
+            fin_received: false,
             paused: false,
             hung_up: false,
-            last_words: false,
-            filling: VecDeque::new(),
-            ended_fill: false,
+            received_while_paused: false,
+            fills_pending: VecDeque::new(),
+            short_fill: false,
             tags: VecDeque::new(),
-            refused: false,
-            sent_since: false,
+            send_refused: false,
+            sent_since_poll: false,
             close_called: false,
             abort_called: false,
-            shut_called: false,
+            shutdown_write_called: false,
             close_all_called: false,
             closes_with_peer: false,
             has_idle_timeout: false,
-            lost: false,
+            crashed: false,
             closed: None,
         });
-        let grown = |length: usize, index: usize| length.max(index + 1);
-        self.ids.resize(grown(self.ids.len(), engine), Vec::new());
+        let len_for = |length: usize, index: usize| length.max(index + 1);
+        self.ids.resize(len_for(self.ids.len(), engine), Vec::new());
         let slots = &mut self.ids[engine];
-        slots.resize(grown(slots.len(), id.slot()), Vec::new());
+        slots.resize(len_for(slots.len(), id.slot()), Vec::new());
         let generations = &mut slots[id.slot()];
-        generations.resize(grown(generations.len(), id.generation() as usize), None);
+        generations.resize(len_for(generations.len(), id.generation() as usize), None);
         match generations[id.generation() as usize].replace(conn) {
             None => Ok(conn),
             Some(_) => Err(format!("{id} was handed out twice")),
         }
     }
 
-    /// The connection that an event is about.
+    /// The connection that an event belongs to.
     pub fn find(&self, engine: usize, id: ConnId) -> Result<usize, String> {
         let generations = self.ids.get(engine).and_then(|slots| slots.get(id.slot()));
         let conn = generations.and_then(|generations| *generations.get(id.generation() as usize)?);
@@ -137,14 +138,15 @@ impl Model {
         }
     }
 
-    /// What a stream has at a place, at most `len` bytes of it.
+    /// The bytes of a stream at an offset: its head, its pattern, and how many bytes of the one in
+    /// question are valid, at most `len`.
     fn content(
         &self,
         stream: usize,
         at: u64,
         len: usize,
     ) -> ([u8; HEAD as usize], &'static [u8], usize) {
-        let stream = self.streams[stream].mirrors.unwrap_or(stream);
+        let stream = self.streams[stream].echo_of.unwrap_or(stream);
         let head = (stream as u32).to_le_bytes();
         let body = pattern(stream, at);
         let from = at.min(HEAD) as usize;
@@ -152,37 +154,43 @@ impl Model {
         (head, body, len)
     }
 
-    /// Goes over what a stream has from a place on, piece by piece.
-    fn pieces(&self, stream: usize, mut at: u64, mut len: usize, mut look: impl FnMut(u64, &[u8])) {
+    /// Visits `len` bytes of a stream from an offset on, piece by piece.
+    fn for_each_piece(
+        &self,
+        stream: usize,
+        mut at: u64,
+        mut len: usize,
+        mut visit: impl FnMut(u64, &[u8]),
+    ) {
         while len > 0 {
             let (head, body, piece) = self.content(stream, at, len);
             match at < HEAD {
-                true => look(at, &head[at as usize..at as usize + piece]),
-                false => look(at, &body[..piece]),
+                true => visit(at, &head[at as usize..at as usize + piece]),
+                false => visit(at, &body[..piece]),
             }
             at += piece as u64;
             len -= piece;
         }
     }
 
-    /// The next bytes that a connection has to send.
+    /// The next bytes that a connection sends.
     pub fn next_bytes(&self, conn: usize, len: usize) -> Vec<u8> {
         let stream = self.conns[conn].stream;
         let at = self.streams[stream].written;
         let mut bytes = Vec::with_capacity(len);
-        self.pieces(stream, at, len, |_, piece| bytes.extend_from_slice(piece));
+        self.for_each_piece(stream, at, len, |_, piece| bytes.extend_from_slice(piece));
         bytes
     }
 
     pub fn sent(&mut self, conn: usize, len: usize) {
         let stream = self.conns[conn].stream;
         self.streams[stream].written += len as u64;
-        self.conns[conn].sent_since = true;
+        self.conns[conn].sent_since_poll = true;
     }
 
-    /// Makes a fresh server end one that sends back what it receives.
-    pub fn make_mirror(&mut self, conn: usize) {
-        self.conns[conn].mirror = true;
+    /// Makes a new server end an echoing one.
+    pub fn make_echo(&mut self, conn: usize) {
+        self.conns[conn].echo = true;
     }
 
     pub fn connected(&mut self, conn: usize) -> Result<(), String> {
@@ -193,44 +201,44 @@ impl Model {
         Ok(())
     }
 
-    /// Bytes arrived by stream.
+    /// `Received`.
     pub fn received(&mut self, conn: usize, bytes: &[u8]) -> Result<(), String> {
         let end = &mut self.conns[conn];
         let id = end.id;
         if end.paused {
-            end.last_words = true;
+            end.received_while_paused = true;
         }
-        if end.ended_fill {
+        if end.short_fill {
             return Err(format!("{id} received after a buffer came back short"));
         }
         if bytes.is_empty() {
             return Err(format!("{id} received no bytes"));
         }
-        self.take(conn, bytes)
+        self.receive(conn, bytes)
     }
 
-    /// A caller's buffer came back.
+    /// `Filled`.
     pub fn filled(&mut self, conn: usize, bytes: &[u8]) -> Result<(), String> {
         let end = &mut self.conns[conn];
         let id = end.id;
         let wanted = end
-            .filling
+            .fills_pending
             .pop_front()
-            .ok_or_else(|| format!("{id} filled a buffer that nobody gave it"))?;
+            .ok_or_else(|| format!("{id} filled a buffer without a call of recv_into"))?;
         if bytes.len() > wanted {
-            return Err(format!("{id} filled {} bytes into room for {wanted}", bytes.len()));
+            return Err(format!("{id} filled {} bytes where {wanted} were asked for", bytes.len()));
         }
-        end.ended_fill = bytes.len() < wanted;
-        self.take(conn, bytes)
+        end.short_fill = bytes.len() < wanted;
+        self.receive(conn, bytes)
     }
 
-    fn take(&mut self, conn: usize, bytes: &[u8]) -> Result<(), String> {
+    fn receive(&mut self, conn: usize, bytes: &[u8]) -> Result<(), String> {
         let id = self.conns[conn].id;
         if bytes.is_empty() {
             return Ok(());
         }
-        if !self.conns[conn].connected || self.conns[conn].fin {
-            return Err(format!("{id} received before its beginning or after its stream's end"));
+        if !self.conns[conn].connected || self.conns[conn].fin_received {
+            return Err(format!("{id} received before `Connected` or after `ReadClosed`"));
         }
         let mut rest = bytes;
         while self.conns[conn].source.is_none() {
@@ -241,10 +249,10 @@ impl Model {
                 self.identify(conn)?;
             }
         }
-        let source = self.conns[conn].source.expect("known by now");
+        let source = self.conns[conn].source.expect("the loop ends with a source or returns");
         let start = self.streams[source].received;
         let mut wrong = None;
-        self.pieces(source, start, rest.len(), |at, piece| {
+        self.for_each_piece(source, start, rest.len(), |at, piece| {
             let got = &rest[(at - start) as usize..][..piece.len()];
             if got != piece {
                 wrong = wrong.or(Some(at));
@@ -264,34 +272,34 @@ impl Model {
         Ok(())
     }
 
-    /// The first bytes say whose they are.
+    /// Finds the sender by the first bytes.
     fn identify(&mut self, conn: usize) -> Result<(), String> {
         let id = self.conns[conn].id;
         let head: [u8; 4] = self.conns[conn].head[..].try_into().expect("four bytes");
         let stream = u32::from_le_bytes(head) as usize;
         let owner = self.streams.get(stream).map(|stream| stream.owner);
-        let owner =
-            owner.ok_or_else(|| format!("{id} received the head of no stream: {head:?}"))?;
-        // One's own bytes come back from a mirror.
+        let owner = owner
+            .ok_or_else(|| format!("{id} received the head of an unknown stream: {head:?}"))?;
+        // Its own bytes come back from an echoing end.
         let (peer, source) = match owner == conn {
             true => {
                 let peer = self.conns[conn]
                     .peer
-                    .ok_or_else(|| format!("{id} received its own bytes from nobody"))?;
+                    .ok_or_else(|| format!("{id} received its own bytes from an unknown peer"))?;
                 (peer, self.conns[peer].stream)
             }
             false => (owner, stream),
         };
         if self.conns[peer].server == self.conns[conn].server {
-            return Err(format!("{id} received what another end of the same side sent"));
+            return Err(format!("{id} received the bytes of an end of the same side"));
         }
         for (end, other) in [(conn, peer), (peer, conn)] {
             if *self.conns[end].peer.get_or_insert(other) != other {
                 return Err(format!("{id} received the bytes of another connection"));
             }
         }
-        if self.conns[conn].mirror {
-            self.streams[self.conns[conn].stream].mirrors = Some(stream);
+        if self.conns[conn].echo {
+            self.streams[self.conns[conn].stream].echo_of = Some(stream);
         }
         self.streams[source].received = HEAD;
         self.conns[conn].source = Some(source);
@@ -301,24 +309,24 @@ impl Model {
     pub fn read_closed(&mut self, conn: usize) -> Result<(), String> {
         let end = &mut self.conns[conn];
         let id = end.id;
-        if !end.connected || std::mem::replace(&mut end.fin, true) {
-            return Err(format!("{id}: the end of its stream before its beginning, or twice"));
+        if !end.connected || std::mem::replace(&mut end.fin_received, true) {
+            return Err(format!("{id}: `ReadClosed` before `Connected`, or twice"));
         }
-        if !end.filling.is_empty() {
-            return Err(format!("{id}: the end of its stream before the buffer to fill came back"));
+        if !end.fills_pending.is_empty() {
+            return Err(format!("{id}: `ReadClosed` before the last `Filled`"));
         }
-        // A buffer that came back short has told the end already.
-        if end.paused && !end.ended_fill {
-            end.last_words = true;
+        // A buffer that came back short has reported the end already.
+        if end.paused && !end.short_fill {
+            end.received_while_paused = true;
         }
         let (Some(source), Some(peer)) = (end.source, end.peer) else { return Ok(()) };
         let (stream, sender) = (&self.streams[source], &self.conns[peer]);
-        // A unix socket knows no reset.
-        let gave_up = sender.abort_called
+        // Unix sockets have no reset.
+        let closed_early = sender.abort_called
             || sender.close_called
             || sender.close_all_called
             || sender.has_idle_timeout;
-        let may_be_cut = sender.lost || sender.unix && (gave_up || sender.closes_with_peer);
+        let may_be_cut = sender.crashed || sender.unix && (closed_early || sender.closes_with_peer);
         if stream.received != stream.written && !may_be_cut {
             let what = format!(
                 "{id}: a stream cut to {} of {} bytes looks complete",
@@ -329,26 +337,26 @@ impl Model {
         Ok(())
     }
 
-    /// Told at most once, and only of a peer that has done something to end the stream, unless the
-    /// network resets too.
+    /// `HungUp`: at most once, and only if the peer has done something that ends the stream. With
+    /// `resets` the network resets connections too.
     pub fn hung_up(&mut self, conn: usize, resets: bool) -> Result<(), String> {
         let end = &mut self.conns[conn];
         let id = end.id;
         if !end.connected || std::mem::replace(&mut end.hung_up, true) {
-            return Err(format!("{id}: a hang-up before the beginning, or twice"));
+            return Err(format!("{id}: `HungUp` before `Connected`, or twice"));
         }
         let Some(sender) = end.peer.map(|peer| &self.conns[peer]) else { return Ok(()) };
         let closes = sender.close_called
             || sender.abort_called
             || sender.close_all_called
-            || sender.shut_called;
+            || sender.shutdown_write_called;
         if !resets
             && !closes
             && !sender.has_idle_timeout
             && !sender.closes_with_peer
-            && !sender.lost
+            && !sender.crashed
         {
-            return Err(format!("{id}: a hang-up of a peer that is there: {sender:?}"));
+            return Err(format!("{id}: `HungUp` of an open peer: {sender:?}"));
         }
         Ok(())
     }
@@ -357,7 +365,7 @@ impl Model {
         let end = &mut self.conns[conn];
         match end.tags.pop_front() {
             Some(first) if first == tag => Ok(()),
-            first => Err(format!("{}: send {tag} was told done, {first:?} was next", end.id)),
+            first => Err(format!("{}: `Sent` with tag {tag}, expected {first:?}", end.id)),
         }
     }
 
@@ -366,10 +374,10 @@ impl Model {
         end.paused = false;
     }
 
-    /// When all is quiet: a connection that is still open owes nothing.
-    pub fn settled(&self, conn: usize) -> Result<(), String> {
+    /// At rest: a connection that is open on both ends has received everything.
+    pub fn check_settled(&self, conn: usize) -> Result<(), String> {
         let end = &self.conns[conn];
-        if end.last_words {
+        if end.received_while_paused {
             return Err(format!("{}: received while paused, and did not end", end.id));
         }
         let (Some(source), Some(peer)) = (end.source, end.peer) else { return Ok(()) };
@@ -377,17 +385,17 @@ impl Model {
         let open = |end: &Conn| {
             end.connected
                 && end.closed.is_none()
-                && !end.lost
+                && !end.crashed
                 && !end.close_called
                 && !end.abort_called
                 && !end.closes_with_peer
         };
-        // A mirror that may not send waits for room in vain.
+        // An echoing end that has shut its write side down waits for room without end.
         if !open(end)
             || !open(sender)
-            || end.mirror && end.shut_called
+            || end.echo && end.shutdown_write_called
             || end.paused
-            || !end.filling.is_empty()
+            || !end.fills_pending.is_empty()
         {
             return Ok(());
         }
@@ -398,7 +406,7 @@ impl Model {
             );
             return Err(format!("{what}; {end:?}"));
         }
-        match sender.shut_called && !end.fin {
+        match sender.shutdown_write_called && !end.fin_received {
             true => Err(format!("{}: the end of the stream never came; {end:?}", end.id)),
             false => Ok(()),
         }
@@ -408,8 +416,8 @@ impl Model {
         let stream = self.conns[conn].stream;
         let (written, end) = (self.streams[stream].written, &mut self.conns[conn]);
         let id = end.id;
-        if !end.filling.is_empty() {
-            return Err(format!("{id} ended, and a buffer to fill never came back"));
+        if !end.fills_pending.is_empty() {
+            return Err(format!("{id}: `Closed` before the last `Filled`"));
         }
         if reason.unsent_bytes > written {
             return Err(format!("{id}: {} bytes unsent of {written}", reason.unsent_bytes));
@@ -421,7 +429,11 @@ impl Model {
             | CloseKind::ConnectTimedOut
             | CloseKind::ConnectFailed => opening,
             CloseKind::PeerClosed => {
-                end.fin || end.paused || end.shut_called || end.close_called || end.close_all_called
+                end.fin_received
+                    || end.paused
+                    || end.shutdown_write_called
+                    || end.close_called
+                    || end.close_all_called
             }
             CloseKind::Reset => !opening,
             CloseKind::Local => end.close_called,
@@ -436,27 +448,25 @@ impl Model {
         if !possible {
             return Err(format!("{id} cannot have ended like this: {reason}; {end:?}"));
         }
-        if end.last_words
+        if end.received_while_paused
             && matches!(reason.kind, CloseKind::Local | CloseKind::Aborted | CloseKind::Shutdown)
         {
             return Err(format!(
-                "{id}: received while paused, and ended only when it was told to ({reason})"
+                "{id}: received while paused, and ended only by a call ({reason})"
             ));
         }
         let in_order =
             matches!(reason.kind, CloseKind::Local | CloseKind::Shutdown | CloseKind::PeerClosed);
         if in_order && reason.unsent_bytes == 0 && !end.tags.is_empty() {
-            return Err(format!(
-                "{id}: all was sent, but {} sends were never told done",
-                end.tags.len()
-            ));
+            return Err(format!("{id}: all was sent, but {} `Sent` are missing", end.tags.len()));
         }
         end.closed = Some(reason);
         Ok(())
     }
 
-    /// What an engine handed to its kernel in all, by what its connections were told.
-    pub fn handed_over(&self, engine: usize) -> u64 {
+    /// How many bytes an engine has handed to its kernel, computed from the sends that it accepted
+    /// and the unsent bytes that it reported.
+    pub fn bytes_sent(&self, engine: usize) -> u64 {
         self.conns
             .iter()
             .filter(|conn| conn.engine == engine)

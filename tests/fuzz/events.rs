@@ -1,5 +1,5 @@
-//! What a random program hears. Owns: polls, and how it takes each event: the model first, then
-//! what the program makes of it.
+//! The events of a random program. Owns: polls, and the reaction to each event: first the model
+//! checks it, then the program acts on it.
 
 use super::program::{Listening, Program};
 use proactor::sim::Fault;
@@ -7,15 +7,15 @@ use proactor::*;
 use std::time::Duration;
 
 impl Program<'_> {
-    /// One poll of a player, and what came of it.
+    /// Polls a node once and handles the events.
     pub(super) fn poll(&mut self, index: usize) -> Result<(), String> {
-        let timeout = match self.stage.is_simulated() {
+        let timeout = match self.network.is_simulated() {
             true => Duration::ZERO,
-            false => Duration::from_micros(if self.ending { 500 } else { 0 }),
+            false => Duration::from_micros(if self.closing { 500 } else { 0 }),
         };
-        let player = &mut self.players[index];
-        let Some(engine) = player.engine.as_mut() else { return self.start(index) };
-        match engine.poll(&mut player.out, Some(timeout)) {
+        let node = &mut self.nodes[index];
+        let Some(engine) = node.engine.as_mut() else { return self.start(index) };
+        match engine.poll(&mut node.completions, Some(timeout)) {
             Ok(_) => {}
             Err(Error::Simulation(Halt::Crashed)) => {
                 self.crashed(index);
@@ -23,25 +23,25 @@ impl Program<'_> {
             }
             Err(error) => return Err(format!("poll: {error}")),
         }
-        for conn in &player.live {
-            self.model.conns[*conn].sent_since = false;
+        for conn in &node.live {
+            self.model.conns[*conn].sent_since_poll = false;
         }
-        let had_room = player.out.len() < player.out.capacity();
-        player.was_complete = std::mem::replace(&mut player.is_complete, had_room);
+        let had_room = node.completions.len() < node.completions.capacity();
+        node.previous_poll_complete = std::mem::replace(&mut node.last_poll_complete, had_room);
         let mut list = std::mem::take(&mut self.list);
-        list.extend(player.out.drain());
+        list.extend(node.completions.drain());
         let woken =
             list.iter().filter(|completion| matches!(completion.event, Event::Woken)).count();
-        // Calls between two polls are one event, which may have to wait for room.
-        player.wakes_owed += usize::from(std::mem::take(&mut player.called));
-        if woken > player.wakes_owed {
-            return Err("woken, but nobody called".to_owned());
+        // The calls between two polls cause one `Woken`, which waits if the completions are full.
+        node.wakes_pending += usize::from(std::mem::take(&mut node.wake_called));
+        if woken > node.wakes_pending {
+            return Err("`Woken` without a call of the waker".to_owned());
         }
-        player.wakes_owed -= woken;
-        if player.wakes_owed > 0 && had_room {
+        node.wakes_pending -= woken;
+        if node.wakes_pending > 0 && had_room {
             return Err("a wake-up was missed".to_owned());
         }
-        self.told += list.len() as u64;
+        self.events += list.len() as u64;
         for completion in list.drain(..) {
             self.handle(index, completion)?;
         }
@@ -50,42 +50,42 @@ impl Program<'_> {
     }
 
     fn crashed(&mut self, index: usize) {
-        let player = &mut self.players[index];
-        player.engine = None;
-        for conn in player.live.drain(..) {
-            self.model.conns[conn].lost = true;
+        let node = &mut self.nodes[index];
+        node.engine = None;
+        for conn in node.live.drain(..) {
+            self.model.conns[conn].crashed = true;
         }
-        player.ended.clear();
-        player.listeners.clear();
-        player.timers.clear();
-        player.timer_list.clear();
-        player.waiting.clear();
-        player.out.drain();
-        (player.called, player.wakes_owed, player.closing_all) = (false, 0, false);
+        node.ended.clear();
+        node.listeners.clear();
+        node.timers.clear();
+        node.timer_list.clear();
+        node.echoes_pending.clear();
+        node.completions.drain();
+        (node.wake_called, node.wakes_pending, node.closing_all) = (false, 0, false);
     }
 
     pub(super) fn handle(&mut self, index: usize, completion: Completion) -> Result<(), String> {
         let Completion { conn: id, tag, event } = completion;
-        let number = self.players[index].number;
-        self.stage.note(|| format!("engine {number} conn {id} tells {event:?}"));
+        let number = self.nodes[index].number;
+        self.network.note(|| format!("engine {number} conn {id} event {event:?}"));
         match event {
             Event::Accepted { listener } => return self.accepted(index, id, listener),
             Event::Timer { id } => return self.timer_fired(index, id, tag),
             Event::Woken | Event::ListenerResumed { .. } => return Ok(()),
             Event::ListenerPaused { errno, .. } => {
                 let expected = self.plan.faults.probability(Fault::Descriptors) > 0.0
-                    && self.stage.is_simulated();
+                    && self.network.is_simulated();
                 return match errno {
                     Some(errno) if !expected => Err(format!("a listener paused: {errno:?}")),
                     _ => Ok(()),
                 };
             }
             Event::ListenerClosed { listener, errno } => {
-                let listeners = &mut self.players[index].listeners;
-                let place = listeners
+                let listeners = &mut self.nodes[index].listeners;
+                let position = listeners
                     .iter()
                     .position(|listening| listening.id == listener && listening.closing);
-                listeners.remove(place.ok_or("a listener closed that nobody closed")?);
+                listeners.remove(position.ok_or("a listener closed without a call")?);
                 return if errno.is_none() {
                     Ok(())
                 } else {
@@ -114,69 +114,69 @@ impl Program<'_> {
             Event::Sent { tag } => self.model.sent_tag(conn, tag),
             Event::Drained => self.drained(index, conn),
             Event::Closed(reason) => {
-                let player = &mut self.players[index];
-                player.live.retain(|live| *live != conn);
-                player.waiting.remove(&conn);
-                player.ended.push(id);
+                let node = &mut self.nodes[index];
+                node.live.retain(|live| *live != conn);
+                node.echoes_pending.remove(&conn);
+                node.ended.push(id);
                 self.model.closed(conn, reason)
             }
-            other => Err(format!("an event that nobody expects: {other:?}")),
+            other => Err(format!("an unexpected event: {other:?}")),
         }
     }
 
     fn accepted(&mut self, index: usize, id: ConnId, listener: ListenerId) -> Result<(), String> {
-        let mirror = self.rng.one_in(3);
-        let player = &mut self.players[index];
-        let conn = self.model.add(player.number, id, true)?;
-        player.live.push(conn);
+        let echo = self.rng.one_in(3);
+        let node = &mut self.nodes[index];
+        let conn = self.model.add(node.number, id, true)?;
+        node.live.push(conn);
         let end = &mut self.model.conns[conn];
-        let listening = player.listeners.iter().find(|listening| listening.id == listener);
-        let Listening { addr, socket, .. } = listening.ok_or("accepted by no listener")?;
+        let listening = node.listeners.iter().find(|listening| listening.id == listener);
+        let Listening { addr, socket, .. } = listening.ok_or("accepted by an unknown listener")?;
         end.unix = addr.as_inet().is_none();
         (end.closes_with_peer, end.has_idle_timeout) =
             (!socket.half_open, socket.idle_timeout.is_some());
         end.paused = socket.read_mode == ReadMode::Paused;
-        end.close_all_called = player.closing_all;
-        if mirror {
-            self.model.make_mirror(conn);
+        end.close_all_called = node.closing_all;
+        if echo {
+            self.model.make_echo(conn);
         }
         Ok(())
     }
 
     fn received(&mut self, index: usize, conn: usize, lease: Lease) -> Result<(), String> {
         self.model.received(conn, &lease)?;
-        if self.model.conns[conn].mirror {
-            let player = &mut self.players[index];
-            player.waiting.entry(conn).or_default().push_back(lease.into());
-            return self.send_on(index, conn);
+        if self.model.conns[conn].echo {
+            let node = &mut self.nodes[index];
+            node.echoes_pending.entry(conn).or_default().push_back(lease.into());
+            return self.send_echoes(index, conn);
         }
         if self.rng.one_in(6) {
             let copy = lease.to_vec();
-            self.players[index].held.push_back((lease, copy));
-            if self.players[index].held.len() > 40 {
-                self.let_go(index, 5)?;
+            self.nodes[index].leases.push_back((lease, copy));
+            if self.nodes[index].leases.len() > 40 {
+                self.drop_leases(index, 5)?;
             }
         }
         Ok(())
     }
 
-    /// A mirror sends what it has received.
-    fn send_on(&mut self, index: usize, conn: usize) -> Result<(), String> {
+    /// Sends what an echoing end has received.
+    fn send_echoes(&mut self, index: usize, conn: usize) -> Result<(), String> {
         let id = self.model.conns[conn].id;
-        let player = &mut self.players[index];
-        let Some(mut queue) = player.waiting.remove(&conn) else { return Ok(()) };
-        let engine = player.engine.as_mut().ok_or("no engine")?;
+        let node = &mut self.nodes[index];
+        let Some(mut queue) = node.echoes_pending.remove(&conn) else { return Ok(()) };
+        let engine = node.engine.as_mut().ok_or("no engine")?;
         while let Some(payload) = queue.pop_front() {
             let len = payload.len();
             match engine.send(id, payload) {
                 Ok(()) => self.model.sent(conn, len),
                 Err(SendError::Full(payload)) => {
                     queue.push_front(payload);
-                    player.waiting.insert(conn, queue);
-                    self.model.conns[conn].refused = true;
+                    node.echoes_pending.insert(conn, queue);
+                    self.model.conns[conn].send_refused = true;
                     return self.pause_for_room(index, conn);
                 }
-                // The rest has no way to go.
+                // The connection accepts no more payloads: the rest is dropped.
                 Err(_) if self.model.conns[conn].paused => return Ok(()),
                 Err(_) => return self.call(index, conn, |engine, id| engine.resume_reads(id)),
             }
@@ -189,13 +189,16 @@ impl Program<'_> {
     }
 
     fn drained(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        // Told in this poll for sure only if the one before had told everything.
-        let untouched = !self.model.conns[conn].sent_since && self.players[index].was_complete;
-        self.model.conns[conn].refused = false;
-        match self.model.conns[conn].mirror {
+        // If the last poll had no room for all events, this one may have been delayed, and the queue
+        // may have filled again.
+        let untouched =
+            !self.model.conns[conn].sent_since_poll && self.nodes[index].previous_poll_complete;
+        self.model.conns[conn].send_refused = false;
+        match self.model.conns[conn].echo {
             true => {
-                self.send_on(index, conn)?;
-                if self.players[index].waiting.contains_key(&conn) || self.model.conns[conn].paused
+                self.send_echoes(index, conn)?;
+                if self.nodes[index].echoes_pending.contains_key(&conn)
+                    || self.model.conns[conn].paused
                 {
                     return Ok(());
                 }
@@ -203,8 +206,11 @@ impl Program<'_> {
             }
             false => {
                 self.send(index, conn, 1)?;
-                match untouched && self.model.conns[conn].refused {
-                    true => Err(format!("{}: drained, and full", self.model.conns[conn].id)),
+                match untouched && self.model.conns[conn].send_refused {
+                    true => Err(format!(
+                        "{}: `Drained`, and the send queue is full",
+                        self.model.conns[conn].id
+                    )),
                     false => Ok(()),
                 }
             }
@@ -212,9 +218,9 @@ impl Program<'_> {
     }
 
     fn timer_fired(&mut self, index: usize, id: TimerId, tag: u64) -> Result<(), String> {
-        let player = &mut self.players[index];
-        let now = player.engine.as_mut().ok_or("no engine")?.now();
-        match player.timers.remove(&id) {
+        let node = &mut self.nodes[index];
+        let now = node.engine.as_mut().ok_or("no engine")?.now();
+        match node.timers.remove(&id) {
             Some((due, expected)) if due <= now && expected == tag => Ok(()),
             Some((due, _)) => Err(format!(
                 "a timer fired {:?} early, or with another tag",

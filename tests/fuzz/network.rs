@@ -1,5 +1,6 @@
-//! Where the engines of a run live. Owns: the simulated world, or nothing; addresses to listen on;
-//! the passing of time.
+//! The network of a run: simulated, or this machine's kernel. Owns: the simulated world, the
+//! addresses to listen on and to connect to, and the passing of time. Must not know what the
+//! programs do.
 
 use super::{Plan, Rng};
 use proactor::sim::{Host, Link, World};
@@ -8,17 +9,17 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-pub enum Stage {
-    Sim { world: World, hosts: Vec<Host>, traced: bool },
+pub enum Network {
+    Simulated { world: World, hosts: Vec<Host>, traced: bool },
     Kernel(Backend),
 }
 
-/// An address that never answers, and one that does not exist.
+/// An address that does not answer, and one that has no route.
 const BLACK_HOLE: [u8; 4] = [192, 0, 2, 1];
-const NOWHERE: [u8; 4] = [192, 0, 2, 2];
+const UNROUTED: [u8; 4] = [192, 0, 2, 2];
 
-impl Stage {
-    pub fn simulated(plan: &Plan, trace: usize) -> Stage {
+impl Network {
+    pub fn simulated(plan: &Plan, trace: usize) -> Network {
         let mut rng = Rng::new(plan.seed ^ 0x5747_4745);
         let world = World::new(plan.seed);
         world.keep_trace(trace);
@@ -40,23 +41,24 @@ impl Stage {
         }
         world.black_hole(IpAddr::from(BLACK_HOLE));
         world.set_faults(plan.faults.clone());
-        Stage::Sim { world, hosts, traced: trace > 0 }
+        Network::Simulated { world, hosts, traced: trace > 0 }
     }
 
-    pub fn look(&self, look: impl FnOnce(&World)) {
-        if let Stage::Sim { world, .. } = self {
-            look(world);
+    /// Calls `visit` with the simulated world, if there is one.
+    pub fn with_world(&self, visit: impl FnOnce(&World)) {
+        if let Network::Simulated { world, .. } = self {
+            visit(world);
         }
     }
 
     pub fn is_simulated(&self) -> bool {
-        matches!(self, Stage::Sim { .. })
+        matches!(self, Network::Simulated { .. })
     }
 
     pub fn engine(&self, index: usize, config: Config) -> Result<Engine, Error> {
         match self {
-            Stage::Sim { hosts, .. } => hosts[index % hosts.len()].engine(config),
-            Stage::Kernel(backend) => {
+            Network::Simulated { hosts, .. } => hosts[index % hosts.len()].engine(config),
+            Network::Kernel(backend) => {
                 Engine::new(config.ignore_environment(true).backend(*backend))
             }
         }
@@ -65,8 +67,10 @@ impl Stage {
     /// Where engine `index` can listen: an internet address, or a unix name.
     pub fn address(&self, index: usize, unix: bool, number: usize) -> Addr {
         match (self, unix) {
-            (Stage::Sim { hosts, .. }, false) => (hosts[index % hosts.len()].ip(), 0).into(),
-            (Stage::Kernel(_), false) => ([127, 0, 0, 1], 0).into(),
+            (Network::Simulated { hosts, .. }, false) => {
+                (hosts[index % hosts.len()].ip(), 0).into()
+            }
+            (Network::Kernel(_), false) => ([127, 0, 0, 1], 0).into(),
             (_, true) => {
                 let thread = format!("{:?}", std::thread::current().id());
                 let process = if self.is_simulated() { 0 } else { std::process::id() };
@@ -76,33 +80,33 @@ impl Stage {
         }
     }
 
-    /// Two engines that can reach each other by a unix name.
+    /// Whether two engines can reach each other by a unix name.
     pub fn same_host(&self, a: usize, b: usize) -> bool {
         match self {
-            Stage::Sim { hosts, .. } => a % hosts.len() == b % hosts.len(),
-            Stage::Kernel(_) => true,
+            Network::Simulated { hosts, .. } => a % hosts.len() == b % hosts.len(),
+            Network::Kernel(_) => true,
         }
     }
 
     /// An address where a connect fails, or hangs.
-    pub fn dead_end(&self, rng: &mut Rng) -> Addr {
+    pub fn unreachable_addr(&self, rng: &mut Rng) -> Addr {
         match (self, rng.below(3)) {
-            (Stage::Sim { .. }, 0) => (BLACK_HOLE, 9).into(),
-            (Stage::Sim { .. }, 1) => (NOWHERE, 9).into(),
-            // The discard port; nobody listens there.
+            (Network::Simulated { .. }, 0) => (BLACK_HOLE, 9).into(),
+            (Network::Simulated { .. }, 1) => (UNROUTED, 9).into(),
+            // The discard port: no listener.
             _ => ([127, 0, 0, 1], 9).into(),
         }
     }
 
-    /// Lets time pass: some events in a simulated world, a moment on a kernel. False if nothing is
-    /// coming any more.
+    /// Lets time pass: at most `events` events in a simulated world, a short sleep on a kernel. Returns
+    /// false if the world has no more events.
     pub fn step(&self, events: usize) -> bool {
         match self {
-            // Programs are quick to take what is there.
-            Stage::Sim { world, .. } => {
+            // Time does not pass while an engine has a completion to reap.
+            Network::Simulated { world, .. } => {
                 (0..events).take_while(|_| !world.has_ready()).fold(true, |_, _| world.step())
             }
-            Stage::Kernel(_) => {
+            Network::Kernel(_) => {
                 if events > 6 {
                     std::thread::sleep(Duration::from_micros(50));
                 }
@@ -111,28 +115,28 @@ impl Stage {
         }
     }
 
-    /// Time since some moment in the past.
+    /// The time since an arbitrary start.
     pub fn now(&self) -> Duration {
         match self {
-            Stage::Sim { world, .. } => world.now(),
-            Stage::Kernel(_) => {
+            Network::Simulated { world, .. } => world.now(),
+            Network::Kernel(_) => {
                 static START: OnceLock<Instant> = OnceLock::new();
                 START.get_or_init(Instant::now).elapsed()
             }
         }
     }
 
-    /// Completions that engines got of a simulated world.
+    /// How many completions engines have reaped from a simulated world.
     pub fn completions(&self) -> u64 {
         match self {
-            Stage::Sim { world, .. } => world.completions(),
-            Stage::Kernel(_) => 0,
+            Network::Simulated { world, .. } => world.completions(),
+            Network::Kernel(_) => 0,
         }
     }
 
-    /// A note in the trace, if there is one.
+    /// Adds a line to the trace, if one is kept.
     pub fn note(&self, text: impl FnOnce() -> String) {
-        if let Stage::Sim { world, traced: true, .. } = self {
+        if let Network::Simulated { world, traced: true, .. } = self {
             world.note(&text());
         }
     }
