@@ -1,4 +1,4 @@
-//! An echo server.
+//! An echo server: accept, send back what arrives, half-close, backpressure, graceful end.
 //!
 //! ```text
 //! cargo run --release --example echo_server -- --addr 127.0.0.1:7000
@@ -6,10 +6,10 @@
 //! socat -u /dev/zero TCP:127.0.0.1:7000
 //! ```
 //!
-//! The first line on stdout is `listening on ADDR backend=B tier=T`. It echoes streams of any size
-//! with bounded memory, answers a half-close by sending what is left and closing, and on SIGINT or
-//! SIGTERM stops accepting, lets connections finish for up to `--drain` seconds, prints its
-//! counters to stderr and ends with status 0.
+//! Prints `listening on ADDR backend=B tier=T` to stdout. Memory is bounded: it reads no more from a
+//! peer that does not read its echo. When a peer closes its write side, the server sends what is
+//! left and closes. On SIGINT or SIGTERM it stops accepting, gives connections `--grace` seconds to
+//! finish, prints the counters of the engine to stderr, and exits with status 0.
 
 mod common;
 
@@ -27,13 +27,13 @@ struct Args {
     /// Where to listen: IP:PORT (port 0 for any), [IPV6]:PORT, unix:PATH or unix:@NAME
     #[arg(long, default_value = "127.0.0.1:7000")]
     addr: Addr,
-    /// How long connections may take to finish after SIGINT or SIGTERM, in seconds
-    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
-    drain: f64,
-    /// Close connections that are idle for so many seconds
-    #[arg(long, value_parser = seconds)]
+    /// After SIGINT or SIGTERM, how long connections may take to finish
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
+    grace: f64,
+    /// Close connections that have been idle for this long
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     idle: Option<f64>,
-    /// Completions that one poll tells at most
+    /// How many completions one poll returns at most
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     completions: u32,
     #[command(flatten)]
@@ -67,12 +67,12 @@ fn run(args: &Args) -> Result<(), Failure> {
 
     let mut completions = Completions::with_capacity(args.completions as usize);
     let mut echo = Echo::default();
-    let mut draining: Option<Instant> = None;
+    let mut closing: Option<Instant> = None;
     while !engine.is_closed() {
-        if stop.load(Ordering::Acquire) && draining.is_none() {
-            draining = Some(Instant::now());
-            eprintln!("draining {} connections", engine.connections());
-            engine.close_all(Duration::from_secs_f64(args.drain));
+        if stop.load(Ordering::Acquire) && closing.is_none() {
+            closing = Some(Instant::now());
+            eprintln!("closing {} connections", engine.connections());
+            engine.close_all(Duration::from_secs_f64(args.grace));
         }
         engine.poll(&mut completions, None)?;
         for completion in completions.drain() {
@@ -80,8 +80,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     eprintln!(
-        "drained in {:.3} s\n{:#?}",
-        draining.map_or(0.0, |start| start.elapsed().as_secs_f64()),
+        "closed in {:.3} s\n{:#?}",
+        closing.map_or(0.0, |start| start.elapsed().as_secs_f64()),
         engine.stats()
     );
     Ok(())

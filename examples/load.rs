@@ -1,4 +1,4 @@
-//! A load generator for echo servers. Every byte that comes back is verified.
+//! A load generator for echo servers. It verifies every byte that comes back.
 //!
 //! ```text
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --size 64 --seconds 5
@@ -6,13 +6,15 @@
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --rate 50000
 //! ```
 //!
-//! Modes: `echo` keeps `--depth` requests in flight on each connection; `connect` opens a
-//! connection, sends one request, closes, over and over, from ever new source addresses on
-//! loopback; `stream` sends as fast as the connection takes it. With `--rate` requests are sent
-//! when they are due, whether the server keeps up or not, and their latency counts from then: an
-//! open loop, in which a server that stalls cannot hide the requests that it kept waiting (no
-//! coordinated omission). With `--json` the result is one line of JSON on stdout. The exit status
-//! is 1 if anything went wrong.
+//! Modes: `echo` keeps `--depth` requests in flight on each connection. `connect` opens a connection,
+//! sends one request, closes it, and starts again; on loopback from a new source address after every
+//! 16 connections. `stream` sends as fast as the connection accepts. With `--rate` the load is an
+//! open loop: each request is sent when it is due, even if the server has not answered the earlier
+//! ones, and its latency counts from that moment, so that a stall of the server shows in full (no
+//! coordinated omission).
+//!
+//! Prints requests per second, latencies, CPU time and errors; with `--json` as one line of JSON on
+//! stdout. The exit status is 1 after any error.
 
 mod common;
 
@@ -39,22 +41,20 @@ struct Args {
     /// Requests in flight per connection (mode echo)
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     depth: u32,
-    /// How long, in seconds
+    /// How long the load runs
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// What to do
+    /// What each connection does
     #[arg(long, value_enum, default_value = "echo")]
     mode: Mode,
-    /// Requests per second over all connections, sent when they are due and not when answers come;
-    /// latencies count from when they were due (mode echo). Keeps one core busy
+    /// Requests per second over all connections, sent when they are due and not when responses
+    /// arrive; latency counts from when a request was due (mode echo). Keeps one core busy
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     rate: Option<f64>,
-    /// How long a close waits for the peer's FIN, in milliseconds. When a connection is closed here
-    /// the whole answer is there: nothing can come late
-    #[arg(
-        long, value_name = "MILLISECONDS", default_value_t = 0,
-        value_parser = clap::value_parser!(u32).range(0..=60_000)
-    )]
+    /// How long a close waits for the peer's FIN. The load closes a connection only after the whole
+    /// response, so no data can arrive late
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=60_000))]
     fin_wait: u32,
     /// Print the result as one line of JSON, and no progress
     #[arg(long)]
@@ -103,7 +103,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     print(args.json, &outcome, cpu, backend, tier);
     match (&outcome.first_error, outcome.requests) {
         (Some(error), _) => Err(format!("{} errors, the first: {error}", outcome.errors).into()),
-        (None, 0) => Err("no request was answered in that time".into()),
+        (None, 0) => Err("no response arrived in that time".into()),
         (None, _) => Ok(()),
     }
 }
@@ -116,7 +116,8 @@ fn print(json: bool, outcome: &Outcome, cpu: Duration, backend: &str, tier: &str
         let line = serde_json::json!({
             "requests": outcome.requests, "requests_per_s": rate.round(),
             "p50_us": quantile(0.5), "p99_us": quantile(0.99), "p999_us": quantile(0.999),
-            "unanswered": outcome.unanswered, "cpu_us_per_request": (cpu_us * 1000.0).round() / 1000.0, "errors": outcome.errors,
+            "unanswered": outcome.unanswered, "errors": outcome.errors,
+            "cpu_us_per_request": (cpu_us * 1000.0).round() / 1000.0,
             "backend": backend, "tier": tier,
         });
         return println!("{line}");
@@ -136,6 +137,6 @@ fn print(json: bool, outcome: &Outcome, cpu: Duration, backend: &str, tier: &str
     println!("CPU of the load    {cpu_us:.2} us per request");
     println!("errors             {}", outcome.errors);
     if outcome.unanswered > 0 {
-        println!("unanswered         {} when the time was up", outcome.unanswered);
+        println!("unanswered         {} at the end", outcome.unanswered);
     }
 }

@@ -1,12 +1,12 @@
-//! Standard input to the peer, the peer to standard output. At the end of the input the write side
-//! is closed, and the rest of the answer still comes.
+//! Sends standard input to a peer and writes what the peer sends to standard output. At the end of
+//! the input it closes its write side, and goes on receiving until the peer closes.
 //!
 //! ```text
 //! printf 'GET / HTTP/1.0\r\n\r\n' | cargo run --release --example netcat -- 127.0.0.1 8080
 //! ```
 //!
-//! Standard input is read by a thread, which hands pieces over and wakes the engine: this is what
-//! `Waker` is for. The exit status is 1 if the connection failed or broke.
+//! Shows `Waker`: a thread reads standard input, puts each piece into a channel and wakes the engine.
+//! Prints only what the peer sends. The exit status is 1 if the connection failed.
 
 mod common;
 
@@ -21,8 +21,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 #[derive(Parser)]
 #[command(about = "netcat on proactor", version)]
 struct Args {
-    /// A name or address
+    /// The name or address of the peer
     host: String,
+    /// The TCP port of the peer
     port: u16,
     #[command(flatten)]
     backend: BackendArgs,
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     common::main(|| run(&Args::parse()))
 }
 
-/// Reads standard input piece by piece; a full channel makes it wait.
+/// Reads standard input piece by piece. Blocks while the channel is full.
 fn read_input(pieces: SyncSender<Vec<u8>>, waker: Waker) {
     let mut buffer = vec![0; 64 << 10];
     let mut input = std::io::stdin().lock();
@@ -49,8 +50,8 @@ fn read_input(pieces: SyncSender<Vec<u8>>, waker: Waker) {
 
 struct Input {
     pieces: Receiver<Vec<u8>>,
-    /// A piece that the send queue had no room for.
-    waiting: Option<Payload>,
+    /// A piece that the full send queue has handed back.
+    refused: Option<Payload>,
     ended: bool,
 }
 
@@ -62,7 +63,7 @@ impl Input {
     ) -> Result<(), Failure> {
         while !self.ended {
             let payload = match self
-                .waiting
+                .refused
                 .take()
                 .map(Ok)
                 .unwrap_or_else(|| self.pieces.try_recv().map(Payload::from))
@@ -71,7 +72,7 @@ impl Input {
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
                     self.ended = true;
-                    // If the connection is gone already, its reason is on the way.
+                    // Fails if the connection has ended; `Closed` follows with the reason.
                     let _ = engine.shutdown_write(conn);
                     return Ok(());
                 }
@@ -79,10 +80,10 @@ impl Input {
             match engine.send(conn, payload) {
                 Ok(()) => {}
                 Err(SendError::Full(payload)) => {
-                    self.waiting = Some(payload);
+                    self.refused = Some(payload);
                     return Ok(());
                 }
-                // The peer is going; its reason is on the way.
+                // The connection is ending; `Closed` follows with the reason.
                 Err(_) => self.ended = true,
             }
         }
@@ -101,7 +102,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let waker = engine.waker();
     std::thread::spawn(move || read_input(sender, waker));
 
-    let mut input = Input { pieces, waiting: None, ended: false };
+    let mut input = Input { pieces, refused: None, ended: false };
     let mut completions = Completions::with_capacity(256);
     let mut output = std::io::stdout().lock();
     loop {
@@ -115,7 +116,7 @@ fn run(args: &Args) -> Result<(), Failure> {
                     output.write_all(&data)?;
                     output.flush()?;
                 }
-                // Nothing more to hear. What is left to say is still said.
+                // The peer sends no more. Send what has been read, then the FIN.
                 Event::ReadClosed => {
                     input.forward(&mut engine, conn)?;
                     let _ = engine.shutdown_write(conn);

@@ -1,4 +1,4 @@
-//! The smallest client: sends PING to a Redis server and prints the reply.
+//! The smallest client: sends PING to a Redis server and prints the response, `+PONG`.
 //! `cargo run --release --example ping -- 127.0.0.1:6379`
 use proactor::{Addr, Completions, Config, ConnectOptions, Engine, Event};
 

@@ -1,4 +1,5 @@
-//! What this machine offers, and what the engine makes of it.
+//! Prints the capability report: the backend and tier that the engine chooses on this machine, each
+//! capability with its state, and why the missing ones are missing.
 //!
 //! ```text
 //! cargo run --release --example probe
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(about = "The capability report of this machine", version)]
 struct Args {
-    /// As one JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -46,13 +47,16 @@ fn json(info: &Info) -> serde_json::Value {
             })
         })
         .collect();
-    let fallback = info.fallback.as_ref().map(
-        |fallback| serde_json::json!({ "errno": fallback.errno.map(|errno| errno.name()), "cause": fallback.cause }),
-    );
+    let fallback = info.fallback.as_ref().map(|fallback| {
+        let errno = fallback.errno.map(|errno| errno.name());
+        serde_json::json!({ "errno": errno, "cause": fallback.cause })
+    });
     serde_json::json!({
-        "backend": info.backend.name(), "tier": info.tier_name(), "fallback": fallback, "notes": info.notes,
-        "kernel": info.kernel,
-        "rings": { "submission_entries": info.ring_entries.0, "completion_entries": info.ring_entries.1 },
+        "backend": info.backend.name(), "tier": info.tier_name(), "fallback": fallback,
+        "notes": info.notes, "kernel": info.kernel,
+        "rings": {
+            "submission_entries": info.ring_entries.0, "completion_entries": info.ring_entries.1,
+        },
         "buffers": { "count": info.buffers.0, "bytes": info.buffers.1 },
         "limits": { "nofile": info.limits.nofile, "memlock_bytes": info.limits.memlock_bytes },
         "capabilities": capabilities,

@@ -1,10 +1,12 @@
-//! Start here: an echo server and a client in one process, on each backend that this machine
-//! offers, then what came of it and what is in use.
+//! Start here: an echo server and a client in one process, on each backend of this machine.
 //!
 //! ```text
 //! cargo run --release --example quickstart
 //! cargo run --release --example quickstart -- --seconds 1 --conns 500
 //! ```
+//!
+//! Prints one line for each backend (requests per second, latencies, CPU time and system calls of the
+//! server per request), then the capability report.
 
 mod common;
 
@@ -24,7 +26,7 @@ use std::time::Duration;
 #[derive(Parser)]
 #[command(about = "An echo server and a client on each backend of this machine", version)]
 struct Args {
-    /// How long on each backend, in seconds
+    /// How long to measure each backend
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Connections
@@ -57,7 +59,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         rows.push(measure(args, &backend)?);
     }
     println!(
-        "{} connections, one request of {} bytes in flight on each, server and client in one process\n",
+        "{} connections, one request of {} bytes in flight on each, server and client in one \
+         process\n",
         args.conns, args.size
     );
     println!(
@@ -74,7 +77,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// What to run on: what was asked for, or all that is there.
+/// The backends to run on: the one that was asked for, or all of this machine.
 fn backends(args: &Args) -> Result<Vec<BackendArgs>, Failure> {
     if args.backend.backend != "auto" || args.backend.tier.is_some() {
         return Ok(vec![args.backend.clone()]);
@@ -85,7 +88,7 @@ fn backends(args: &Args) -> Result<Vec<BackendArgs>, Failure> {
         proactor::Backend::Uring => {
             vec![BackendArgs { backend: "uring".into(), ..args.backend.clone() }, epoll]
         }
-        // Falls back: keep `auto`, so that the report says why.
+        // The engine falls back to epoll: keep `auto`, so that the report shows the reason.
         _ => vec![args.backend.clone()],
     })
 }

@@ -6,8 +6,9 @@
 //! cargo run --release --example sim_fuzz -- --seed 42 --trace
 //! ```
 //!
-//! The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU time, the
-//! hash stands for everything that happened. The exit status is 1 if a seed failed.
+//! Prints each failing seed with its reason, a smaller plan that fails too, and the commands that
+//! repeat both. The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU
+//! time, the hash covers every event of every run. The exit status is 1 if a seed failed.
 
 mod common;
 #[path = "../tests/fuzz/mod.rs"]
@@ -23,10 +24,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Entries of the trace that are printed; earlier ones are left out.
+/// How many entries of the trace are printed at most: the last ones.
 const TRACE_ENTRIES: usize = 20_000;
-/// Failing seeds are made smaller within so many runs each, the first few of them.
+/// How many runs the shrinking of one failing seed takes at most.
 const SHRINK_RUNS: u32 = 300;
+/// How many failing seeds are shrunk.
 const SHRINK_SEEDS: usize = 5;
 
 /// Fuzzes the engine in simulated worlds
@@ -35,22 +37,22 @@ struct Args {
     /// The seeds to run: A..B, without B
     #[arg(long, default_value = "0..1000", value_parser = range, conflicts_with = "seed")]
     seeds: Range<u64>,
-    /// One seed
+    /// Run one seed
     #[arg(long)]
     seed: Option<u64>,
-    /// Print what happened, event by event (with --seed)
+    /// Print the trace, event by event (with --seed)
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// Only these kinds of the seed's faults, separated by commas; `none` for none
+    /// Keep only these kinds of the seed's faults, separated by commas, or `none`
     #[arg(long, value_name = "FAULTS", value_parser = faults)]
     only: Option<Vec<Vec<Fault>>>,
-    /// This many random actions instead of the seed's own number
+    /// How many random actions, instead of the seed's own number
     #[arg(long, value_name = "N")]
     actions: Option<u32>,
     /// Stop at the first seed that fails, and do not look for a smaller plan
     #[arg(long)]
     fail_fast: bool,
-    /// Threads
+    /// How many threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
 }
@@ -59,13 +61,13 @@ fn range(text: &str) -> Result<Range<u64>, String> {
     let parse = |text: &str| text.parse::<u64>().map_err(|error| format!("{text:?}: {error}"));
     let (from, to) = text.split_once("..").ok_or("expected A..B")?;
     let range = parse(from)?..parse(to)?;
-    if range.is_empty() { Err("no seed is in it".into()) } else { Ok(range) }
+    if range.is_empty() { Err("the range is empty".into()) } else { Ok(range) }
 }
 
 fn faults(text: &str) -> Result<Vec<Fault>, String> {
     let known = || Fault::ALL.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(", ");
     let parse = |name: &str| {
-        Fault::from_name(name).ok_or_else(|| format!("{name:?} is none of: {}", known()))
+        Fault::from_name(name).ok_or_else(|| format!("{name:?} is not one of: {}", known()))
     };
     if text == "none" { Ok(Vec::new()) } else { text.split(',').map(parse).collect() }
 }
@@ -89,7 +91,7 @@ fn main() -> ExitCode {
     let bar = ProgressBar::new(count);
     bar.set_style(
         ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {eta} left {msg}")
-            .expect("a template"),
+            .expect("the template is valid"),
     );
     let (next, failures) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
     let totals = Mutex::new((0u64, Vec::with_capacity(count as usize), Duration::ZERO));
@@ -111,12 +113,12 @@ fn main() -> ExitCode {
                         if args.fail_fast {
                             next.store(seeds.end, Ordering::Relaxed);
                         }
-                        failures.lock().expect("no panic inside").push((seed, why));
+                        failures.lock().expect("no thread panicked").push((seed, why));
                         bar.set_message("(some failed)");
                     }
                     bar.inc(1);
                 }
-                let mut totals = totals.lock().expect("no panic inside");
+                let mut totals = totals.lock().expect("no thread panicked");
                 totals.0 += completions;
                 totals.1.extend(hashes);
                 totals.2 += common::cpu_time(false) - start;
@@ -124,12 +126,12 @@ fn main() -> ExitCode {
         }
     });
     bar.finish_and_clear();
-    let mut failures = failures.into_inner().expect("no panic inside");
+    let mut failures = failures.into_inner().expect("no thread panicked");
     failures.sort();
     for (place, (seed, why)) in failures.iter().enumerate() {
         report(&args, *seed, why, !args.fail_fast && place < SHRINK_SEEDS);
     }
-    let (completions, mut hashes, busy) = totals.into_inner().expect("no panic inside");
+    let (completions, mut hashes, busy) = totals.into_inner().expect("no thread panicked");
     hashes.sort_unstable();
     let ran = hashes.len();
     let fold = |total: u64, (_, hash): &(u64, u64)| {
@@ -141,7 +143,8 @@ fn main() -> ExitCode {
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A failing seed with its reason, how to repeat it, and a smaller plan that fails as well.
+/// Prints a failing seed with its reason, the command that repeats it, and a smaller plan that fails
+/// too.
 fn report(args: &Args, seed: u64, why: &str, shrink: bool) {
     let plan = args.plan(seed);
     println!("seed {seed} failed: {why}");

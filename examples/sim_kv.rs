@@ -1,18 +1,20 @@
-//! A small replicated counter with a bug that a seed finds in under a second, and the same protocol
-//! without it.
+//! How to test a protocol in simulated worlds: a small replicated counter with a bug, which a seed
+//! finds in under a second, and the same protocol with the bug fixed.
 //!
-//! A client sends increments to a primary, which applies each, replicates it to a backup, and
-//! answers when the backup has confirmed. When a connection breaks, the client connects again and
-//! repeats what was not answered. The bug: an increment that was applied, and whose answer was
-//! lost, is applied again. The fix: the primary remembers what it answered.
+//! A client sends increments to a primary. The primary applies each, replicates it to a backup, and
+//! responds when the backup has confirmed. When a connection breaks, the client connects again and
+//! repeats the increment that has no response. The bug: if the increment was applied and only its
+//! response was lost, it is applied twice. The fix: the primary remembers the numbers of the
+//! increments that it has applied.
 //!
 //! ```text
-//! cargo run --release --example sim_kv             # finds the bug, shows that the fix holds
-//! cargo run --release --example sim_kv -- --seed 3 # one seed with the bug, event by event
-//! cargo run --release --example sim_kv -- --real   # the same programs on a real network
+//! cargo run --release --example sim_kv              # finds the bug, then runs the fixed version
+//! cargo run --release --example sim_kv -- --seed 3  # one seed with the bug, event by event
+//! cargo run --release --example sim_kv -- --real    # the fixed version on the kernel's network
 //! ```
 //!
-//! The guide "Testing your protocol" in the documentation walks through it.
+//! Prints the first seed that fails and the counters that it left, then the number of seeds that the
+//! fixed version passed. `docs/testing-your-protocol.md` explains it step by step.
 
 use clap::Parser;
 use proactor::sim::{Fault, Faults, Host, World};
@@ -24,34 +26,34 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const INCREMENTS: u64 = 30;
-/// How long the client waits for an answer before it tries again.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// How long one poll waits. The client repeats an increment after twice this time.
+const TIMEOUT: Duration = Duration::from_millis(50);
 const FRAME: usize = 17;
 
-/// A replicated counter, its bug and its fix, in simulated worlds
+/// A replicated counter in simulated worlds: a bug that a seed finds, and its fix
 #[derive(Parser)]
 struct Args {
-    /// Run this seed of the version with the bug, and print its trace
+    /// Run one seed of the version with the bug, and print its trace
     #[arg(long)]
     seed: Option<u64>,
-    /// How many seeds at most
+    /// How many seeds to try
     #[arg(long, default_value_t = 2_000)]
     seeds: u64,
-    /// Run the version without the bug on this machine's network instead
+    /// Run the fixed version on this machine's kernel, without a simulation
     #[arg(long)]
     real: bool,
 }
 
-/// What is said: 17 bytes each.
+/// The messages of the protocol, 17 bytes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Message {
-    /// Client to primary: add one. The number is the client's, and stays when it is said again.
+    /// Client to primary: add one. A repeated increment has the same number.
     Increment { number: u64 },
-    /// Primary to client: done, the counter is now at `value`.
+    /// Primary to client: the increment is done, the counter is at `value`.
     Done { number: u64, value: u64 },
-    /// Primary to backup: the counter is now at `value`.
+    /// Primary to backup: the counter is at `value`.
     Replicate { number: u64, value: u64 },
-    /// Backup to primary.
+    /// Backup to primary: the value is stored.
     Confirm { number: u64, value: u64 },
 }
 
@@ -70,10 +72,10 @@ impl Message {
     }
 
     fn decode(frame: &[u8; FRAME]) -> Option<Message> {
-        let word = |from: usize| {
+        let field = |from: usize| {
             u64::from_be_bytes(frame[from..from + 8].try_into().expect("eight bytes"))
         };
-        let (number, value) = (word(1), word(9));
+        let (number, value) = (field(1), field(9));
         match frame[0] {
             0 => Some(Message::Increment { number }),
             1 => Some(Message::Done { number, value }),
@@ -84,7 +86,7 @@ impl Message {
     }
 }
 
-/// Bytes of a connection that are no whole message yet: what arrives is cut anywhere.
+/// The bytes of an incomplete message: a stream is cut at any byte.
 #[derive(Default)]
 struct Frames(Vec<u8>);
 
@@ -100,100 +102,105 @@ impl Frames {
     }
 }
 
-/// What every program has: its engine, and the word to stop.
+/// The state of every program: its engine, and a flag that stops it.
 struct Node {
     engine: Engine,
-    out: Completions,
+    completions: Completions,
     frames: BTreeMap<ConnId, Frames>,
     stop: Arc<AtomicBool>,
 }
 
-/// What happened, in terms of the protocol.
-enum Heard {
+/// An event of the engine, in terms of the protocol.
+enum Input {
     Message(ConnId, Message),
     Connected(ConnId),
-    Gone(ConnId),
+    Closed(ConnId),
 }
 
 impl Node {
     fn new(engine: Engine, stop: Arc<AtomicBool>) -> Node {
-        Node { engine, out: Completions::with_capacity(64), frames: BTreeMap::new(), stop }
+        Node { engine, completions: Completions::with_capacity(64), frames: BTreeMap::new(), stop }
     }
 
-    /// One poll. `Err` also when it is time to stop.
-    fn listen_for(&mut self, timeout: Duration) -> Result<Vec<Heard>, Error> {
+    /// Polls once. Returns an error when the program must stop.
+    fn poll(&mut self, timeout: Duration) -> Result<Vec<Input>, Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Closing);
         }
-        self.engine.poll(&mut self.out, Some(timeout))?;
-        let mut heard = Vec::new();
-        for Completion { conn, event, .. } in self.out.drain() {
+        self.engine.poll(&mut self.completions, Some(timeout))?;
+        let mut inputs = Vec::new();
+        for Completion { conn, event, .. } in self.completions.drain() {
             match event {
-                Event::Connected => heard.push(Heard::Connected(conn)),
+                Event::Connected => inputs.push(Input::Connected(conn)),
                 Event::Received(data) => {
                     let messages = self.frames.entry(conn).or_default().add(&data);
-                    heard.extend(messages.into_iter().map(|message| Heard::Message(conn, message)));
+                    inputs
+                        .extend(messages.into_iter().map(|message| Input::Message(conn, message)));
                 }
                 Event::ReadClosed => drop(self.engine.close(conn)),
                 Event::Closed(_) => {
                     self.frames.remove(&conn);
-                    heard.push(Heard::Gone(conn));
+                    inputs.push(Input::Closed(conn));
                 }
                 _ => {}
             }
         }
-        Ok(heard)
+        Ok(inputs)
     }
 
-    fn say(&mut self, to: ConnId, message: Message) {
-        // If that connection is gone, its end is told, and what matters is said again.
+    fn send(&mut self, to: ConnId, message: Message) {
+        // An error means that the connection has ended. `Closed` follows, and the program repeats
+        // what matters.
         let _ = self.engine.send(to, message.encode().to_vec());
     }
 
     fn connect(&mut self, addr: &Addr) -> Result<ConnId, Error> {
-        let options = ConnectOptions { timeout: Some(PATIENCE * 4), ..ConnectOptions::default() };
+        let options = ConnectOptions { timeout: Some(TIMEOUT * 4), ..ConnectOptions::default() };
         self.engine.connect(addr.clone(), options)
     }
 }
 
-/// Applies increments, replicates them, and answers. With `careful`, each number only once.
+/// Applies increments, replicates them, and responds. With `deduplicate` it applies each number only
+/// once.
 fn primary(
     mut node: Node,
     own: Addr,
     backup: Addr,
-    careful: bool,
+    deduplicate: bool,
     counter: Arc<AtomicU64>,
 ) -> Result<(), Error> {
     node.engine.listen(own, ListenOptions::default())?;
-    let mut link = node.connect(&backup)?;
-    // Applied, and not yet confirmed: replicated again when the link to the backup was broken.
-    let mut waiting: VecDeque<(ConnId, u64, u64)> = VecDeque::new();
+    let mut backup_conn = node.connect(&backup)?;
+    // Applied, but not confirmed. They are replicated again over a new connection to the backup.
+    let mut unconfirmed: VecDeque<(ConnId, u64, u64)> = VecDeque::new();
     let mut applied: BTreeMap<u64, u64> = BTreeMap::new();
     loop {
-        for heard in node.listen_for(PATIENCE)? {
-            match heard {
-                Heard::Message(client, Message::Increment { number }) => {
-                    let known = applied.get(&number).copied().filter(|_| careful);
+        for input in node.poll(TIMEOUT)? {
+            match input {
+                Input::Message(client, Message::Increment { number }) => {
+                    let known = applied.get(&number).copied().filter(|_| deduplicate);
                     let value =
                         known.unwrap_or_else(|| counter.fetch_add(1, Ordering::Relaxed) + 1);
                     applied.insert(number, value);
-                    waiting.push_back((client, number, value));
-                    node.say(link, Message::Replicate { number, value });
+                    unconfirmed.push_back((client, number, value));
+                    node.send(backup_conn, Message::Replicate { number, value });
                 }
-                Heard::Message(_, Message::Confirm { number, value }) => {
-                    while let Some(place) =
-                        waiting.iter().position(|(_, n, v)| (*n, *v) == (number, value))
+                Input::Message(_, Message::Confirm { number, value }) => {
+                    while let Some(index) =
+                        unconfirmed.iter().position(|(_, n, v)| (*n, *v) == (number, value))
                     {
-                        let (client, ..) = waiting.remove(place).expect("just found");
-                        node.say(client, Message::Done { number, value });
+                        let (client, ..) = unconfirmed.remove(index).expect("position found it");
+                        node.send(client, Message::Done { number, value });
                     }
                 }
-                Heard::Connected(conn) if conn == link => {
-                    for (_, number, value) in waiting.clone() {
-                        node.say(link, Message::Replicate { number, value });
+                Input::Connected(conn) if conn == backup_conn => {
+                    for (_, number, value) in unconfirmed.clone() {
+                        node.send(backup_conn, Message::Replicate { number, value });
                     }
                 }
-                Heard::Gone(conn) if conn == link => link = node.connect(&backup)?,
+                Input::Closed(conn) if conn == backup_conn => {
+                    backup_conn = node.connect(&backup)?
+                }
                 _ => {}
             }
         }
@@ -203,44 +210,44 @@ fn primary(
 fn backup(mut node: Node, own: Addr, counter: Arc<AtomicU64>) -> Result<(), Error> {
     node.engine.listen(own, ListenOptions::default())?;
     loop {
-        for heard in node.listen_for(PATIENCE)? {
-            if let Heard::Message(from, Message::Replicate { number, value }) = heard {
+        for input in node.poll(TIMEOUT)? {
+            if let Input::Message(from, Message::Replicate { number, value }) = input {
                 counter.fetch_max(value, Ordering::Relaxed);
-                node.say(from, Message::Confirm { number, value });
+                node.send(from, Message::Confirm { number, value });
             }
         }
     }
 }
 
-/// Increments, one after the other, each until it is answered.
+/// Sends increments, one after the other, each until its response arrives.
 fn client(mut node: Node, primary: Addr) -> Result<(), Error> {
     let mut conn = node.connect(&primary)?;
     for number in 1..=INCREMENTS {
-        let mut asked = node.engine.now();
-        node.say(conn, Message::Increment { number });
-        'answered: loop {
-            let mut again = node.engine.now() - asked > PATIENCE * 2;
-            for heard in node.listen_for(PATIENCE)? {
-                match heard {
-                    Heard::Message(_, Message::Done { number: done, .. }) if done == number => {
-                        break 'answered;
+        let mut sent_at = node.engine.now();
+        node.send(conn, Message::Increment { number });
+        'response: loop {
+            let mut repeat = node.engine.now() - sent_at > TIMEOUT * 2;
+            for input in node.poll(TIMEOUT)? {
+                match input {
+                    Input::Message(_, Message::Done { number: done, .. }) if done == number => {
+                        break 'response;
                     }
-                    Heard::Gone(gone) if gone == conn => again = true,
+                    Input::Closed(closed) if closed == conn => repeat = true,
                     _ => {}
                 }
             }
-            if again {
+            if repeat {
                 let _ = node.engine.abort(conn);
                 conn = node.connect(&primary)?;
-                node.say(conn, Message::Increment { number });
-                asked = node.engine.now();
+                node.send(conn, Message::Increment { number });
+                sent_at = node.engine.now();
             }
         }
     }
     node.engine.close(conn)
 }
 
-/// The counters of a run, when the client has all its answers.
+/// The counters of a run.
 struct Counters {
     primary: Arc<AtomicU64>,
     backup: Arc<AtomicU64>,
@@ -251,27 +258,29 @@ impl Counters {
         Counters { primary: Arc::default(), backup: Arc::default() }
     }
 
-    /// What the client may rely on: each increment counts once, on both.
+    /// Checks what the protocol promises once the client has all responses: each increment counted
+    /// once, on both hosts.
     fn check(&self) -> Result<(), String> {
         let (primary, backup) =
             (self.primary.load(Ordering::Relaxed), self.backup.load(Ordering::Relaxed));
         match (primary, backup) == (INCREMENTS, INCREMENTS) {
             true => Ok(()),
             false => Err(format!(
-                "{INCREMENTS} increments were answered; the primary is at {primary}, the backup at {backup}"
+                "{INCREMENTS} increments have responses; the primary is at {primary}, the backup at \
+                 {backup}"
             )),
         }
     }
 }
 
-/// The three programs in a world of their own.
-fn simulate(seed: u64, careful: bool, trace: bool) -> (Result<(), String>, World) {
+/// Runs the three programs in a simulated world.
+fn simulate(seed: u64, deduplicate: bool, trace: bool) -> (Result<(), String>, World) {
     let world = World::new(seed);
     if trace {
         world.keep_trace(2_000);
     }
     let faults = Faults::harmless(0.05).with(Fault::Reset, 0.02).with(Fault::Partition, 0.01);
-    world.set_faults(faults.partition_max(PATIENCE * 3));
+    world.set_faults(faults.partition_max(TIMEOUT * 3));
     let hosts = ["client", "primary", "backup"].map(|name| world.host(name));
     let [client_host, primary_host, backup_host] = hosts.clone();
     let addr = |host: &Host| Addr::from((host.ip(), 7000));
@@ -286,8 +295,9 @@ fn simulate(seed: u64, careful: bool, trace: bool) -> (Result<(), String>, World
     let (make, own, counter) = (node.clone(), backup_addr.clone(), Arc::clone(&counters.backup));
     world.spawn("backup", move || backup(make(backup_host)?, own, counter));
     let (make, own, counter) = (node.clone(), primary_addr.clone(), Arc::clone(&counters.primary));
-    world
-        .spawn("primary", move || primary(make(primary_host)?, own, backup_addr, careful, counter));
+    world.spawn("primary", move || {
+        primary(make(primary_host)?, own, backup_addr, deduplicate, counter)
+    });
     let client = world.spawn("client", move || client(node(client_host)?, primary_addr));
     let result = match client.join() {
         Ok(Ok(())) => counters.check(),
@@ -297,8 +307,8 @@ fn simulate(seed: u64, careful: bool, trace: bool) -> (Result<(), String>, World
     (result, world)
 }
 
-/// The same programs on threads of this machine.
-fn really() -> Result<(), String> {
+/// Runs the same programs on threads of this process, on the kernel's network.
+fn run_on_kernel() -> Result<(), String> {
     let (stop, counters) = (Arc::new(AtomicBool::new(false)), Counters::new());
     let port =
         || std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -327,7 +337,7 @@ fn really() -> Result<(), String> {
 
 fn run(args: &Args) -> Result<(), String> {
     if args.real {
-        really()?;
+        run_on_kernel()?;
         println!("{INCREMENTS} increments on this machine's network: each counted once");
         return Ok(());
     }
@@ -336,7 +346,7 @@ fn run(args: &Args) -> Result<(), String> {
         print!("{}", world.trace());
         println!(
             "seed {seed}: {}, trace {:016x}",
-            result.err().unwrap_or("no bug shown".into()),
+            result.err().unwrap_or("the bug did not show".into()),
             world.trace_hash()
         );
         return Ok(());
@@ -344,18 +354,14 @@ fn run(args: &Args) -> Result<(), String> {
     let start = Instant::now();
     let found = (0..args.seeds)
         .find_map(|seed| simulate(seed, false, false).0.err().map(|why| (seed, why)));
-    let (seed, why) = found.ok_or(format!("none of {} seeds found the bug", args.seeds))?;
-    println!("without care, seed {seed}: {why}");
-    println!("  found in {:.0?}; event by event: --seed {seed}", start.elapsed());
+    let (seed, why) = found.ok_or(format!("none of {} seeds finds the bug", args.seeds))?;
+    println!("with the bug, seed {seed}: {why}");
+    println!("  found in {:.0?}; for its trace: --seed {seed}", start.elapsed());
     let start = Instant::now();
     for seed in 0..args.seeds {
-        simulate(seed, true, false).0.map_err(|why| format!("with care, seed {seed}: {why}"))?;
+        simulate(seed, true, false).0.map_err(|why| format!("fixed, seed {seed}: {why}"))?;
     }
-    println!(
-        "with care: {} seeds, each increment counted once ({:.1?})",
-        args.seeds,
-        start.elapsed()
-    );
+    println!("fixed: {} seeds, each increment counted once ({:.1?})", args.seeds, start.elapsed());
     Ok(())
 }
 

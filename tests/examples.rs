@@ -1,6 +1,6 @@
-//! The examples as a user runs them, against other people's programs: nc, socat, redis-cli where
-//! they are installed. What is not installed is skipped by name; `PROACTOR_REQUIRE=tools` makes
-//! that a failure.
+//! The examples as a user runs them, against nc, socat and each other. Owns: processes of the
+//! examples and what they print. A tool that is not installed is skipped by name;
+//! `PROACTOR_REQUIRE=tools` makes that a failure.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -44,7 +44,7 @@ fn installed(tool: &str) -> bool {
     found
 }
 
-/// An echo server that is told to stop at the end, and must end well.
+/// A running `echo_server`.
 struct Server {
     child: Child,
     addr: String,
@@ -52,10 +52,10 @@ struct Server {
 }
 
 impl Server {
-    /// `None` if this machine lacks the tier: then the error must say why.
+    /// Starts it. `None` if this machine lacks the tier: then the error must give the reason.
     fn start(variant: &[&str]) -> Option<Server> {
         let mut command = example("echo_server");
-        command.args(["--addr", "127.0.0.1:0", "--drain", "2"]).args(variant);
+        command.args(["--addr", "127.0.0.1:0", "--grace", "2"]).args(variant);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut banner = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut banner).unwrap();
@@ -74,8 +74,9 @@ impl Server {
         self.addr.rsplit(':').next().expect("IP:PORT")
     }
 
+    /// Stops it by a signal and returns its stderr. The exit status must be 0.
     fn stop(self, signal: i32) -> String {
-        // SAFETY: a child that was not waited for yet.
+        // SAFETY: the child was not waited for, so its process id is valid.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
         let output = self.child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -84,7 +85,7 @@ impl Server {
     }
 }
 
-/// Runs a client with `input` on its standard input.
+/// Runs a client with `input` as its standard input.
 fn pipe(mut command: Command, input: &[u8]) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
@@ -100,7 +101,7 @@ fn pipe(mut command: Command, input: &[u8]) -> Output {
     output
 }
 
-fn noise(len: usize) -> Vec<u8> {
+fn random_bytes(len: usize) -> Vec<u8> {
     let mut state = 7u64;
     (0..len)
         .map(|_| {
@@ -113,7 +114,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn echo_server_serves_other_peoples_clients() {
+fn echo_server_serves_socat_nc_and_netcat() {
     for variant in VARIANTS {
         let Some(server) = Server::start(variant) else { continue };
         let fields: Vec<&str> = server.banner.split(' ').collect();
@@ -123,7 +124,7 @@ fn echo_server_serves_other_peoples_clients() {
             "{}",
             server.banner
         );
-        let bytes = noise(5_000_000);
+        let bytes = random_bytes(5_000_000);
         if installed("socat") {
             let mut socat = Command::new("socat");
             socat.args(["-t", "30", "-", &format!("TCP:{}", server.addr)]);
@@ -147,11 +148,11 @@ fn echo_server_serves_other_peoples_clients() {
 }
 
 #[test]
-fn echo_server_finishes_what_it_began() {
+fn echo_server_finishes_its_connections_after_a_signal() {
     for variant in VARIANTS {
         let Some(server) = Server::start(variant) else { continue };
         let mut client = TcpStream::connect(&server.addr).unwrap();
-        let bytes = noise(300_000);
+        let bytes = random_bytes(300_000);
         client.write_all(&bytes).unwrap();
         let mut first = [0; 1];
         client.read_exact(&mut first).unwrap();
@@ -164,7 +165,7 @@ fn echo_server_finishes_what_it_began() {
         std::thread::sleep(std::time::Duration::from_millis(50));
         let text = server.stop(libc::SIGINT);
         assert!(
-            text.contains("draining 1 connections") && text.contains("bytes_received: 300000"),
+            text.contains("closing 1 connections") && text.contains("bytes_received: 300000"),
             "{text}"
         );
         assert!(reader.join().unwrap() == bytes[1..]);
@@ -217,10 +218,10 @@ fn load_verifies_and_reports() {
     }
 }
 
-/// A server that stalls keeps many requests waiting. In a closed loop that is one slow answer a
-/// connection; with a rate it is all that were due meanwhile.
+/// A stall of the server delays one request per connection in a closed loop. With a rate it delays all
+/// requests that are due in the meantime, and they must count.
 #[test]
-fn load_with_a_rate_omits_nothing_that_a_stall_delayed() {
+fn load_with_a_rate_counts_what_a_stall_delays() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap().to_string();
     let server = std::thread::spawn(move || {
@@ -240,14 +241,14 @@ fn load_with_a_rate_omits_nothing_that_a_stall_delayed() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let due = json["requests"].as_u64().unwrap() + json["unanswered"].as_u64().unwrap();
     assert!((990..=1001).contains(&due), "{due} of 1000 were sent: {json}");
-    // A third of them and more came due in the stall, so the slowest hundredth waited for nearly
-    // all of it.
+    // The stall lasts 0.4 of 1 s, so much more than the slowest hundredth of the requests is due
+    // in it.
     assert!(json["p99_us"].as_u64() > Some(350_000), "{json}");
     assert!(server.join().unwrap() >= json["requests"].as_u64().unwrap());
 }
 
 #[test]
-fn a_rate_is_for_mode_echo_alone() {
+fn load_accepts_a_rate_in_mode_echo_only() {
     let output = example("load").args(["--rate", "100", "--mode", "connect"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains("--rate is for mode echo"), "{text}");
@@ -256,10 +257,10 @@ fn a_rate_is_for_mode_echo_alone() {
 }
 
 #[test]
-fn load_notices_a_server_that_lies() {
+fn load_detects_wrong_bytes() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap().to_string();
-    let liar = std::thread::spawn(move || {
+    let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut bytes = vec![0; 64];
         while stream.read_exact(&mut bytes).is_ok() {
@@ -275,11 +276,11 @@ fn load_notices_a_server_that_lies() {
         .unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("wrong bytes"), "{output:?}");
-    liar.join().unwrap();
+    server.join().unwrap();
 }
 
 #[test]
-fn bad_arguments_are_errors_that_help() {
+fn errors_of_arguments_name_the_cause() {
     let cases: &[(&str, &[&str], &str)] = &[
         ("probe", &["--disable", "warp"], "registered_ring_fd"),
         ("probe", &["--backend", "kqueue"], "epoll"),

@@ -1,4 +1,4 @@
-//! A load generator in parts, on the engine. It verifies every byte that comes back.
+//! The load generator without its command line. It verifies every byte that comes back.
 
 use super::Failure;
 use bytes::Bytes;
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// So many requests in flight per connection, each sent when an earlier one came back
+    /// A number of requests in flight on each connection; a response makes room for the next
     Echo,
-    /// Connect, one request, close, over and over
+    /// Connect, send one request, close, start again
     Connect,
-    /// As much as the connection takes
+    /// Send as fast as the connection accepts
     Stream,
 }
 
@@ -28,7 +28,7 @@ pub struct Plan {
     pub depth: usize,
     pub duration: Duration,
     pub mode: Mode,
-    /// Requests per second over all connections, whether answers come or not (mode echo).
+    /// Requests per second over all connections, sent even if no response arrives (mode echo).
     pub rate: Option<f64>,
 }
 
@@ -37,40 +37,42 @@ pub struct Outcome {
     pub elapsed: Duration,
     pub latency_us: Histogram<u64>,
     pub errors: u64,
-    /// Requests that were due and not answered when the time was up. They are in `latency_us`, with
-    /// the time they had waited.
+    /// Requests that were due and had no response at the end. They are in `latency_us` with the time
+    /// that they had waited.
     pub unanswered: u64,
-    /// The first thing that went wrong.
+    /// The text of the first error.
     pub first_error: Option<String>,
 }
 
-/// With a rate: when the next request is due, and on which connection.
+/// With a rate: the requests are due at multiples of an interval.
 struct Schedule {
     interval: Duration,
     sent: u64,
 }
 
-/// A sleep that ends sooner than this is not begun: it would end late.
+/// Until a request is due within this time, the load polls without sleeping: a sleep would end too
+/// late.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 
-/// The bytes of all streams: a message at offset `o` holds the pattern from `o % PERIOD` on.
+/// The period of the bytes of all streams: a message at offset `o` has the pattern from `o % PERIOD`
+/// on.
 const PERIOD: usize = 65_521;
 
 struct Client {
     conn: ConnId,
     sent: u64,
     received: u64,
-    /// When each message in flight was sent.
+    /// When each message in flight was sent, or with a rate, was due.
     starts: VecDeque<Instant>,
     open: bool,
     full: bool,
-    /// With a rate: requests that are due and wait for room.
-    owed: u64,
+    /// With a rate: requests that are due and were refused by a full send queue.
+    overdue: u64,
 }
 
 impl Client {
     fn new(conn: ConnId, starts: VecDeque<Instant>) -> Client {
-        Client { conn, sent: 0, received: 0, starts, open: false, full: false, owed: 0 }
+        Client { conn, sent: 0, received: 0, starts, open: false, full: false, overdue: 0 }
     }
 }
 
@@ -125,7 +127,8 @@ impl Load {
         })
     }
 
-    /// Runs the plan to its end; tells how far it is from time to time.
+    /// Runs the plan to its end. Every 100 ms it calls `progress` with the part of the time that has
+    /// passed and the number of requests.
     pub fn run(
         mut self,
         engine: &mut Engine,
@@ -141,16 +144,16 @@ impl Load {
         }
         self.start = Instant::now();
         let end = self.start + self.plan.duration;
-        let mut told = self.start;
+        let mut reported = self.start;
         loop {
             self.now = Instant::now();
             if self.now >= end || self.clients.iter().all(|client| client.conn.is_none()) {
                 break;
             }
-            if self.now - told > Duration::from_millis(100) {
-                told = self.now;
+            if self.now - reported > Duration::from_millis(100) {
+                reported = self.now;
                 progress(
-                    (told - self.start).as_secs_f64() / self.plan.duration.as_secs_f64(),
+                    (reported - self.start).as_secs_f64() / self.plan.duration.as_secs_f64(),
                     self.outcome.requests,
                 );
             }
@@ -166,12 +169,12 @@ impl Load {
             }
         }
         self.outcome.elapsed = self.start.elapsed();
-        self.note_unanswered(end);
+        self.record_unanswered(end);
         self.finish(engine, &mut completions)?;
         Ok(self.outcome)
     }
 
-    /// With a rate, time begins when all connections are there.
+    /// With a rate, the time begins when all connections are open.
     fn wait_until_open(
         &mut self,
         engine: &mut Engine,
@@ -190,9 +193,9 @@ impl Load {
         Ok(())
     }
 
-    /// Sends what is due by now, each connection in turn, whether earlier answers came or not:
-    /// their time counts from when they were due, so that a server that stalls cannot hide what it
-    /// kept waiting. Returns how long there is nothing to send.
+    /// With a rate: sends what is due, on each connection in turn, even if earlier responses are
+    /// missing. The latency of a request counts from when it was due, so that a stall of the server
+    /// shows in all requests that it delayed. Returns the time until the next one is due.
     fn send_due(&mut self, engine: &mut Engine) -> Option<Duration> {
         let schedule = self.schedule.as_mut()?;
         let elapsed = self.now - self.start;
@@ -203,26 +206,28 @@ impl Load {
             let index = (number % self.clients.len() as u64) as usize;
             let client = &mut self.clients[index];
             client.starts.push_back(self.start + interval.mul_f64(number as f64));
-            client.owed += 1;
-            self.send_owed(engine, index);
+            client.overdue += 1;
+            self.send_overdue(engine, index);
         }
         let next = interval.mul_f64(due as f64);
         let wait = next.saturating_sub(elapsed);
         Some(if wait > SLEEP_MIN { wait - SLEEP_MIN / 2 } else { Duration::ZERO })
     }
 
-    /// What is due and did not fit before.
-    fn send_owed(&mut self, engine: &mut Engine, index: usize) {
-        while self.clients[index].owed > 0 && self.clients[index].open && !self.clients[index].full
+    /// Sends what is due, as far as the send queue accepts it.
+    fn send_overdue(&mut self, engine: &mut Engine, index: usize) {
+        while self.clients[index].overdue > 0
+            && self.clients[index].open
+            && !self.clients[index].full
         {
             if !self.push_message(engine, index) {
                 return;
             }
-            self.clients[index].owed -= 1;
+            self.clients[index].overdue -= 1;
         }
     }
 
-    fn note_unanswered(&mut self, end: Instant) {
+    fn record_unanswered(&mut self, end: Instant) {
         if self.schedule.is_none() {
             return;
         }
@@ -233,7 +238,7 @@ impl Load {
         }
     }
 
-    /// The time is up: nothing that is still on its way counts.
+    /// At the end: aborts all connections. Responses that arrive now do not count.
     fn finish(
         &mut self,
         engine: &mut Engine,
@@ -255,8 +260,8 @@ impl Load {
     fn connect(&mut self, engine: &mut Engine, index: usize) -> Result<(), Failure> {
         let loopback =
             matches!(&self.plan.addr, Addr::Inet(SocketAddr::V4(addr)) if addr.ip().is_loopback());
-        // One source address has some 28,000 ports, and each closed connection keeps one for a
-        // minute: take a new address every so often, of the sixteen million that loopback has.
+        // A source address has about 28,000 ephemeral ports, and a closed connection holds one for a
+        // minute in TIME_WAIT (tcp(7)). So every 16 connections use a new address of 127.0.0.0/8.
         let step = self.opened / 16;
         let local = Ipv4Addr::new(
             127,
@@ -274,7 +279,7 @@ impl Load {
         starts.clear();
         *client = Client::new(conn, starts);
         if self.plan.mode == Mode::Connect {
-            // The request leaves with the connect.
+            // The engine sends the request as soon as the connection is open.
             self.push(engine, index);
         }
         Ok(())
@@ -302,7 +307,7 @@ impl Load {
                 }
             }
             Event::Closed(reason) if completion.conn != self.clients[index].conn => {
-                self.note_late_end(index, reason, running);
+                self.closed_after_response(index, reason, running);
             }
             Event::Closed(reason) => {
                 let client = &mut self.clients[index];
@@ -313,9 +318,9 @@ impl Load {
                     || !running);
                 client.conn = ConnId::NONE;
                 if !expected && running {
-                    self.failed(format!("connection {index}: {reason}"));
+                    self.record_error(format!("connection {index}: {reason}"));
                 }
-                // A server that is not there will not be there in a microsecond either.
+                // No more attempts if the server is not there.
                 if running && self.plan.mode == Mode::Connect && self.outcome.errors < 1000 {
                     self.connect(engine, index)?;
                 }
@@ -328,10 +333,10 @@ impl Load {
         Ok(())
     }
 
-    /// A connection that was answered and closed is gone; the next one took its place already.
-    fn note_late_end(&mut self, index: usize, reason: CloseReason, running: bool) {
+    /// Mode connect: the end of a connection whose successor is open already.
+    fn closed_after_response(&mut self, index: usize, reason: CloseReason, running: bool) {
         if running && reason.unsent_bytes > 0 {
-            self.failed(format!("connection {index}: {reason}"));
+            self.record_error(format!("connection {index}: {reason}"));
         }
     }
 
@@ -351,7 +356,7 @@ impl Load {
             if rest[..part] != self.pattern[at..at + part] {
                 let (conn, good) = (client.conn, client.received);
                 let _ = engine.abort(conn);
-                self.failed(format!("connection {index}: wrong bytes after {good}"));
+                self.record_error(format!("connection {index}: wrong bytes after {good}"));
                 return Ok(());
             }
             client.received += part as u64;
@@ -361,7 +366,9 @@ impl Load {
         let before = (client.received - data.len() as u64) / size;
         for _ in before..complete {
             let Some(start) = client.starts.pop_front() else {
-                self.failed(format!("connection {index}: more came back than was sent"));
+                self.record_error(format!(
+                    "connection {index}: more bytes came back than were sent"
+                ));
                 return Ok(());
             };
             if running {
@@ -378,15 +385,15 @@ impl Load {
             self.fill(engine, index);
             return Ok(());
         }
-        // The next one does not wait until this one is gone.
+        // Connect again without waiting for `Closed`.
         let _ = engine.close(self.clients[index].conn);
         self.connect(engine, index)
     }
 
-    /// Sends as much as the plan wants in flight.
+    /// Sends until the plan's number of requests is in flight.
     fn fill(&mut self, engine: &mut Engine, index: usize) {
         if self.schedule.is_some() {
-            return self.send_owed(engine, index);
+            return self.send_overdue(engine, index);
         }
         while self.clients[index].open && !self.clients[index].full {
             let in_flight = self.clients[index].starts.len();
@@ -422,7 +429,7 @@ impl Load {
         }
     }
 
-    fn failed(&mut self, what: String) {
+    fn record_error(&mut self, what: String) {
         self.outcome.errors += 1;
         self.outcome.first_error.get_or_insert(what);
     }

@@ -1,5 +1,5 @@
-//! What the examples share: the options that choose a backend, the echo server and the load
-//! generator as parts, CPU time.
+//! What the examples share: the options that choose and tune a backend, the echo server, the load
+//! generator and the Redis client without their command lines, signals, CPU time.
 #![allow(dead_code)]
 
 pub mod echo;
@@ -14,40 +14,40 @@ use std::time::Duration;
 
 pub type Failure = Box<dyn std::error::Error>;
 
-/// Which backend to run on.
+/// The options that choose and tune a backend.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct BackendArgs {
-    /// io_uring, epoll, or io_uring where the kernel allows it
+    /// The backend; `auto` is io_uring where the kernel allows it, else epoll
     #[arg(long, default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
     pub backend: String,
-    /// How io_uring is used; the best that works if left out
+    /// The tier of io_uring [default: the best that this kernel has]
     #[arg(long, value_parser = ["deferred", "multishot", "oneshot", "polled"])]
     pub tier: Option<String>,
-    /// Capabilities to do without, separated by commas (as in PROACTOR_DISABLE)
+    /// Capabilities not to use, separated by commas (like PROACTOR_DISABLE)
     #[arg(long, default_value = "", value_name = "LIST", hide_default_value = true)]
     pub disable: String,
-    /// Receive buffers, as COUNTxBYTES
+    /// Number and size of the receive buffers
     #[arg(long, value_name = "COUNTxBYTES", value_parser = count_and_size)]
     pub buffers: Option<(u32, u32)>,
-    /// Look for completions so many microseconds before sleeping
+    /// How long a poll looks for completions before it sleeps
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, hide_default_value = true)]
     pub spin: u64,
-    /// Receive by multishot from the first, and from the beginning of a connection
+    /// Arm a multishot receive as soon as a connection is open
     #[arg(long)]
     pub fixed_receives: bool,
-    /// Send nothing before a connection is told to be there
+    /// Start no send before `Connected` or `Accepted` was delivered
     #[arg(long)]
     pub no_early_sends: bool,
-    /// Bytes that a poll receives before it returns (epoll)
+    /// How many bytes a poll receives before it returns (epoll)
     #[arg(long, value_name = "BYTES")]
     pub turn_bytes: Option<usize>,
-    /// Completions with data that one connection gets in a poll while others wait
+    /// How many completions with data one connection gets in a poll while others wait
     #[arg(long)]
     pub budget: Option<u32>,
-    /// Payloads gathered in one send
+    /// How many payloads one send operation takes at most
     #[arg(long)]
     pub gather: Option<usize>,
-    /// Payloads of at least so many bytes go without a copy, on loopback too
+    /// Send payloads of at least this size by zero-copy, on loopback too
     #[arg(long, value_name = "BYTES")]
     pub zero_copy: Option<usize>,
 }
@@ -99,11 +99,11 @@ impl BackendArgs {
     }
 }
 
-/// Runs an example; an error is printed and makes the exit status 1.
+/// Runs an example. Prints its error and exits with status 1 if it fails.
 pub fn main(run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
-    // Ends quietly when whoever reads the output goes away, as other tools do. Sockets are not
-    // concerned: the engine's sends raise no signal. SAFETY: restores the default disposition,
-    // before any other thread runs.
+    // If the reader of the output is gone, SIGPIPE ends the process, as with other command line
+    // tools. It cannot come from a socket: the engine sends with MSG_NOSIGNAL.
+    // SAFETY: restores the default disposition before any other thread runs.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,9 +114,9 @@ pub fn main(run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// A flag that SIGINT and SIGTERM set, waking the engine. In the handler itself and not on a
-/// thread: in a process of one thread each system call on a descriptor is a little cheaper, since
-/// the kernel need not count references to it.
+/// A flag that SIGINT and SIGTERM set; they also wake the engine. The signal handler does both itself,
+/// without a thread: in a process of one thread each system call on a descriptor is a little
+/// cheaper, because the kernel does not count references to it.
 pub fn stop_on_signals(waker: Waker) -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -131,10 +131,10 @@ pub fn stop_on_signals(waker: Waker) -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-/// CPU time, user and system, of this process or of the calling thread.
+/// The CPU time, user and system, of this process or of the calling thread.
 pub fn cpu_time(whole_process: bool) -> Duration {
     let who = if whole_process { libc::RUSAGE_SELF } else { libc::RUSAGE_THREAD };
-    // SAFETY: zero is a valid rusage, and it lives through the call.
+    // SAFETY: zero is a valid rusage, and it outlives the call.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(who, &mut usage);

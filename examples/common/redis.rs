@@ -1,4 +1,4 @@
-//! A Redis client in parts: pipelined SETs, then GETs, each answer checked.
+//! The Redis client without its command line: pipelined SETs, then GETs. It checks each response.
 
 use super::Failure;
 use bytes::BytesMut;
@@ -13,8 +13,8 @@ pub struct Report {
     pub checked: u64,
 }
 
-/// Sets and gets `requests` keys with `pipeline` requests in flight. `progress` hears how many are
-/// done.
+/// Sets and gets `requests` keys with at most `pipeline` requests in flight. Calls `progress` with
+/// the number of checked responses.
 pub fn run(
     engine: &mut Engine,
     addr: Addr,
@@ -33,23 +33,28 @@ pub fn run(
             sent += 1;
         }
         if engine.poll(&mut completions, Some(Duration::from_secs(30)))? == 0 {
-            return Err(
-                format!("no answer for 30 s after {checked} of {} requests", 2 * requests).into()
-            );
+            return Err(format!(
+                "no response for 30 s after {checked} of {} requests",
+                2 * requests
+            )
+            .into());
         }
         for completion in completions.drain() {
             match completion.event {
                 Event::Received(data) => input.extend_from_slice(&data),
                 Event::ReadClosed => {
-                    return Err(format!("the server hung up after {checked} answers").into());
+                    return Err(format!(
+                        "the server closed the connection after {checked} responses"
+                    )
+                    .into());
                 }
                 Event::Closed(reason) => return Err(reason.to_string().into()),
                 _ => {}
             }
         }
-        while let Some((answer, len)) = decode(&input)? {
+        while let Some((response, len)) = decode(&input)? {
             let _ = input.split_to(len);
-            check(checked, requests, &answer)?;
+            check(checked, requests, &response)?;
             checked += 1;
             progress(checked);
         }
@@ -72,33 +77,33 @@ fn value(number: u64) -> String {
     format!("value {number} {}", "x".repeat((number % 100) as usize))
 }
 
-/// First all SETs, then all GETs.
+/// The request of an index: first all SETs, then all GETs.
 fn command(index: u64, requests: u64) -> Result<Vec<u8>, Failure> {
     let number = index % requests;
-    let words = if index < requests {
+    let arguments = if index < requests {
         vec!["SET".into(), key(number), value(number)]
     } else {
         vec!["GET".into(), key(number)]
     };
     let frame = OwnedFrame::Array(
-        words.into_iter().map(|word| OwnedFrame::BulkString(word.into_bytes())).collect(),
+        arguments.into_iter().map(|text| OwnedFrame::BulkString(text.into_bytes())).collect(),
     );
     let mut bytes = vec![0; frame.encode_len(false)];
     encode(&mut bytes, &frame, false)?;
     Ok(bytes)
 }
 
-fn check(index: u64, requests: u64, answer: &OwnedFrame) -> Result<(), Failure> {
-    let right = match answer {
+fn check(index: u64, requests: u64, response: &OwnedFrame) -> Result<(), Failure> {
+    let correct = match response {
         OwnedFrame::SimpleString(text) => index < requests && text == b"OK",
         OwnedFrame::BulkString(text) => {
             index >= requests && *text == value(index % requests).into_bytes()
         }
         _ => false,
     };
-    if right {
+    if correct {
         Ok(())
     } else {
-        Err(format!("request {index}: unexpected answer {answer:?}").into())
+        Err(format!("request {index}: unexpected response {response:?}").into())
     }
 }
