@@ -6,8 +6,8 @@
 //! socat -u /dev/zero TCP:127.0.0.1:7000
 //! ```
 //!
-//! Prints `listening on ADDR backend=B tier=T` to stdout. Memory is bounded: it reads no more from a
-//! peer that does not read its echo. When a peer closes its write side, the server sends what is
+//! Prints `listening on ADDR backend=B tier=T` to stdout. Memory is bounded: it reads no more from
+//! a peer that does not read its echo. When a peer closes its write side, the server sends what is
 //! left and closes. On SIGINT or SIGTERM it stops accepting, gives connections `--grace` seconds to
 //! finish, prints the counters of the engine to stderr, and exits with status 0.
 

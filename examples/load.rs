@@ -6,12 +6,12 @@
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --rate 50000
 //! ```
 //!
-//! Modes: `echo` keeps `--depth` requests in flight on each connection. `connect` opens a connection,
-//! sends one request, closes it, and starts again; on loopback from a new source address after every
-//! 16 connections. `stream` sends as fast as the connection accepts. With `--rate` the load is an
-//! open loop: each request is sent when it is due, even if the server has not answered the earlier
-//! ones, and its latency counts from that moment, so that a stall of the server shows in full (no
-//! coordinated omission).
+//! Modes: `echo` keeps `--depth` requests in flight on each connection. `connect` opens a
+//! connection, sends one request, closes it, and starts again; on loopback from a new source
+//! address after every 16 connections. `stream` sends as fast as the connection accepts. With
+//! `--rate` the load is an open loop: each request is sent when it is due, even if the server has
+//! not answered the earlier ones, and its latency counts from that moment, so that a stall of the
+//! server shows in full (no coordinated omission).
 //!
 //! Prints requests per second, latencies, CPU time and errors; with `--json` as one line of JSON on
 //! stdout. The exit status is 1 after any error.

@@ -5,8 +5,8 @@
 //! printf 'GET / HTTP/1.0\r\n\r\n' | cargo run --release --example netcat -- 127.0.0.1 8080
 //! ```
 //!
-//! Shows `Waker`: a thread reads standard input, puts each piece into a channel and wakes the engine.
-//! Prints only what the peer sends. The exit status is 1 if the connection failed.
+//! Shows `Waker`: a thread reads standard input, puts each piece into a channel and wakes the
+//! engine. Prints only what the peer sends. The exit status is 1 if the connection failed.
 
 mod common;
 

@@ -5,8 +5,8 @@
 //! cargo run --release --example quickstart -- --seconds 1 --conns 500
 //! ```
 //!
-//! Prints one line for each backend (requests per second, latencies, CPU time and system calls of the
-//! server per request), then the capability report.
+//! Prints one line for each backend (requests per second, latencies, CPU time and system calls of
+//! the server per request), then the capability report.
 
 mod common;
 

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Prints each failing seed with its reason, a smaller plan that fails too, and the commands that
-//! repeat both. The last line is `seeds N failed F completions/s R trace HASH`: R is per second of CPU
-//! time, the hash covers every event of every run. The exit status is 1 if a seed failed.
+//! repeat both. The last line is `seeds N failed F completions/s R trace HASH`: R is per second of
+//! CPU time, the hash covers every event of every run. The exit status is 1 if a seed failed.
 
 mod common;
 #[path = "../tests/fuzz/mod.rs"]
@@ -143,8 +143,8 @@ fn main() -> ExitCode {
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints a failing seed with its reason, the command that repeats it, and a smaller plan that fails
-/// too.
+/// Prints a failing seed with its reason, the command that repeats it, and a smaller plan that
+/// fails too.
 fn report(args: &Args, seed: u64, why: &str, shrink: bool) {
     let plan = args.plan(seed);
     println!("seed {seed} failed: {why}");

@@ -13,8 +13,8 @@
 //! cargo run --release --example sim_kv -- --real    # the fixed version on the kernel's network
 //! ```
 //!
-//! Prints the first seed that fails and the counters that it left, then the number of seeds that the
-//! fixed version passed. `docs/testing-your-protocol.md` explains it step by step.
+//! Prints the first seed that fails and the counters that it left, then the number of seeds that
+//! the fixed version passed. `docs/testing-your-protocol.md` explains it step by step.
 
 use clap::Parser;
 use proactor::sim::{Fault, Faults, Host, World};
@@ -160,8 +160,8 @@ impl Node {
     }
 }
 
-/// Applies increments, replicates them, and responds. With `deduplicate` it applies each number only
-/// once.
+/// Applies increments, replicates them, and responds. With `deduplicate` it applies each number
+/// only once.
 fn primary(
     mut node: Node,
     own: Addr,

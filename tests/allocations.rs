@@ -1,8 +1,8 @@
-//! In steady state a request allocates nothing: counted by the allocator of this process, on each
-//! backend, over all ways to send and to receive that do not copy to the heap by contract.
+//! A request allocates nothing in the steady state. Owns: an allocator that counts, and a client
+//! and a server that use each way to send and to receive that is documented not to allocate.
 //!
-//! One thread drives two engines in turns, and each thread is counted by itself, so that what is
-//! counted is theirs alone.
+//! One thread drives both engines, and allocations are counted per thread, so that other threads do
+//! not count.
 
 use bytes::{Bytes, BytesMut};
 use proactor::*;
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 struct Counting;
 
 thread_local! {
-    // Without a destructor and a lazy start: fit for an allocator.
+    // `const` and without a destructor, so that an allocator may use it.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often this thread has allocated.
+/// How many allocations this thread has made.
 fn allocations() -> u64 {
     ALLOCATIONS.get()
 }
@@ -28,22 +28,22 @@ fn count() {
     ALLOCATIONS.set(ALLOCATIONS.get() + 1);
 }
 
-// SAFETY: all work is the system allocator's; counting touches no memory of anybody's.
+// SAFETY: every call is passed on to the system allocator; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller upholds the contract of the system allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller upholds the contract of the system allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller upholds the contract of the system allocator.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
@@ -54,17 +54,17 @@ static ALLOCATOR: Counting = Counting;
 const CONNECTIONS: usize = 40;
 const SIZE: usize = 64;
 
-/// How a client asks.
+/// How a client sends its request and receives the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// `send` of `Bytes`, leases echoed by the server.
+enum Method {
+    /// `send` of `Bytes`; the server sends the leases back.
     Send,
-    /// `send_tagged`, several at once, so that a gather list is made.
+    /// `send_tagged`, several at once, so that one batch takes several payloads.
     Tagged,
-    /// `write`, small pieces that share a chunk.
+    /// `write`, small pieces that share a buffer.
     Write,
-    /// The answer is received into a buffer of the client's own, used again and again.
-    Into,
+    /// `recv_into`, with a buffer of the client that is reused.
+    RecvInto,
     /// A timer is added and cancelled with each request.
     Timers,
 }
@@ -76,12 +76,12 @@ struct Pair {
     conns: Vec<ConnId>,
     missing: Vec<usize>,
     buffers: VecDeque<BytesMut>,
-    way: Way,
+    way: Method,
     message: Bytes,
 }
 
 impl Pair {
-    fn new(backend: Backend, way: Way) -> Option<Pair> {
+    fn new(backend: Backend, way: Method) -> Option<Pair> {
         let config = Config::default().backend(backend).ignore_environment(true);
         let mut server = Engine::new(config.clone()).ok()?;
         let mut client = Engine::new(config).expect("the first one worked");
@@ -89,9 +89,9 @@ impl Pair {
             server.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
         let addr = server.listener_addr(listener).expect("bound");
         let mut options = ConnectOptions::default();
-        // What is not asked for by `recv_into` waits.
+        // Reads are paused, so that only `recv_into` receives.
         options.socket.read_mode =
-            if way == Way::Into { ReadMode::Paused } else { ReadMode::Streaming };
+            if way == Method::RecvInto { ReadMode::Paused } else { ReadMode::Streaming };
         let conns: Vec<ConnId> = (0..CONNECTIONS)
             .map(|index| {
                 let options = ConnectOptions { tag: index as u64, ..options.clone() };
@@ -112,26 +112,26 @@ impl Pair {
         })
     }
 
-    fn ask(&mut self, index: usize) {
+    fn send_request(&mut self, index: usize) {
         let (client, conn) = (&mut self.client, self.conns[index]);
         self.missing[index] = SIZE;
         match self.way {
-            Way::Send => client.send(conn, self.message.clone()).expect("room"),
-            Way::Tagged => {
+            Method::Send => client.send(conn, self.message.clone()).expect("room"),
+            Method::Tagged => {
                 self.missing[index] = 3 * SIZE;
                 for tag in 0..3 {
                     client.send_tagged(conn, self.message.clone(), tag).expect("room");
                 }
             }
-            Way::Write => {
+            Method::Write => {
                 self.message.chunks(8).for_each(|part| client.write(conn, part).expect("room"))
             }
-            Way::Into => {
+            Method::RecvInto => {
                 client.send(conn, self.message.clone()).expect("room");
-                let buffer = self.buffers.pop_front().expect("as many as connections");
-                client.recv_into(conn, buffer, SIZE).expect("one at a time");
+                let buffer = self.buffers.pop_front().expect("one buffer per connection");
+                client.recv_into(conn, buffer, SIZE).expect("none is pending");
             }
-            Way::Timers => {
+            Method::Timers => {
                 let id = client.timer_after(Duration::from_secs(60), 0).expect("room");
                 assert!(client.timer_cancel(id));
                 client.send(conn, self.message.clone()).expect("room");
@@ -139,12 +139,12 @@ impl Pair {
         }
     }
 
-    /// So many requests, answered.
+    /// Runs `count` requests until each has its response.
     fn requests(&mut self, count: usize) {
-        let (mut asked, mut answered, start) = (0, 0, Instant::now());
+        let (mut sent, mut answered, start) = (0, 0, Instant::now());
         for index in 0..CONNECTIONS.min(count) {
-            self.ask(index);
-            asked += 1;
+            self.send_request(index);
+            sent += 1;
         }
         while answered < count {
             assert!(
@@ -175,9 +175,9 @@ impl Pair {
                 self.missing[index] -= len;
                 if len > 0 && self.missing[index] == 0 {
                     answered += 1;
-                    if asked < count {
-                        asked += 1;
-                        self.ask(index);
+                    if sent < count {
+                        sent += 1;
+                        self.send_request(index);
                     }
                 }
             }
@@ -186,12 +186,12 @@ impl Pair {
 }
 
 fn no_request_allocates(backend: Backend) {
-    for way in [Way::Send, Way::Tagged, Way::Write, Way::Into, Way::Timers] {
+    for way in [Method::Send, Method::Tagged, Method::Write, Method::RecvInto, Method::Timers] {
         let Some(mut pair) = Pair::new(backend, way) else {
             return eprintln!("skipped: no {backend} on this machine");
         };
-        // Until all queues and lists have had their size once: the second time all connections ask
-        // at once.
+        // Warm-up, until all queues have reached their size. The second run starts with a request
+        // on every connection.
         pair.requests(5_000);
         pair.requests(5_000);
         let before = allocations();
@@ -213,7 +213,7 @@ fn no_request_allocates_on_epoll() {
     no_request_allocates(Backend::Epoll);
 }
 
-/// The counter counts: else the tests above could not fail.
+/// Without this the tests above could pass with a counter that does not count.
 #[test]
 fn the_counter_counts() {
     let before = allocations();

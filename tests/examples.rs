@@ -218,8 +218,8 @@ fn load_verifies_and_reports() {
     }
 }
 
-/// A stall of the server delays one request per connection in a closed loop. With a rate it delays all
-/// requests that are due in the meantime, and they must count.
+/// A stall of the server delays one request per connection in a closed loop. With a rate it delays
+/// all requests that are due in the meantime, and they must count.
 #[test]
 fn load_with_a_rate_counts_what_a_stall_delays() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

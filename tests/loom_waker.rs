@@ -1,8 +1,7 @@
-//! The waker's word under every interleaving: no wake-up is lost, and the descriptor is written at
-//! most once per sleep.
+//! The atomic of the waker under every interleaving: no wake-up is lost, and the event fd is
+//! written at most once per sleep.
 //!
-//! The file under test is compiled here over loom's atomics; in the crate it is compiled over
-//! std's.
+//! The file under test is compiled here with loom's atomics; in the crate it uses those of std.
 
 #[path = "../src/waker/signal.rs"]
 #[allow(dead_code)]
@@ -17,7 +16,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use signal::Signal;
 
-/// An eventfd: readable from write to reset.
+/// A model of an eventfd: readable from a write to a read.
 struct Event {
     readable: Mutex<bool>,
     changed: Condvar,
@@ -27,7 +26,7 @@ struct Event {
 struct Engine {
     signal: Signal,
     event: Event,
-    /// What the wakers hand over.
+    /// How many times `wake` was called.
     inbox: AtomicUsize,
 }
 
@@ -53,7 +52,7 @@ impl Engine {
         }
     }
 
-    /// Sleeps until somebody writes, as the backend does.
+    /// Sleeps until the event fd is readable, as a backend does.
     fn sleep(&self) {
         let mut readable = self.event.readable.lock().unwrap();
         while !*readable {
@@ -62,7 +61,7 @@ impl Engine {
         *readable = false;
     }
 
-    /// Polls until `wanted` calls were seen. A lost wake-up is a deadlock, which loom reports.
+    /// Polls until `wanted` calls were seen. A lost wake-up causes a deadlock, which loom reports.
     fn run(&self, wanted: usize, stay_asleep: bool) -> (usize, usize) {
         let (mut sleeps, mut woken) = (0, 0);
         while self.inbox.load(Ordering::Acquire) < wanted {
@@ -78,7 +77,7 @@ impl Engine {
 
 fn model(wakers: usize, stay_asleep: bool) {
     let mut explore = loom::model::Builder::new();
-    // With one waker every interleaving; with more, all those of up to two preemptions.
+    // With one waker every interleaving; with more, those with up to two preemptions.
     explore.preemption_bound = (wakers > 1).then_some(2);
     explore.check(move || {
         let engine = Engine::new();
@@ -91,12 +90,12 @@ fn model(wakers: usize, stay_asleep: bool) {
         let (sleeps, _) = engine.run(wakers, stay_asleep);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         let writes = engine.event.writes.load(Ordering::Relaxed);
-        // A call after the last sleep may write too, in the mode that wants it.
+        // With `stay_asleep`, a call after the last sleep may write too.
         assert!(
             writes <= sleeps + usize::from(stay_asleep) * wakers,
             "{writes} writes, {sleeps} sleeps"
         );
-        // What came after the last look is still there for the next poll.
+        // Calls after the last check are seen by the next poll.
         assert!(engine.inbox.load(Ordering::Acquire) == wakers);
     });
 }
@@ -120,8 +119,8 @@ fn a_call_before_the_sleep_is_seen_by_the_next_take() {
         let other = Arc::clone(&engine);
         let waker = thread::spawn(move || other.wake());
         waker.join().unwrap();
-        assert!(!engine.signal.may_sleep(), "somebody called");
+        assert!(!engine.signal.may_sleep(), "the waker was called");
         assert!(engine.signal.take(false));
-        assert!(!engine.signal.take(false), "told once");
+        assert!(!engine.signal.take(false), "a second `Woken`");
     });
 }

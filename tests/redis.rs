@@ -1,5 +1,6 @@
-//! Against a real Redis server, on every backend and tier that this machine has.
-//! `PROACTOR_REQUIRE=redis` makes a missing redis-server a failure instead of a skip.
+//! A pipelining Redis client against a real server, on every backend and tier of this machine.
+//! Owns: a process of redis-server. Without redis-server the test is skipped;
+//! `PROACTOR_REQUIRE=redis` makes that a failure.
 
 #[allow(unused)]
 #[path = "../examples/common/mod.rs"]
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A server on a unix socket of its own and on a loopback port that it chose.
+/// A redis-server on a unix socket and on a loopback port.
 struct Server {
     child: Child,
     dir: PathBuf,
@@ -21,7 +22,8 @@ impl Server {
     fn start() -> Option<Server> {
         let dir = std::env::temp_dir().join(format!("proactor-redis-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        // A port that was free a moment ago; somebody else taking it shows at once.
+        // redis-server cannot choose a free port. If another process takes this one in the
+        // meantime, the server does not start.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new("redis-server")
             .args([
@@ -49,7 +51,7 @@ impl Server {
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
             || !server.dir.join("redis.sock").exists()
         {
-            assert!(Instant::now() < deadline, "redis-server did not come up");
+            assert!(Instant::now() < deadline, "redis-server did not start");
             std::thread::sleep(Duration::from_millis(20));
         }
         Some(server)

@@ -1,6 +1,6 @@
 //! The echo server without its loop: handle each completion with `Echo::handle`. It sends received
-//! leases back without a copy. When the send queue of a connection is full, it pauses reads, so that
-//! memory stays bounded.
+//! leases back without a copy. When the send queue of a connection is full, it pauses reads, so
+//! that memory stays bounded.
 
 use proactor::{Completion, ConnId, Engine, Event, Payload, SendError};
 use std::collections::{HashMap, VecDeque};

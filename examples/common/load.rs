@@ -37,8 +37,8 @@ pub struct Outcome {
     pub elapsed: Duration,
     pub latency_us: Histogram<u64>,
     pub errors: u64,
-    /// Requests that were due and had no response at the end. They are in `latency_us` with the time
-    /// that they had waited.
+    /// Requests that were due and had no response at the end. They are in `latency_us` with the
+    /// time that they had waited.
     pub unanswered: u64,
     /// The text of the first error.
     pub first_error: Option<String>,
@@ -54,8 +54,8 @@ struct Schedule {
 /// late.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 
-/// The period of the bytes of all streams: a message at offset `o` has the pattern from `o % PERIOD`
-/// on.
+/// The period of the bytes of all streams: a message at offset `o` has the pattern from `o %
+/// PERIOD` on.
 const PERIOD: usize = 65_521;
 
 struct Client {
@@ -127,8 +127,8 @@ impl Load {
         })
     }
 
-    /// Runs the plan to its end. Every 100 ms it calls `progress` with the part of the time that has
-    /// passed and the number of requests.
+    /// Runs the plan to its end. Every 100 ms it calls `progress` with the part of the time that
+    /// has passed and the number of requests.
     pub fn run(
         mut self,
         engine: &mut Engine,
@@ -260,8 +260,8 @@ impl Load {
     fn connect(&mut self, engine: &mut Engine, index: usize) -> Result<(), Failure> {
         let loopback =
             matches!(&self.plan.addr, Addr::Inet(SocketAddr::V4(addr)) if addr.ip().is_loopback());
-        // A source address has about 28,000 ephemeral ports, and a closed connection holds one for a
-        // minute in TIME_WAIT (tcp(7)). So every 16 connections use a new address of 127.0.0.0/8.
+        // A source address has about 28,000 ephemeral ports, and a closed connection holds one for
+        // a minute in TIME_WAIT (tcp(7)). So every 16 connections use a new address of 127.0.0.0/8.
         let step = self.opened / 16;
         let local = Ipv4Addr::new(
             127,

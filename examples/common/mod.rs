@@ -114,9 +114,9 @@ pub fn main(run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// A flag that SIGINT and SIGTERM set; they also wake the engine. The signal handler does both itself,
-/// without a thread: in a process of one thread each system call on a descriptor is a little
-/// cheaper, because the kernel does not count references to it.
+/// A flag that SIGINT and SIGTERM set; they also wake the engine. The signal handler does both
+/// itself, without a thread: in a process of one thread each system call on a descriptor is a
+/// little cheaper, because the kernel does not count references to it.
 pub fn stop_on_signals(waker: Waker) -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

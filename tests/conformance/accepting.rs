@@ -1,4 +1,5 @@
-//! Listeners, limits, and descriptors that come from or go to somebody else.
+//! Listeners, limits of connections and descriptors, and sockets that the engine takes over or
+//! gives back.
 
 use crate::Variant;
 use crate::peers::*;
@@ -41,7 +42,7 @@ pub fn close_listener_stops_accepting(variant: &Variant) {
         }
         other => panic!("{other:?}"),
     });
-    assert!(connect(addr).is_err(), "nobody listens any more");
+    assert!(connect(addr).is_err(), "the listener is closed");
     assert!(matches!(rig.engine.listener_addr(listener), Err(Error::Stale)));
     client.write_all(b"still here").unwrap();
     assert_eq!(rig.receive(conn, 10), b"still here");
@@ -82,16 +83,16 @@ pub fn connections_max_pauses_listeners(variant: &Variant) {
         }
         conns.len() == 3 && paused == 1
     });
-    rig.watch(Duration::from_millis(20));
-    // The next one waits in the backlog; its bytes do too.
-    let mut waiting = connect(addr).unwrap();
-    waiting.write_all(b"patience").unwrap();
-    assert!(rig.watch(Duration::from_millis(50)).is_empty());
+    rig.poll_for(Duration::from_millis(20));
+    // The next connection waits in the backlog, with its bytes.
+    let mut next = connect(addr).unwrap();
+    next.write_all(b"patience").unwrap();
+    assert!(rig.poll_for(Duration::from_millis(50)).is_empty());
     drop(clients.pop());
     rig.engine.close(conns[0]).unwrap();
     let (mut resumed, mut accepted) = (0, ConnId::NONE);
     let mut bytes = Vec::new();
-    rig.run("the one that waited", |engine, completion| {
+    rig.run("the connection from the backlog", |engine, completion| {
         match completion {
             Some(Completion { event: Event::ListenerResumed { .. }, .. }) => resumed += 1,
             Some(Completion { conn, event: Event::Accepted { .. }, .. }) => accepted = conn,
@@ -109,16 +110,16 @@ pub fn adopt_a_socketpair(variant: &Variant) {
     let (near, mut far) = UnixStream::pair().unwrap();
     let AdoptedId::Conn(conn) = rig.engine.adopt(near.into(), SocketOptions::default()).unwrap()
     else {
-        panic!("a stream")
+        panic!("not a stream")
     };
     far.write_all(b"hello").unwrap();
     assert_eq!(rig.receive(conn, 5), b"hello");
     rig.engine.send(conn, "and back").unwrap();
     rig.engine.close(conn).unwrap();
     let reader = spawn(move || read_all(far));
-    assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::Local);
     assert_eq!(reader.join().unwrap(), b"and back");
-    // What is no stream socket is refused, and closed.
+    // A descriptor that is not a stream socket is refused and closed.
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(rig.engine.adopt(file.into(), SocketOptions::default()).is_err());
     let unconnected =
@@ -138,7 +139,7 @@ pub fn adopt_a_listener(variant: &Variant) {
     let AdoptedId::Listener(id) =
         rig.engine.adopt(listener.into(), SocketOptions::default()).unwrap()
     else {
-        panic!("a listener")
+        panic!("not a listener")
     };
     assert_eq!(rig.engine.listener_addr(id).unwrap(), Addr::Inet(addr));
     let mut client = connect(addr).unwrap();
@@ -151,28 +152,25 @@ pub fn release_gives_the_descriptor_back(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     rig.engine.send(conn, "from the engine").unwrap();
-    assert!(
-        matches!(rig.engine.release(conn), Err(Error::State(_))),
-        "not while something is queued"
-    );
+    assert!(matches!(rig.engine.release(conn), Err(Error::State(_))), "a payload is queued");
     rig.engine.pause_reads(conn).unwrap();
     let mut released = None;
     rig.run("quiet", |engine, _| {
         released = engine.release(conn).ok();
         released.is_some()
     });
-    let mut stream = TcpStream::from(released.expect("just released"));
+    let mut stream = TcpStream::from(released.expect("the loop ends with it"));
     stream.set_nonblocking(false).unwrap();
     assert!(!rig.engine.is_live(conn));
     peer.write_all(b"to the caller").unwrap();
     let mut bytes = [0; 13];
     stream.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"to the caller");
-    stream.write_all(b", and by hand").unwrap();
-    let mut bytes = [0; 28];
+    stream.write_all(b", and the caller").unwrap();
+    let mut bytes = [0; 31];
     peer.read_exact(&mut bytes).unwrap();
-    assert_eq!(&bytes, b"from the engine, and by hand");
-    assert!(rig.watch(Duration::from_millis(10)).is_empty(), "no event for what is not ours");
+    assert_eq!(&bytes, b"from the engine, and the caller");
+    assert!(rig.poll_for(Duration::from_millis(10)).is_empty(), "an event of a released socket");
 }
 
 pub fn accepted_inherit_options(variant: &Variant) {
@@ -184,8 +182,8 @@ pub fn accepted_inherit_options(variant: &Variant) {
     let mut client = connect(addr).unwrap();
     client.write_all(b"x").unwrap();
     let conn = rig.until("accept", |_, completion| Some(completion.conn));
-    assert!(rig.watch(Duration::from_millis(20)).is_empty(), "paused from the start");
-    // A simulated socket has no descriptor to ask.
+    assert!(rig.poll_for(Duration::from_millis(20)).is_empty(), "paused from the start");
+    // A simulated socket has no descriptor.
     if let Some(fd) = rig.engine.fd(conn) {
         let socket = socket2::SockRef::from(&fd);
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
@@ -220,10 +218,10 @@ pub fn ipv6_listener(variant: &Variant) {
 pub fn descriptors_run_out(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, addr) = rig.listen();
-    let mut crowd = Crowd::arrive(addr);
-    // Before the first poll: an armed multishot accept keeps the limit of its arming.
-    let _fillers = leave_descriptors(5);
-    crowd.is_there();
+    let mut clients = Clients::start(addr);
+    // Before the first poll: an armed multishot accept keeps the limit that it was armed with.
+    let _fillers = limit_spare_descriptors(5);
+    clients.wait_connected();
     let (mut open, mut seen, mut paused, mut resumed) = (Vec::new(), Vec::new(), 0, 0);
     rig.run("a pause", |_, completion| {
         match completion {
@@ -237,16 +235,16 @@ pub fn descriptors_run_out(variant: &Variant) {
         }
         paused > 0 && !open.is_empty() && seen.len() == open.len()
     });
-    // It does not spin while it waits.
+    // The engine does not spin while the listener is paused.
     let before = rig.engine.stats();
-    let quiet = rig.watch(Duration::from_millis(500));
+    let quiet = rig.poll_for(Duration::from_millis(500));
     let after = rig.engine.stats();
     assert!(quiet.is_empty(), "{quiet:?}");
     assert!(
         after.turns - before.turns < 100 && after.syscalls - before.syscalls < 200,
-        "spins: {before:?} {after:?}"
+        "it spins: {before:?} {after:?}"
     );
-    // As descriptors become free, everybody who waited is served; nobody was dropped.
+    // As descriptors become free, all waiting clients are served.
     while seen.len() < 12 {
         let conn = open.remove(0);
         rig.engine.abort(conn).unwrap();
@@ -276,15 +274,15 @@ pub fn descriptors_run_out(variant: &Variant) {
         ));
         resumed == paused
     });
-    crowd.leave();
+    clients.stop();
 }
 
 pub fn connect_without_descriptors(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (_, addr) = rig.listen();
     rig.poll(Duration::ZERO);
-    let _fillers = leave_descriptors(0);
+    let _fillers = limit_spare_descriptors(0);
     let conn = rig.engine.connect(addr, ConnectOptions::default()).unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!((reason.kind, reason.errno), (CloseKind::ConnectFailed, Some(Errno(libc::EMFILE))));
 }

@@ -1,4 +1,4 @@
-//! Ends: each kind, its reason, and that nothing is lost or told twice on the way.
+//! Ends of connections: each kind with its reason. No bytes are lost and each end comes once.
 
 use crate::Variant;
 use crate::peers::*;
@@ -19,21 +19,21 @@ pub fn close_flushes_everything(variant: &Variant) {
         sleep(Duration::from_millis(30));
         read_all(peer)
     });
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Local, 0));
     assert!(reader.join().unwrap() == bytes);
     assert!(matches!(rig.engine.close(conn), Err(Error::Stale)));
 }
 
 pub fn close_with_unread_input_loses_nothing(variant: &Variant) {
-    // The peer goes on talking while we answer and close: a plain close(2) would reset, and cut the
-    // answer short.
+    // The peer keeps sending while the engine responds and closes. A plain close(2) would reset the
+    // connection and cut the response short.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
-    let answer = pattern(2 << 20);
+    let response = pattern(2 << 20);
     rig.engine.pause_reads(conn).unwrap();
     peer.write_all(&[b'?'; 30_000]).unwrap();
-    rig.engine.send(conn, answer.clone()).unwrap();
+    rig.engine.send(conn, response.clone()).unwrap();
     rig.engine.close(conn).unwrap();
     let client = spawn(move || {
         let mut seen = Vec::new();
@@ -44,13 +44,13 @@ pub fn close_with_unread_input_loses_nothing(variant: &Variant) {
                 len => seen.extend_from_slice(&piece[..len]),
             }
             if seen.len() < 1 << 20 {
-                peer.write_all(b"and another thing").unwrap();
+                peer.write_all(b"more input").unwrap();
             }
         }
     });
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Local, 0));
-    assert!(client.join().unwrap() == answer);
+    assert!(client.join().unwrap() == response);
 }
 
 pub fn close_gives_up_at_the_linger_deadline(variant: &Variant) {
@@ -61,7 +61,7 @@ pub fn close_gives_up_at_the_linger_deadline(variant: &Variant) {
     rig.poll(Duration::from_millis(10));
     let start = now();
     rig.engine.close(conn).unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!(reason.kind, CloseKind::LingerTimedOut);
     assert!(since(start) >= Duration::from_millis(100));
     assert!(reason.unsent_bytes > 0 && reason.unsent_bytes < len as u64, "{reason}");
@@ -76,7 +76,7 @@ pub fn abort_resets(variant: &Variant) {
     rig.poll(Duration::from_millis(5));
     rig.engine.abort(conn).unwrap();
     rig.engine.abort(conn).unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!(reason.kind, CloseKind::Aborted);
     assert!(reason.unsent_bytes > 0);
     let error = peer.read_to_end(&mut Vec::new()).unwrap_err();
@@ -90,21 +90,21 @@ pub fn peer_resets_while_we_send(variant: &Variant) {
     rig.poll(Duration::from_millis(20));
     peer.reset_on_drop();
     drop(peer);
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!(reason.kind, CloseKind::Reset);
     assert!(reason.unsent_bytes > 0, "{reason}");
-    // Sending to one that is long gone.
+    // Sends to a peer that has closed.
     let (conn, peer) = rig.pair();
     drop(peer);
     rig.until("the peer's FIN", |_, completion| {
         matches!(completion.event, Event::ReadClosed).then_some(())
     });
     let deadline = now() + patience();
-    while rig.engine.send(conn, "anyone?").is_ok() {
+    while rig.engine.send(conn, "more").is_ok() {
         assert!(now() < deadline);
         rig.poll(Duration::from_millis(5));
     }
-    assert_eq!(rig.end_of(conn).kind, CloseKind::Reset);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::Reset);
 }
 
 pub fn peer_resets_after_data(variant: &Variant) {
@@ -122,23 +122,23 @@ pub fn peer_resets_after_data(variant: &Variant) {
         !engine.is_live(conn)
     });
     assert_eq!(rig.ended[&conn].kind, CloseKind::Reset);
-    assert_eq!(data, b"before the end", "what came before the reset is delivered first");
+    assert_eq!(data, b"before the end", "data from before the reset is delivered first");
 }
 
 pub fn idle_timeout(variant: &Variant) {
     let mut rig = Rig::with(variant.config().idle_timeout(Some(Duration::from_millis(80))));
     let start = now();
     let (conn, mut peer) = rig.pair();
-    assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::IdleTimedOut);
     assert!(since(start) >= Duration::from_millis(80));
     assert_eq!(peer.read(&mut [0]).unwrap(), 0);
-    // Accepted ones too, with a timeout of the listener's own.
+    // Accepted connections too, with the timeout of the listener.
     let mut options = ListenOptions::default();
     options.socket.idle_timeout = Some(Duration::from_millis(30));
     let (_, addr) = rig.listen_with(options);
     let mut client = connect(addr).unwrap();
     let conn = rig.until("accept", |_, completion| Some(completion.conn));
-    assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::IdleTimedOut);
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
 }
 
@@ -154,14 +154,14 @@ pub fn idle_timeout_is_put_off_by_traffic(variant: &Variant) {
         sleep(Duration::from_millis(50));
     }
     assert!(rig.engine.is_live(conn));
-    assert_eq!(rig.end_of(conn).kind, CloseKind::IdleTimedOut);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::IdleTimedOut);
 }
 
 pub fn stale_ids_are_errors(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (old, _peer) = rig.pair();
     rig.engine.abort(old).unwrap();
-    rig.end_of(old);
+    rig.wait_closed(old);
     let (new, mut peer) = rig.pair();
     assert_eq!(new.slot(), old.slot());
     assert_ne!(new, old);
@@ -186,8 +186,8 @@ pub fn stale_ids_are_errors(variant: &Variant) {
 }
 
 pub fn races_of_close_abort_and_data(variant: &Variant) {
-    // Both ends in one engine, ended at every stage in every way while data flies. The rig checks:
-    // one end each, none after it.
+    // Both ends in one engine, closed and aborted at every stage with data in flight. The rig
+    // checks that each connection ends once and that no event follows.
     let mut rig = Rig::new(variant);
     let (_, addr) = rig.listen();
     let mut opened = 0;
@@ -224,8 +224,8 @@ pub fn races_of_close_abort_and_data(variant: &Variant) {
     }
     rig.engine.close_all(Duration::from_millis(500));
     rig.run("the end of all", |engine, _| engine.is_closed());
-    let ours = rig.ended.len();
-    assert!(ours >= opened, "{opened} opened, {ours} ended");
+    let ended = rig.ended.len();
+    assert!(ended >= opened, "{opened} opened, {ended} ended");
     assert_eq!(rig.engine.stats().unknown_completions, 0);
 }
 
@@ -268,7 +268,7 @@ pub fn close_all_gives_up_in_time(variant: &Variant) {
     let (conn, _peer) = rig.pair();
     rig.engine.send(conn, vec![0; 40 << 20]).unwrap();
     rig.engine.close_all(Duration::from_millis(100));
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert!(reason.unsent_bytes > 0 && reason.kind == CloseKind::LingerTimedOut, "{reason}");
     rig.run("the end of all", |engine, _| engine.is_closed());
 }
@@ -279,15 +279,15 @@ pub fn close_with_peer_option(variant: &Variant) {
     options.socket.half_open = false;
     let (conn, peer) = rig.pair_with(options);
     drop(peer);
-    assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::PeerClosed);
 }
 
-pub fn closed_reason_tells_who(variant: &Variant) {
+pub fn closed_reason_names_the_side(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (ours, peer) = rig.pair();
     rig.engine.close(ours).unwrap();
     let reader = spawn(move || read_all(peer));
-    assert_eq!(rig.end_of(ours).kind, CloseKind::Local);
+    assert_eq!(rig.wait_closed(ours).kind, CloseKind::Local);
     reader.join().unwrap();
     let (theirs, peer) = rig.pair();
     drop(peer);
@@ -295,7 +295,7 @@ pub fn closed_reason_tells_who(variant: &Variant) {
         matches!(completion.event, Event::ReadClosed).then_some(())
     });
     rig.engine.close(theirs).unwrap();
-    let reason = rig.end_of(theirs);
+    let reason = rig.wait_closed(theirs);
     assert_eq!(reason.kind, CloseKind::PeerClosed);
     assert_eq!(reason.to_string(), "closed by the peer");
 }

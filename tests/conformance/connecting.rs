@@ -1,4 +1,4 @@
-//! Opening connections: success on each family, and each way to fail.
+//! Connects: success on each address family, and each failure.
 
 use crate::Variant;
 use crate::peers::*;
@@ -14,21 +14,21 @@ fn options(timeout_ms: u64) -> ConnectOptions {
     ConnectOptions { timeout: Some(Duration::from_millis(timeout_ms)), ..ConnectOptions::default() }
 }
 
-/// Client and server in one engine: a question, an answer, both ends closed in order.
+/// Client and server in one engine: a request, a response, and an orderly close.
 fn round_trip(rig: &mut Rig, addr: Addr) {
     let conn =
         rig.engine.connect(addr, ConnectOptions { tag: 7, ..ConnectOptions::default() }).unwrap();
-    rig.engine.send(conn, "question").unwrap();
-    let (mut connected, mut answer, mut server) = (0, Vec::new(), ConnId::NONE);
-    rig.run("an answer", |engine, completion| {
-        let Some(completion) = completion else { return answer == b"question" };
+    rig.engine.send(conn, "request").unwrap();
+    let (mut connected, mut response, mut server) = (0, Vec::new(), ConnId::NONE);
+    rig.run("a response", |engine, completion| {
+        let Some(completion) = completion else { return response == b"request" };
         match completion.event {
             Event::Connected => {
                 assert_eq!((completion.conn, completion.tag), (conn, 7));
                 connected += 1;
             }
             Event::Accepted { .. } => server = completion.conn,
-            Event::Received(data) if completion.conn == conn => answer.extend_from_slice(&data),
+            Event::Received(data) if completion.conn == conn => response.extend_from_slice(&data),
             _ => serve_echo(engine, completion),
         }
         false
@@ -70,12 +70,12 @@ pub fn connect_unix_path(variant: &Variant) {
         && let Err(error) = std::os::unix::net::UnixListener::bind(&path)
     {
         return skip(format_args!(
-            "no socket can be made in {}: {error}",
+            "cannot bind a socket in {}: {error}",
             std::env::temp_dir().display()
         ));
     }
     listen_and_round_trip(variant, Addr::Unix(path.clone()));
-    // The file of a listener that is gone is stale: it is replaced. One that is alive is not.
+    // The file of a closed listener is replaced. That of an open one is not.
     listen_and_round_trip(variant, Addr::Unix(path.clone()));
     let mut rig = Rig::new(variant);
     rig.engine.listen(path.as_path(), ListenOptions::default()).unwrap();
@@ -96,7 +96,7 @@ pub fn connect_refused(variant: &Variant) {
     let port = listen_local().unwrap().local_addr().unwrap().port();
     let conn = rig.engine.connect((Ipv4Addr::LOCALHOST, port), ConnectOptions::default()).unwrap();
     rig.engine.send(conn, "never").unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!((reason.kind, reason.errno), (CloseKind::Refused, Some(Errno(libc::ECONNREFUSED))));
     assert_eq!(reason.unsent_bytes, 5);
     assert!(matches!(rig.engine.send(conn, "more"), Err(SendError::Stale(_))));
@@ -108,19 +108,19 @@ pub fn connect_unix_missing(variant: &Variant) {
         .engine
         .connect(Addr::Unix("/nonexistent/proactor.sock".into()), ConnectOptions::default())
         .unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!((reason.kind, reason.errno), (CloseKind::Refused, Some(Errno(libc::ENOENT))));
 }
 
 pub fn connect_unreachable(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    // The loopback network's broadcast address: no TCP goes there, and no packet leaves the
+    // The broadcast address of loopback: TCP does not connect to it, and no packet leaves the
     // machine.
     let conn = rig
         .engine
         .connect((Ipv4Addr::new(127, 255, 255, 255), 9), ConnectOptions::default())
         .unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!(
         (reason.kind, reason.errno),
         (CloseKind::Unreachable, Some(Errno(libc::ENETUNREACH)))
@@ -133,7 +133,7 @@ pub fn connect_hangs_until_its_timeout(variant: &Variant) {
     let start = now();
     let conn = rig.engine.connect(listener.local_addr().unwrap(), options(150)).unwrap();
     rig.engine.send(conn, "lost").unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::ConnectTimedOut, 4));
     assert!(since(start) >= Duration::from_millis(150), "too early");
 }
@@ -141,12 +141,12 @@ pub fn connect_hangs_until_its_timeout(variant: &Variant) {
 pub fn connect_timeout_leaves_others_alone(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (listener, _fillers) = full_listener(1);
-    let doomed = rig.engine.connect(listener.local_addr().unwrap(), options(50)).unwrap();
+    let timing_out = rig.engine.connect(listener.local_addr().unwrap(), options(50)).unwrap();
     let (conn, mut peer) = rig.pair();
-    rig.end_of(doomed);
-    // The slot is used again, by a connection that must not be hit by anything late.
+    rig.wait_closed(timing_out);
+    // The slot is reused. A late completion of the old connection must not affect the new one.
     let (next, mut next_peer) = rig.pair();
-    assert_eq!(next.slot(), doomed.slot());
+    assert_eq!(next.slot(), timing_out.slot());
     peer.write_all(b"a").unwrap();
     assert_eq!(rig.receive(conn, 1), b"a");
     next_peer.write_all(b"b").unwrap();
@@ -174,11 +174,11 @@ pub fn sends_wait_behind_the_connect(variant: &Variant) {
         peer.read_to_string(&mut text).unwrap();
         text
     });
-    assert_eq!(rig.end_of(conn).kind, CloseKind::PeerClosed);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::PeerClosed);
     assert_eq!(reader.join().unwrap(), "one two 3");
 }
 
-/// As they do by default, and with that switched off.
+/// Early sends: on, which is the default, and off.
 pub fn requests_leave_with_the_connect(variant: &Variant) {
     let lens = [1, 64, 5000, 300_000, 1_000_000];
     // Both ends are in this process; one environment has 32 descriptors.
@@ -187,7 +187,7 @@ pub fn requests_leave_with_the_connect(variant: &Variant) {
     let tuning = Tuning::default().ring_entries(2, 4096);
     let rig = requests_before_the_connect(variant.config().tuning(tuning.clone()), &lens);
     let leave_early = rig.engine.info().backend != Backend::Uring || rig.uses(Capability::SocketOp);
-    // The others are large enough for SEND_ZC.
+    // Larger payloads use SEND_ZC, which is not sent early.
     let small = lens.iter().filter(|len| **len < 64 << 10).count() as u64;
     assert_eq!(rig.engine.stats().early_sends, if leave_early { small } else { 0 });
     drop(rig);
@@ -197,8 +197,8 @@ pub fn requests_leave_with_the_connect(variant: &Variant) {
     assert_eq!((stats.early_sends, stats.late_receives, stats.single_receives), (0, 0, 0));
 }
 
-/// One payload queued before the connect was started, small ones and some that no socket takes at
-/// once, to peers that speak first.
+/// Queues one payload on each connection before the connect starts: small ones, and some that are
+/// larger than a socket buffer. The peers send first.
 fn requests_before_the_connect(config: Config, all: &[usize]) -> Rig {
     let mut rig = Rig::with(config);
     let listener = listen_local().unwrap();
@@ -221,23 +221,26 @@ fn requests_before_the_connect(config: Config, all: &[usize]) -> Rig {
         rig.engine.send_tagged(conn, pattern(*len), 1000 + index as u64).unwrap();
         rig.engine.shutdown_write(conn).unwrap();
     }
-    let mut told: Vec<String> = vec![String::new(); all.len()];
+    let mut events: Vec<String> = vec![String::new(); all.len()];
     let mut greeting: Vec<Vec<u8>> = vec![Vec::new(); all.len()];
     rig.run("all of them", |engine, completion| {
         let Some(completion) = completion else { return engine.connections() == 0 };
         let index = completion.tag as usize;
         match completion.event {
-            Event::Connected => told[index] += "connected ",
-            Event::Sent { tag } => told[index] += &format!("sent {} ", tag - completion.tag),
+            Event::Connected => events[index] += "connected ",
+            Event::Sent { tag } => events[index] += &format!("sent {} ", tag - completion.tag),
             Event::Received(data) => greeting[index].extend_from_slice(&data),
             Event::Closed(reason) => {
-                told[index] += &format!("closed {:?} {}", reason.kind, reason.unsent_bytes)
+                events[index] += &format!("closed {:?} {}", reason.kind, reason.unsent_bytes)
             }
             _ => {}
         }
         false
     });
-    assert!(told.iter().all(|told| told == "connected sent 1000 closed PeerClosed 0"), "{told:?}");
+    assert!(
+        events.iter().all(|events| events == "connected sent 1000 closed PeerClosed 0"),
+        "{events:?}"
+    );
     assert!(greeting.iter().all(|greeting| greeting == b"hello"), "{greeting:?}");
     let mut received = server.join().unwrap();
     received.sort_by_key(Vec::len);
@@ -245,11 +248,11 @@ fn requests_before_the_connect(config: Config, all: &[usize]) -> Rig {
     all.sort_unstable();
     assert!(
         received.iter().map(Vec::len).eq(all.iter().copied()),
-        "another number of bytes arrived"
+        "a wrong number of bytes arrived"
     );
     all.iter()
         .zip(&received)
-        .for_each(|(len, bytes)| assert!(*bytes == pattern(*len), "other bytes arrived"));
+        .for_each(|(len, bytes)| assert!(*bytes == pattern(*len), "wrong bytes arrived"));
     rig
 }
 
@@ -262,15 +265,15 @@ pub fn close_while_connecting_flushes(variant: &Variant) {
     rig.engine.close(conn).unwrap();
     assert!(matches!(rig.engine.send(conn, "late"), Err(SendError::Closed(_))));
     let reader = spawn(move || read_all(listener.accept().unwrap().0));
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Local, 0));
     assert_eq!(reader.join().unwrap(), b"farewell");
-    // With nothing to say, there is nothing to wait for.
+    // Without a queued payload, `close` does not wait for the connect.
     let (full, _fillers) = full_listener(1);
     let conn = rig.engine.connect(full.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.poll(Duration::ZERO);
     rig.engine.close(conn).unwrap();
-    assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::Local);
 }
 
 pub fn abort_while_connecting(variant: &Variant) {
@@ -279,13 +282,13 @@ pub fn abort_while_connecting(variant: &Variant) {
     let staged =
         rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.abort(staged).unwrap();
-    assert_eq!(rig.end_of(staged).kind, CloseKind::Aborted);
+    assert_eq!(rig.wait_closed(staged).kind, CloseKind::Aborted);
     let started =
         rig.engine.connect(listener.local_addr().unwrap(), ConnectOptions::default()).unwrap();
     rig.engine.send(started, "lost").unwrap();
     rig.poll(Duration::from_millis(10));
     rig.engine.abort(started).unwrap();
-    let reason = rig.end_of(started);
+    let reason = rig.wait_closed(started);
     assert_eq!((reason.kind, reason.unsent_bytes), (CloseKind::Aborted, 4));
 }
 
@@ -296,13 +299,13 @@ pub fn local_address(variant: &Variant) {
         rig.pair_with(ConnectOptions { local: Some(local), ..ConnectOptions::default() });
     assert_eq!(peer.peer_addr().unwrap().ip().to_string(), "127.0.0.5");
     assert_eq!(rig.engine.local_addr(conn).unwrap(), Addr::Inet(peer.peer_addr().unwrap()));
-    // An address of somebody else.
+    // An address that this machine does not have.
     let local = Some("192.0.2.1:0".parse().unwrap());
     let conn = rig
         .engine
         .connect((Ipv4Addr::LOCALHOST, 9), ConnectOptions { local, ..ConnectOptions::default() })
         .unwrap();
-    let reason = rig.end_of(conn);
+    let reason = rig.wait_closed(conn);
     assert_eq!(
         (reason.kind, reason.errno),
         (CloseKind::ConnectFailed, Some(Errno(libc::EADDRNOTAVAIL)))
@@ -342,7 +345,7 @@ pub fn connect_limit(variant: &Variant) {
         "{refused:?}"
     );
     rig.engine.abort(first).unwrap();
-    rig.end_of(first);
+    rig.wait_closed(first);
     rig.engine.connect(addr, ConnectOptions::default()).unwrap();
 }
 
@@ -354,12 +357,12 @@ pub fn unix_backlog_full(variant: &Variant) {
     let conns: Vec<ConnId> = (0..4)
         .map(|_| rig.engine.connect(addr.clone(), ConnectOptions::default()).unwrap())
         .collect();
-    rig.watch(Duration::from_millis(30));
-    // Two fit; the others wait for the listener to take those.
+    rig.poll_for(Duration::from_millis(30));
+    // Two fit into the backlog; the others wait until those are accepted.
     let server = spawn(move || (0..4).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>());
     let deadline = now() + patience();
     while !server.is_finished() {
-        assert!(now() < deadline, "the waiting connects never went through");
+        assert!(now() < deadline, "the waiting connects never completed");
         rig.poll(Duration::from_millis(10));
     }
     let peers = server.join().unwrap();
@@ -369,7 +372,7 @@ pub fn unix_backlog_full(variant: &Variant) {
     }
     let readers: Vec<_> = peers.into_iter().map(|peer| spawn(move || read_all(peer))).collect();
     for conn in conns {
-        assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
+        assert_eq!(rig.wait_closed(conn).kind, CloseKind::Local);
     }
     readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap(), b"x"));
 }

@@ -1,17 +1,19 @@
-//! Hostile environments, and the suite in each: filters of container runtimes, sysctls, limits, a
-//! small memory cgroup, a read-only file system, no /proc, a lossy network. `conformance
-//! environments/` runs them; each is a process that gives something up for good and then runs the
-//! suite on whatever the engine chooses there (`auto`). Checked for each: the backend, the printed
-//! reason, and that the suite passes. One line of a table says so.
+//! Hostile environments: seccomp filters of container runtimes, sysctls, resource limits, a small
+//! memory cgroup, a read-only file system, no /proc, a lossy network. Owns: their list, and what
+//! the engine must choose in each. Must not know how a restriction is set up: that is `sandbox.rs`,
+//! `filters.rs`, `memory.rs` and `lossy.rs`.
 //!
-//! What needs privileges or a kernel that this machine lacks is skipped, with the reason. Sysctls
-//! of the whole machine are changed only in a virtual one of the project's own
-//! (`PROACTOR_TEST_VM=1`, which `tests/kernels/run` sets). `PROACTOR_TEST_SCENARIOS=name,name` runs
-//! only some scenarios in each.
+//! `conformance environments/` runs them. Each is a process that restricts itself irrevocably, then
+//! runs the suite on the backend that the engine chooses there (`auto`). Checked are the backend,
+//! the printed reason and the result of the suite. One row of a table reports them.
 //!
-//! On the machine itself an environment runs the modules that depend on it ([`DEPENDENT`]);
+//! An environment that needs privileges or a kernel that this machine lacks is skipped with the
+//! reason. Sysctls are changed only in a virtual machine of the test (`PROACTOR_TEST_VM=1`, set by
+//! `tests/kernels/run`). `PROACTOR_TEST_SCENARIOS=name,name` runs only some scenarios in each.
+//!
+//! On the machine itself an environment runs the modules that depend on it ([`DEPENDENT`]).
 //! `PROACTOR_TEST_ENVIRONMENTS=whole` runs the whole suite in each, as CI and the virtual machines
-//! do. Most scenarios wait for timers, so the whole takes minutes.
+//! do. Most scenarios wait for timers, so the whole suite takes minutes.
 
 use crate::filters::{Filter, numbers};
 use crate::memory::{self, MemoryCgroup};
@@ -25,31 +27,32 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
-/// Set in a process that is in an environment: its name.
-pub const WITHIN: &str = "PROACTOR_TEST_WITHIN";
-/// What runs in an environment whose list of modules is empty, unless all is asked for.
-const DEPENDENT: &[&str] = &["connecting", "accepting", "streams", "teardown", "hostile", "memory"];
+/// Set in a process that is inside an environment: its name.
+pub const CURRENT: &str = "PROACTOR_TEST_CURRENT_ENVIRONMENT";
+/// The modules that run in an environment whose list is empty, unless all are asked for.
+const DEPENDENT: &[&str] = &["connecting", "accepting", "streams", "sending", "receiving", "teardown", "hostile", "memory"];
 const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
 
-/// What the engine must make of an environment.
+/// The backend that the engine must choose in an environment.
 enum Expected {
     Uring,
+    /// io_uring, with this text among the notes.
     UringWith(&'static str),
-    /// With this in the reason.
+    /// epoll, with this text in the reason.
     Epoll(&'static str),
-    /// With this in the reason, if it is epoll.
+    /// io_uring, or epoll with this text in the reason.
     EitherWith(&'static str),
 }
 
 struct Environment {
     name: &'static str,
     variants: &'static [&'static Variant],
-    /// Scenarios of which modules; if empty, [`DEPENDENT`] or all.
+    /// The modules whose scenarios run; if empty, [`DEPENDENT`] or all.
     modules: &'static [&'static str],
-    /// Scenarios that cannot be run there, by name.
-    without: &'static [&'static str],
+    /// Scenarios that do not run, by name.
+    excluded: &'static [&'static str],
     expected: Expected,
-    /// In the process that is to live there, before it becomes the suite.
+    /// Restricts the calling process, before it becomes the suite.
     enter: fn() -> Result<(), String>,
 }
 
@@ -57,7 +60,7 @@ const ORDINARY: Environment = Environment {
     name: "",
     variants: &[&AUTO],
     modules: &[],
-    without: &[],
+    excluded: &[],
     expected: Expected::Uring,
     enter: || Ok(()),
 };
@@ -134,9 +137,8 @@ const ENVIRONMENTS: &[Environment] = &[
     },
     Environment {
         name: "memory_cgroup_64_mib",
-        // Not those that make payloads or engines of more than 64 MiB in sum, as a matter of their
-        // own.
-        modules: &["memory", "connecting", "accepting", "crowds", "timing"],
+        // Scenarios of the other modules use more than 64 MiB themselves.
+        modules: &["memory", "connecting", "accepting", "scale", "timing"],
         enter: memory::enter,
         ..ORDINARY
     },
@@ -145,15 +147,15 @@ const ENVIRONMENTS: &[Environment] = &[
     Environment {
         name: "masked_as_5_6",
         variants: &[&AS_5_6],
-        // About what the engine chooses when it is free: that would see through the mask.
-        without: &["little_memlock_unprivileged"],
+        // It lets the engine choose its capabilities, so the mask would not apply.
+        excluded: &["little_memlock_unprivileged"],
         enter: mask_as_5_6,
         ..ORDINARY
     },
     Environment {
         name: "lossy_network",
         variants: &[&AUTO, &EPOLL],
-        modules: &["streams", "lossy"],
+        modules: &["streams", "sending", "receiving", "lossy"],
         enter: lossy::enter,
         ..ORDINARY
     },
@@ -161,9 +163,8 @@ const ENVIRONMENTS: &[Environment] = &[
 
 pub const IO_URING: [&str; 3] = ["io_uring_setup", "io_uring_enter", "io_uring_register"];
 
-/// What else Docker's and Podman's default profiles refuse to an unprivileged container, as far as
-/// a program like this might ask.
-pub const CONTAINED: [&str; 11] = [
+/// Other calls that the default profiles of Docker and Podman refuse to an unprivileged container.
+pub const CONTAINER_REFUSED: [&str; 11] = [
     "add_key",
     "bpf",
     "keyctl",
@@ -178,18 +179,19 @@ pub const CONTAINED: [&str; 11] = [
 ];
 
 fn forbid(calls: &[&str], errno: i32) -> Result<(), String> {
-    // clone3 is refused with ENOSYS, since a filter cannot look at its flags; C libraries use clone
-    // then.
+    // clone3 is refused with ENOSYS, as the profiles do, because a filter cannot read its flags.
+    // The C library then uses clone.
     let filter = Filter::open()
         .refusing(&numbers(&["clone3"]), libc::ENOSYS)
-        .refusing(&numbers(&CONTAINED), libc::EPERM);
+        .refusing(&numbers(&CONTAINER_REFUSED), libc::EPERM);
     filter.refusing(&numbers(calls), errno).install()
 }
 
 fn sysctl(value: &str, group: Option<u32>) -> Result<(), String> {
     if !is_virtual_machine() {
         return Err(
-            "a sysctl of the whole machine: only in a virtual one (tests/kernels/run)".to_owned()
+            "changes a sysctl of the machine: only in a virtual machine (tests/kernels/run)"
+                .to_owned(),
         );
     }
     sandbox::put(Path::new(SYSCTL), value)
@@ -209,8 +211,8 @@ fn mask_as_5_6() -> Result<(), String> {
     let all =
         Engine::new(Config::default().ignore_environment(true).tier(Tier::Polled).hardened(true));
     drop(all.map_err(|error| error.to_string())?);
-    // Registrations up to IORING_UNREGISTER_PERSONALITY, and the two that the mask itself takes;
-    // enter with GETEVENTS and SQ_WAKEUP.
+    // Allowed are registrations up to IORING_UNREGISTER_PERSONALITY and the two that the ring's
+    // restrictions need, and io_uring_enter with GETEVENTS and SQ_WAKEUP.
     let (enter, register) = (numbers(&["io_uring_enter"])[0], numbers(&["io_uring_register"])[0]);
     Filter::open()
         .refusing_bits(enter, 3, !3, libc::EINVAL)
@@ -222,7 +224,7 @@ fn mask_as_5_6() -> Result<(), String> {
         .install()
 }
 
-/// Brings this process into an environment.
+/// Restricts this process to an environment.
 pub fn enter(name: &str) -> Result<(), String> {
     (by_name(name).ok_or_else(|| format!("no environment {name}"))?.enter)()
 }
@@ -231,15 +233,15 @@ fn by_name(name: &str) -> Option<&'static Environment> {
     ENVIRONMENTS.iter().find(|environment| environment.name == name)
 }
 
-/// The environment that this process is in.
-fn here() -> Option<&'static Environment> {
-    std::env::var(WITHIN).ok().and_then(|name| by_name(&name))
+/// The environment of this process.
+fn current() -> Option<&'static Environment> {
+    std::env::var(CURRENT).ok().and_then(|name| by_name(&name))
 }
 
-/// How many descriptors a scenario needs, of those that need more than a few.
+/// How many descriptors a scenario needs. Those that are not listed need fewer than 32.
 const DESCRIPTORS: &[(&str, u64)] = &[
     ("accept_many", 440),
-    ("completions_of_one", 70),
+    ("completions_with_room_for_one", 70),
     ("close_all_closes_everything", 70),
     ("drop_while_accepting", 130),
     ("drop_with_receives_armed", 70),
@@ -253,7 +255,8 @@ const DESCRIPTORS: &[(&str, u64)] = &[
     ("worker_threads_stay_few", 240),
 ];
 
-/// Whether this process may have the descriptors that a scenario needs; if not, it is skipped.
+/// Whether this process can open the descriptors that a scenario needs. If not, the scenario is
+/// reported as skipped.
 pub fn has_descriptors(scenario: &str) -> bool {
     let needed =
         DESCRIPTORS.iter().find(|(name, _)| *name == scenario).map_or(0, |(_, needed)| *needed);
@@ -264,29 +267,29 @@ pub fn has_descriptors(scenario: &str) -> bool {
     max >= needed
 }
 
-/// The variants that run in this process's environment; `None` outside of any.
-pub fn variants_here() -> Option<&'static [&'static Variant]> {
-    here().map(|environment| environment.variants)
+/// The variants that run in the environment of this process; `None` outside of one.
+pub fn current_variants() -> Option<&'static [&'static Variant]> {
+    current().map(|environment| environment.variants)
 }
 
-/// Whether a scenario runs where this process is.
+/// Whether a scenario runs in the environment of this process.
 pub fn has_scenario(module: &str, name: &str) -> bool {
-    let Some(environment) = here() else { return !["memory", "lossy"].contains(&module) };
+    let Some(environment) = current() else { return !["memory", "lossy"].contains(&module) };
     let has_module = match environment.modules {
         [] if !runs_whole_suites() => DEPENDENT.contains(&module),
         [] => module != "lossy",
         modules => modules.contains(&module),
     };
-    has_module && !environment.without.contains(&name)
+    has_module && !environment.excluded.contains(&name)
 }
 
 fn runs_whole_suites() -> bool {
     std::env::var("PROACTOR_TEST_ENVIRONMENTS").is_ok_and(|which| which == "whole")
 }
 
-/// Prints what the engine makes of this process's environment, for the process that started it.
-pub fn introduce() {
-    let variant = variants_here().map_or(&AUTO, |variants| variants[0]);
+/// Prints the backend and the reason, for the process that started this one.
+pub fn print_engine() {
+    let variant = current_variants().map_or(&AUTO, |variants| variants[0]);
     match Engine::new(variant.config()) {
         Ok(engine) => {
             let info = engine.info();
@@ -294,13 +297,13 @@ pub fn introduce() {
                 info.fallback.as_ref().map_or(String::new(), |fallback| fallback.to_string());
             let reason = [vec![reason], info.notes.clone()].concat().join("; ");
             println!(
-                "stands on {}/{}: {}",
+                "engine: {}/{}: {}",
                 info.backend,
                 info.tier_name(),
                 reason.trim_start_matches("; ")
             );
         }
-        Err(error) => println!("stands on nothing: {error}"),
+        Err(error) => println!("no engine: {error}"),
     }
 }
 
@@ -308,14 +311,14 @@ pub fn introduce() {
 pub fn trials() -> Vec<Trial> {
     let trial = |environment: &'static Environment| {
         Trial::test(format!("environments/{}", environment.name), move || {
-            report::enter(&format!("environments/{}", environment.name));
+            report::begin(&format!("environments/{}", environment.name));
             environment.run()
         })
     };
     ENVIRONMENTS.iter().map(trial).collect()
 }
 
-/// Puts the sysctls back.
+/// Restores the sysctls when it is dropped.
 struct Sysctls(Option<String>);
 
 impl Drop for Sysctls {
@@ -346,39 +349,40 @@ impl Environment {
                     return Ok(());
                 }
             };
-        let (status, text) = follow(command).map_err(|error| error.to_string())?;
+        let (status, text) = run_and_capture(command).map_err(|error| error.to_string())?;
         if let Some(why) = text.lines().find_map(|line| line.strip_prefix("cannot enter: ")) {
             skip(why);
             return Ok(());
         }
-        self.judge(&text).map_err(|why| format!("{why}\n{status}: {text}").into())
+        self.check_output(&text).map_err(|why| format!("{why}\n{status}: {text}").into())
     }
 
-    /// Holds what the suite printed in the environment against what is expected, and prints the row
-    /// of the table.
-    fn judge(&self, text: &str) -> Result<(), String> {
+    /// Compares what the suite printed with what is expected, and adds the row of the table.
+    fn check_output(&self, text: &str) -> Result<(), String> {
         let line = |start: &str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(start))
                 .ok_or(format!("no line {start:?}"))
         };
-        let (backend, reason) = line("stands on ")?.split_once(": ").ok_or("no reason")?;
+        let (backend, reason) = line("engine: ")?.split_once(": ").ok_or("no reason")?;
         let counts = line("conformance: ")?;
-        report::note(format!("environment | {} | {backend} | {reason} | {counts}", self.name));
+        report::add_line(format!("environment | {} | {backend} | {reason} | {counts}", self.name));
         for line in text.lines().filter(|line| line.starts_with("measured ")) {
-            report::note(format!("{line} ({})", self.name));
+            report::add_line(format!("{line} ({})", self.name));
         }
         let on_epoll = backend.starts_with("epoll");
         let as_expected = match self.expected {
-            Expected::Uring => !on_epoll || !io_uring_is_here(),
-            Expected::UringWith(note) => !on_epoll && reason.contains(note) || !io_uring_is_here(),
+            Expected::Uring => !on_epoll || !io_uring_available(),
+            Expected::UringWith(note) => {
+                !on_epoll && reason.contains(note) || !io_uring_available()
+            }
             Expected::Epoll(cause) => on_epoll && reason.contains(cause),
             Expected::EitherWith(cause) => {
-                !on_epoll || reason.contains(cause) || !io_uring_is_here()
+                !on_epoll || reason.contains(cause) || !io_uring_available()
             }
         };
         if !as_expected {
-            return Err(format!("not what is expected: {backend}, {reason:?}"));
+            return Err(format!("unexpected backend: {backend}, {reason:?}"));
         }
         let mut numbers =
             counts.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u32>().ok());
@@ -389,17 +393,17 @@ impl Environment {
     }
 }
 
-/// Runs a suite to its end; returns what it printed. In a virtual machine, where it may take long,
-/// it is also shown as it comes.
-fn follow(mut command: Command) -> std::io::Result<(ExitStatus, String)> {
+/// Runs a suite and returns what it printed. In a virtual machine, where it takes long, each line
+/// is also printed at once.
+fn run_and_capture(mut command: Command) -> std::io::Result<(ExitStatus, String)> {
     let (reader, writer) = std::io::pipe()?;
     let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn()?;
-    // It holds the pipe's other end too.
+    // The command holds the other end of the pipe.
     drop(command);
-    let (shown, mut text) = (is_virtual_machine(), String::new());
+    let (print, mut text) = (is_virtual_machine(), String::new());
     for line in BufReader::new(reader).lines() {
         let line = line?;
-        if shown {
+        if print {
             println!("  {line}");
         }
         text.push_str(&line);
@@ -412,7 +416,7 @@ fn is_virtual_machine() -> bool {
     std::env::var_os("PROACTOR_TEST_VM").is_some()
 }
 
-/// Whether this process, outside of any environment, gets io_uring.
-fn io_uring_is_here() -> bool {
+/// Whether the engine chooses io_uring in this process.
+fn io_uring_available() -> bool {
     Engine::new(AUTO.config()).is_ok_and(|engine| engine.info().backend == Backend::Uring)
 }

@@ -1,6 +1,7 @@
-//! A network that loses, delays and reorders: two network namespaces of the suite's own, joined by
-//! a veth pair with netem at both ends. The engine is in one, the peers of the scenarios in the
-//! other; a thread that makes a peer's socket steps over for that.
+//! A network that loses, delays and reorders packets: two network namespaces, joined by a veth pair
+//! with netem at both ends (tc-netem(8)). The engine is in one, the peers are in the other: a
+//! thread enters the other namespace to create the socket of a peer. Owns: the namespaces. Must not
+//! know the scenarios that run in them, except its own two transfers.
 //!
 //! Needs CAP_SYS_ADMIN, `ip` and `tc` (iproute2), and a kernel with veth and sch_netem.
 
@@ -16,29 +17,29 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Set in a suite whose peers are in another namespace: a descriptor of that.
-const FAR: &str = "PROACTOR_TEST_FAR_NETNS";
-const NEAR_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-const FAR_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
-/// At each end: a round trip takes 40 ms, and packets overtake each other.
+/// Set in a suite whose peers are in another namespace: the descriptor of that namespace.
+const PEER_NETNS: &str = "PROACTOR_TEST_PEER_NETNS";
+const ENGINE_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const PEER_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// At each end, so a round trip takes 40 ms.
 const NETEM: [&str; 10] =
     ["netem", "limit", "10000", "delay", "20ms", "loss", "1%", "reorder", "5%", "50%"];
 
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 fn unshare() -> Result<File, String> {
-    // SAFETY: a plain value.
+    // SAFETY: takes no pointer.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         return Err(format!("unshare(CLONE_NEWNET): {}", std::io::Error::last_os_error()));
     }
-    // It takes 1% of loss for what it is; with others the same bytes take ten times as long. Where
-    // it is missing they do.
+    // BBR does not slow down at 1% of loss. With other algorithms the transfers take ten times as
+    // long, which is accepted where the kernel has no BBR.
     let _ = std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "bbr");
     File::open(OWN_NAMESPACE).map_err(|error| format!("{OWN_NAMESPACE}: {error}"))
 }
 
-fn step_into(namespace: RawFd) -> std::io::Result<()> {
-    // SAFETY: a descriptor and a plain value; only the calling thread moves.
+fn enter_namespace(namespace: RawFd) -> std::io::Result<()> {
+    // SAFETY: takes no pointer. Only the calling thread changes its namespace.
     match unsafe { libc::setns(namespace, libc::CLONE_NEWNET) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
@@ -50,8 +51,8 @@ fn tool(namespace: &File, program: &str, args: &[&str]) -> Result<(), String> {
     let namespace = namespace.as_raw_fd();
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null());
-    // SAFETY: one system call between fork and exec.
-    unsafe { command.pre_exec(move || step_into(namespace)) };
+    // SAFETY: the closure makes one system call and does not allocate.
+    unsafe { command.pre_exec(move || enter_namespace(namespace)) };
     let output = command.output().map_err(|error| format!("{program}: {error}"))?;
     match output.status.success() {
         true => Ok(()),
@@ -63,63 +64,66 @@ fn tool(namespace: &File, program: &str, args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Moves this process into one of two joined namespaces, and leaves a descriptor of the other to
-/// the program that it becomes.
+/// Moves this process into one of two joined namespaces. The descriptor of the other stays open
+/// across exec(2).
 pub fn enter() -> Result<(), String> {
-    let far = unshare()?;
-    let near = unshare()?;
+    let peer = unshare()?;
+    let engine = unshare()?;
     let pid = std::process::id().to_string();
     tool(
-        &far,
+        &peer,
         "ip",
-        &["link", "add", "far", "type", "veth", "peer", "name", "near", "netns", &pid],
+        &["link", "add", "peer0", "type", "veth", "peer", "name", "engine0", "netns", &pid],
     )?;
-    for (namespace, device, addr) in [(&near, "near", NEAR_ADDR), (&far, "far", FAR_ADDR)] {
+    for (namespace, device, addr) in
+        [(&engine, "engine0", ENGINE_ADDR), (&peer, "peer0", PEER_ADDR)]
+    {
         tool(namespace, "ip", &["link", "set", "lo", "up"])?;
         tool(namespace, "ip", &["addr", "add", &format!("{addr}/24"), "dev", device])?;
         tool(namespace, "ip", &["link", "set", device, "up"])?;
         tool(namespace, "tc", &[&["qdisc", "add", "dev", device, "root"][..], &NETEM].concat())?;
     }
-    // SAFETY: the far namespace's descriptor shall outlive the exec. No other thread reads the
-    // environment.
+    // SAFETY: the descriptor is open, and F_SETFD takes no pointer. This process has one thread, so
+    // no other reads the environment.
     unsafe {
-        libc::fcntl(far.as_raw_fd(), libc::F_SETFD, 0);
-        std::env::set_var(FAR, far.as_raw_fd().to_string());
+        libc::fcntl(peer.as_raw_fd(), libc::F_SETFD, 0);
+        std::env::set_var(PEER_NETNS, peer.as_raw_fd().to_string());
     }
-    std::mem::forget(far);
+    std::mem::forget(peer);
     Ok(())
 }
 
-/// (near, far), if the peers are abroad.
+/// The namespaces of the engine and of the peers, if the network is lossy.
 fn namespaces() -> Option<&'static (File, RawFd)> {
     static FOUND: OnceLock<Option<(File, RawFd)>> = OnceLock::new();
     let find = || {
-        let far = std::env::var(FAR).ok()?.parse().expect("a descriptor");
-        Some((File::open(OWN_NAMESPACE).expect("procfs"), far))
+        let peer = std::env::var(PEER_NETNS).ok()?.parse().expect("a descriptor");
+        Some((File::open(OWN_NAMESPACE).expect("procfs"), peer))
     };
     FOUND.get_or_init(find).as_ref()
 }
 
-/// Opens the namespaces now, so that no scenario seems to leak their descriptors.
+/// Opens the namespaces before the first scenario, so that their descriptors do not count as
+/// leaked.
 pub fn prepare() {
     namespaces();
 }
 
-/// Where engines listen, and where peers do.
+/// The addresses that engines and peers listen on.
 pub fn addresses() -> (Ipv4Addr, Ipv4Addr) {
     if namespaces().is_some() {
-        (NEAR_ADDR, FAR_ADDR)
+        (ENGINE_ADDR, PEER_ADDR)
     } else {
         (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
     }
 }
 
-/// Makes a peer's socket where peers live.
-pub fn abroad<T>(make: impl FnOnce() -> T) -> T {
-    let Some((near, far)) = namespaces() else { return make() };
-    step_into(*far).expect("the far namespace");
+/// Calls `make`, which creates a peer's socket, in the namespace of the peers.
+pub fn in_peer_namespace<T>(make: impl FnOnce() -> T) -> T {
+    let Some((engine, peer)) = namespaces() else { return make() };
+    enter_namespace(*peer).expect("the namespace of the peers");
     let made = make();
-    step_into(near.as_raw_fd()).expect("the near namespace");
+    enter_namespace(engine.as_raw_fd()).expect("the namespace of the engine");
     made
 }
 
@@ -133,11 +137,11 @@ pub fn a_hundred_mib_out(variant: &Variant) {
     let reader = spawn(move || {
         let (mut piece, mut seen) = (vec![0; 1 << 16], 0);
         loop {
-            let len = peer.read(&mut piece).expect("the stream ends in good order");
+            let len = peer.read(&mut piece).expect("the stream ends without an error");
             if len == 0 {
                 return seen;
             }
-            assert!(piece[..len] == expected[seen..seen + len], "other bytes near {seen}");
+            assert!(piece[..len] == expected[seen..seen + len], "wrong bytes near {seen}");
             seen += len;
         }
     });
@@ -145,7 +149,7 @@ pub fn a_hundred_mib_out(variant: &Variant) {
         rig.send_all(conn, chunk.to_vec());
     }
     rig.engine.close(conn).unwrap();
-    assert_eq!(rig.end_of(conn).unsent_bytes, 0);
+    assert_eq!(rig.wait_closed(conn).unsent_bytes, 0);
     assert_eq!(reader.join().unwrap(), TRANSFER);
 }
 
@@ -160,7 +164,7 @@ pub fn a_hundred_mib_in(variant: &Variant) {
     let mut seen = 0;
     rig.run("100 MiB", |_, completion| {
         if let Some(Event::Received(data)) = completion.map(|completion| completion.event) {
-            assert!(data[..] == expected[seen..seen + data.len()], "other bytes near {seen}");
+            assert!(data[..] == expected[seen..seen + data.len()], "wrong bytes near {seen}");
             seen += data.len();
         }
         seen == TRANSFER

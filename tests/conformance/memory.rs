@@ -1,34 +1,33 @@
-//! Little memory: a cgroup of 64 MiB, and five thousand connections in it.
+//! A memory cgroup of 64 MiB, and five thousand connections in it. Owns: the cgroup.
 
 use crate::peers::spawn;
 use crate::report;
 use crate::rig::{Rig, serve_echo};
-use crate::sandbox::{CrowdProcess, put};
+use crate::sandbox::{ClientProcess, put};
 use crate::variants::Variant;
 use proactor::Event;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// In a process in a memory cgroup: where it is, and where its crowd belongs.
+/// Set in a process in a memory cgroup: the paths of this cgroup and of the one for its clients.
 const CGROUP: &str = "PROACTOR_TEST_CGROUP";
 const CGROUP_BEFORE: &str = "PROACTOR_TEST_CGROUP_BEFORE";
 const MIB: u64 = 1 << 20;
 
-/// A memory cgroup of a size, of version 2 or 1, whichever is mounted. Removed when it is dropped,
-/// by the process that made it.
+/// A memory cgroup, of version 2 or 1. Removed on drop by the process that made it.
 pub struct MemoryCgroup(PathBuf);
 
 const CGROUPS: [(&str, &str); 2] =
     [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")];
 
 impl MemoryCgroup {
-    /// One of 64 MiB, for a process to come and those that it starts.
+    /// Makes one of 64 MiB, for the process of `command` and those that it starts.
     pub fn for_child(command: &mut Command) -> Result<MemoryCgroup, String> {
         let cgroup = MemoryCgroup::new(64 * MIB)?;
-        let root = cgroup.0.parent().expect("made in it");
-        let known = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let root = cgroup.0.parent().expect("it is below the root");
+        let cgroups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         // `4:memory:/path` of version 1, `0::/path` of version 2.
-        let before = known.lines().find_map(|line| {
+        let before = cgroups.lines().find_map(|line| {
             let (_, rest) = line.split_once(':')?;
             rest.strip_prefix(if root == Path::new(CGROUPS[0].0) { ":" } else { "memory:" })
         });
@@ -41,7 +40,7 @@ impl MemoryCgroup {
         let mut why = String::new();
         for (root, limit) in CGROUPS {
             let path = Path::new(root).join(format!("proactor-{}", std::process::id()));
-            // Version 2 hands a controller to children only when it is told to.
+            // Version 2: the parent must enable the controller for its children (cgroups(7)).
             let _ = put(&Path::new(root).join("cgroup.subtree_control"), "+memory");
             let made = std::fs::create_dir(&path)
                 .and_then(|()| put(&path.join(limit), &bytes.to_string()));
@@ -51,13 +50,13 @@ impl MemoryCgroup {
             }
             let _ = std::fs::remove_dir(&path);
         }
-        Err(format!("no memory cgroup can be made: {why}"))
+        Err(format!("cannot make a memory cgroup: {why}"))
     }
 }
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
-        // Its last process is only just gone.
+        // It is busy until the kernel has removed its last process.
         for _ in 0..1000 {
             if std::fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -72,61 +71,61 @@ fn join(path: &Path) -> Result<(), String> {
     put(&procs, "0").map_err(|error| format!("{}: {error}", procs.display()))
 }
 
-/// Moves this process into the cgroup that it was started for.
+/// Moves this process into the cgroup that its parent made.
 pub fn enter() -> Result<(), String> {
     join(Path::new(&std::env::var(CGROUP).map_err(|error| error.to_string())?))
 }
 
-/// In a process of a crowd: memory of clients is not the server's.
+/// In a process of clients: leaves the cgroup, so that it holds the memory of the server only.
 pub fn leave() {
     if let Ok(before) = std::env::var(CGROUP_BEFORE) {
-        join(Path::new(&before)).expect("a cgroup that was left is still there");
+        join(Path::new(&before)).expect("the cgroup of the parent exists");
     }
 }
 
-/// Five thousand connections with an echo each way, three times, and then all of them idle at once.
-/// In a small memory cgroup this is what it is for; elsewhere it runs as well.
+/// Five thousand connections echo three messages each, then all are idle. Meant for a small memory
+/// cgroup; also runs without one.
 pub fn five_thousand_clients(variant: &Variant) {
     const CLIENTS: usize = 5_000;
     let mut rig = Rig::new(variant);
     let (_, addr) = rig.listen();
-    let mut crowd = CrowdProcess::arrive(addr, CLIENTS, 3);
+    let mut clients = ClientProcess::start(addr, CLIENTS, 3);
     let mut bytes = 0;
-    rig.run("the crowd", |engine, completion| {
+    rig.run("the clients", |engine, completion| {
         if let Some(completion) = completion {
             if let Event::Received(data) = &completion.event {
                 bytes += data.len();
             }
             serve_echo(engine, completion);
         }
-        assert!(bytes > 0 || !crowd.is_gone(), "the crowd died");
+        assert!(bytes > 0 || !clients.has_exited(), "the clients have exited");
         bytes == CLIENTS * 3 * 1024
     });
-    // The echoes of the last round are on their way.
-    let there = spawn(move || {
-        crowd.is_there();
-        crowd
+    // The clients have not read the echoes of the last round.
+    let connected = spawn(move || {
+        clients.wait_connected();
+        clients
     });
-    rig.run("the last echoes", |_, _| there.is_finished());
+    rig.run("the last echoes", |_, _| connected.is_finished());
     assert_eq!(rig.engine.connections(), CLIENTS);
-    report::note(format!(
+    report::add_line(format!(
         "measured {}: {} in use with {CLIENTS} connections",
         variant.name,
         memory_in_use()
     ));
-    let crowd = there.join().expect("up");
-    let leaving = spawn(move || crowd.leave());
+    let clients = connected.join().expect("all are connected");
+    let leaving = spawn(move || clients.stop());
     rig.run("the end", |engine, completion| {
         if let Some(completion) = completion {
             serve_echo(engine, completion);
         }
         engine.connections() == 0 && leaving.is_finished()
     });
-    leaving.join().expect("the crowd leaves in peace");
+    leaving.join().expect("the clients exit without an error");
     assert!(rig.ended.len() == CLIENTS && rig.engine.stats().accepted == CLIENTS as u64);
 }
 
-/// Of the memory cgroup, or of the process.
+/// The memory in use, of the cgroup or of the process.
 fn memory_in_use() -> String {
     let read = |path: &Path| {
         std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())

@@ -1,10 +1,11 @@
-//! The other side of a scenario, and its clock and threads: of the kernel, or of a simulated world.
-//! Scenarios are written once, in terms of what is here.
+//! Peers, clock and threads of a scenario: the kernel's, or those of a simulated world. A scenario
+//! that uses only these runs on both. Owns: the world that the current scenario runs in. Must not
+//! know the scenarios.
 
 use crate::Variant;
-use crate::lossy::{abroad, addresses};
+use crate::lossy::{addresses, in_peer_namespace};
 use crate::rig::patience;
-use crate::sandbox::{self, CrowdProcess};
+use crate::sandbox::{self, ClientProcess};
 use proactor::sim::{self, Host, World};
 use proactor::*;
 use std::cell::RefCell;
@@ -14,14 +15,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 thread_local! {
-    /// The simulated world that this thread's scenario runs in, if it does.
+    /// The simulated world of the scenario of this thread, if it has one.
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
-    /// Set in the threads of such a scenario too.
+    /// The host in that world. Also set in the threads that the scenario spawns.
     static HOST: RefCell<Option<Host>> = const { RefCell::new(None) };
 }
 
-/// Runs a scenario where the variant belongs: on this machine, or in a world of its own.
-pub fn within(variant: &Variant, run: impl FnOnce()) {
+/// Runs a scenario on the kernel, or in a new simulated world if the variant is simulated.
+pub fn run_on(variant: &Variant, run: impl FnOnce()) {
     let Some(faults) = variant.simulated() else { return run() };
     let seed =
         std::env::var("PROACTOR_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
@@ -36,7 +37,7 @@ pub fn within(variant: &Variant, run: impl FnOnce()) {
     if let Err(panic) = ended {
         let tail: Vec<String> = world.trace().lines().rev().take(40).map(str::to_owned).collect();
         tail.iter().rev().for_each(|line| println!("{line}"));
-        println!("again with: PROACTOR_SIM_SEED={seed}");
+        println!("repeat with: PROACTOR_SIM_SEED={seed}");
         drop(world);
         std::panic::resume_unwind(panic);
     }
@@ -46,7 +47,7 @@ fn host() -> Option<Host> {
     HOST.with_borrow(Clone::clone)
 }
 
-/// An engine where the scenario runs.
+/// An engine on the network of the scenario.
 pub fn engine(config: Config) -> Result<Engine, Error> {
     host().map_or_else(|| Engine::new(config.clone()), |host| host.engine(config.clone()))
 }
@@ -67,7 +68,7 @@ pub fn sleep(duration: Duration) {
     }
 }
 
-/// A thread beside the engine's.
+/// A thread of the scenario, or a program of the simulated world.
 pub enum Task<T> {
     Thread(std::thread::JoinHandle<T>),
     Program(sim::Program<T>),
@@ -114,7 +115,7 @@ pub enum Peer {
 pub fn connect(addr: SocketAddr) -> io::Result<Peer> {
     match host() {
         Some(host) => host.connect(addr).map(Peer::Sim),
-        None => abroad(|| TcpStream::connect(addr)).map(Peer::tcp),
+        None => in_peer_namespace(|| TcpStream::connect(addr)).map(Peer::tcp),
     }
 }
 
@@ -162,13 +163,13 @@ impl Peer {
         }
     }
 
-    /// Makes it reset its connection when it is dropped.
+    /// Makes the drop reset the connection.
     pub fn reset_on_drop(&self) {
         match self {
             Peer::Tcp(stream) => {
                 socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("linger")
             }
-            Peer::Unix(_) => panic!("a unix socket knows no reset"),
+            Peer::Unix(_) => panic!("unix sockets have no reset"),
             Peer::Sim(peer) => peer.reset_on_drop(),
         }
     }
@@ -205,12 +206,12 @@ pub enum Listener {
     Sim(sim::PeerListener),
 }
 
-/// Listens where peers live (on loopback, unless the network is made to lose), at a port of the
-/// kernel's choice.
+/// Listens at the address of the peers (loopback, or the other namespace of a lossy network), on a
+/// port that the kernel chooses.
 pub fn listen_local() -> io::Result<Listener> {
     match host() {
         Some(host) => host.listen((Ipv4Addr::LOCALHOST, 0)).map(Listener::Sim),
-        None => abroad(|| TcpListener::bind((addresses().1, 0))).map(Listener::Tcp),
+        None => in_peer_namespace(|| TcpListener::bind((addresses().1, 0))).map(Listener::Tcp),
     }
 }
 
@@ -236,7 +237,7 @@ impl Listener {
     }
 }
 
-/// A listener whose backlog is full, so that further SYNs are dropped, and what keeps it full.
+/// A listener with a full backlog, which drops further SYNs, and the connections that fill it.
 pub fn full_listener(backlog: u32) -> (Listener, Vec<Box<dyn std::any::Any>>) {
     if let Some(host) = host() {
         let options = ListenOptions { backlog, ..ListenOptions::default() };
@@ -280,43 +281,44 @@ pub fn listen_abstract(name: &str) -> Listener {
     Listener::Unix(socket.into())
 }
 
-/// Twelve clients that connect, send a letter each (`A` to `L`), and stay until they leave. On a
-/// kernel they are a process of their own, so that only the engine runs out of descriptors.
-pub enum Crowd {
-    Process(CrowdProcess),
+/// Twelve clients that connect, send a letter each (`A` to `L`), and stay connected until they are
+/// stopped. On a kernel they have a process of their own, so that only the engine runs out of
+/// descriptors.
+pub enum Clients {
+    Process(ClientProcess),
     Program { stop: std::sync::Arc<std::sync::atomic::AtomicBool>, clients: Task<()> },
 }
 
-impl Crowd {
-    pub fn arrive(addr: SocketAddr) -> Crowd {
+impl Clients {
+    pub fn start(addr: SocketAddr) -> Clients {
         if host().is_none() {
-            return Crowd::Process(CrowdProcess::arrive(addr, 12, 1));
+            return Clients::Process(ClientProcess::start(addr, 12, 1));
         }
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let seen = std::sync::Arc::clone(&stop);
+        let stopped = std::sync::Arc::clone(&stop);
         let clients = spawn(move || {
             let mut clients: Vec<Peer> = (0..12).map(|_| connect(addr).unwrap()).collect();
             for (client, letter) in clients.iter_mut().zip(b'A'..) {
                 client.write_all(&[letter]).unwrap();
             }
-            while !seen.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
                 sleep(Duration::from_millis(10));
             }
         });
-        Crowd::Program { stop, clients }
+        Clients::Program { stop, clients }
     }
 
-    /// Waits until all have connected.
-    pub fn is_there(&mut self) {
-        if let Crowd::Process(process) = self {
-            process.is_there();
+    /// Waits until all are connected.
+    pub fn wait_connected(&mut self) {
+        if let Clients::Process(process) = self {
+            process.wait_connected();
         }
     }
 
-    pub fn leave(self) {
+    pub fn stop(self) {
         match self {
-            Crowd::Process(process) => process.leave(),
-            Crowd::Program { stop, clients } => {
+            Clients::Process(process) => process.stop(),
+            Clients::Program { stop, clients } => {
                 stop.store(true, std::sync::atomic::Ordering::Relaxed);
                 clients.join().unwrap();
             }
@@ -324,10 +326,10 @@ impl Crowd {
     }
 }
 
-/// Uses up all descriptors but so many. They are free again when the result is dropped.
-pub struct Scarcity(Vec<std::fs::File>);
+/// While it lives, this process can open few more descriptors.
+pub struct DescriptorLimit(Vec<std::fs::File>);
 
-impl Drop for Scarcity {
+impl Drop for DescriptorLimit {
     fn drop(&mut self) {
         if let Some(host) = host() {
             limit_descriptors(&host, usize::MAX);
@@ -338,19 +340,20 @@ impl Drop for Scarcity {
 
 fn limit_descriptors(host: &Host, max: usize) {
     WORLD.with_borrow(|world| {
-        let world = world.as_ref().expect("on the scenario's own thread");
+        let world = world.as_ref().expect("called on the thread of the scenario");
         world.act(sim::Action::Descriptors { host: host.clone(), max });
     });
 }
 
-pub fn leave_descriptors(spare: usize) -> Scarcity {
+/// Lets this process, or the host of the scenario, open `spare` more descriptors.
+pub fn limit_spare_descriptors(spare: usize) -> DescriptorLimit {
     if let Some(host) = host() {
         limit_descriptors(&host, host.descriptors() + spare);
-        return Scarcity(Vec::new());
+        return DescriptorLimit(Vec::new());
     }
     sandbox::limit(libc::RLIMIT_NOFILE, 100.min(sandbox::descriptors_max())).unwrap();
     let mut fillers: Vec<_> =
         std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
     fillers.truncate(fillers.len() - spare);
-    Scarcity(fillers)
+    DescriptorLimit(fillers)
 }

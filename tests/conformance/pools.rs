@@ -1,5 +1,5 @@
-//! Receive buffers: too few of them, kept for long, leaked. Exhaustion is never an event, and
-//! nobody starves.
+//! The pool of receive buffers: too small, with leases that are kept or leaked. Exhaustion is not
+//! an event, and every connection makes progress.
 
 use crate::Variant;
 use crate::peers::*;
@@ -43,7 +43,7 @@ fn fifty_connections(config: Config, keep: usize) {
     rig.run("all fifty", |engine, completion| {
         let Some(completion) = completion else { return client.is_finished() };
         if let (Event::Received(data), true) = (&completion.event, keep > 0) {
-            // A copy goes back at once; the lease itself is kept for a while.
+            // Send a copy back and keep the lease.
             engine.send(completion.conn, data.to_vec()).unwrap();
             let Event::Received(data) = completion.event else { unreachable!() };
             kept.push_back(data);
@@ -68,7 +68,8 @@ pub fn fifty_connections_on_two_buffers(variant: &Variant) {
 }
 
 pub fn leases_kept_for_long(variant: &Variant) {
-    // A hundred leases kept of a pool of four: what cannot be lent is copied, and counted.
+    // A hundred leases are kept of a pool of four. Without a free buffer the engine copies, and
+    // counts the copies.
     fifty_connections(variant.config().buffers(4, 512), 100);
     let mut rig = Rig::with(variant.config().buffers(2, 4096));
     let (conn, mut peer) = rig.pair();
@@ -119,54 +120,57 @@ pub fn leases_outlive_the_engine(variant: &Variant) {
 }
 
 pub fn hot_connections_leave_room(variant: &Variant) {
-    // One connection floods; another asks once. With a budget the second is heard within few polls.
+    // One connection floods, another sends one byte. The budget lets the byte through within a few
+    // polls.
     let mut rig = Rig::with(variant.config().tuning(Tuning::default().budget(4)).buffers(64, 1024));
-    let (hot, mut flood) = rig.pair();
-    let (calm, mut asker) = rig.pair();
-    rig.out = Completions::with_capacity(16);
-    flood.write_all(&pattern(200_000)).unwrap();
-    asker.write_all(b"?").unwrap();
+    let (fast, mut fast_peer) = rig.pair();
+    let (slow, mut slow_peer) = rig.pair();
+    rig.completions = Completions::with_capacity(16);
+    fast_peer.write_all(&pattern(200_000)).unwrap();
+    slow_peer.write_all(b"?").unwrap();
     sleep(Duration::from_millis(50));
-    let (mut flooded, mut heard) = (Vec::new(), None);
+    let (mut from_fast, mut from_slow) = (Vec::new(), None);
     for poll in 0..2000 {
         for completion in rig.poll(Duration::from_millis(20)) {
             match completion.event {
-                Event::Received(data) if completion.conn == calm => {
-                    heard = heard.or(Some((poll, data.len())))
+                Event::Received(data) if completion.conn == slow => {
+                    from_slow = from_slow.or(Some((poll, data.len())))
                 }
-                Event::Received(data) if completion.conn == hot => flooded.extend_from_slice(&data),
+                Event::Received(data) if completion.conn == fast => {
+                    from_fast.extend_from_slice(&data)
+                }
                 other => panic!("{other:?}"),
             }
         }
-        if heard.is_some() && flooded.len() == 200_000 {
+        if from_slow.is_some() && from_fast.len() == 200_000 {
             break;
         }
     }
-    assert!(heard.is_some_and(|(poll, len)| poll < 12 && len == 1), "heard: {heard:?}");
-    assert!(flooded == pattern(200_000), "order survives deferral");
+    assert!(from_slow.is_some_and(|(poll, len)| poll < 12 && len == 1), "{from_slow:?}");
+    assert!(from_fast == pattern(200_000), "deferred data is out of order");
 }
 
 pub fn floods_stay_bounded(variant: &Variant) {
-    // Faster than the caller takes it: what is received and not yet handed out stays bounded; the
-    // rest stays with the peer.
+    // Peers send faster than the caller handles completions. What is received and not delivered
+    // stays bounded; the rest stays in the kernel.
     let mut rig = Rig::with(variant.config().tuning(Tuning::default().budget(1)).buffers(512, 256));
-    rig.out = Completions::with_capacity(8);
+    rig.completions = Completions::with_capacity(8);
     let total = 4 << 20;
     let pairs: Vec<_> = (0..3).map(|_| rig.pair()).collect();
     let writers: Vec<_> = pairs
         .into_iter()
         .map(|(_, mut peer)| spawn(move || peer.write_all(&pattern(total)).unwrap()))
         .collect();
-    let (mut seen, mut told) = (std::collections::HashMap::<ConnId, usize>::new(), 0);
+    let (mut seen, mut delivered) = (std::collections::HashMap::<ConnId, usize>::new(), 0);
     let expected = pattern(total);
     rig.run("the floods", |engine, completion| {
         if let Some(Completion { conn, event: Event::Received(data), .. }) = completion {
-            told += 1;
+            delivered += 1;
             let got = seen.entry(conn).or_default();
             assert!(data[..] == expected[*got..*got + data.len()]);
             *got += data.len();
-            let waiting = engine.stats().receives - told;
-            assert!(waiting <= 100, "{waiting} received and not handed out");
+            let held = engine.stats().receives - delivered;
+            assert!(held <= 100, "{held} receives are not delivered");
         }
         seen.len() == 3 && seen.values().all(|got| *got == total)
     });

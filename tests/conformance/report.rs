@@ -1,40 +1,42 @@
-//! What did not run, and why. A scenario that cannot do its work where it is says so with [`skip`]
-//! and returns; the summary counts it as skipped, not as passed.
+//! The summary of a run. Owns: the skipped scenarios with their reasons, and lines of measurements.
+//! A scenario that cannot run on this machine calls [`skip`] and returns; the summary counts it as
+//! skipped.
 
 use std::sync::{Mutex, MutexGuard};
 
-/// The scenario that runs; what was skipped so far, and why; lines for the summary.
-struct Notes {
+struct Report {
+    /// The scenario that runs now.
     current: String,
+    /// Scenarios and reasons.
     skipped: Vec<(String, String)>,
     lines: Vec<String>,
 }
 
-static NOTES: Mutex<Notes> =
-    Mutex::new(Notes { current: String::new(), skipped: Vec::new(), lines: Vec::new() });
+static REPORT: Mutex<Report> =
+    Mutex::new(Report { current: String::new(), skipped: Vec::new(), lines: Vec::new() });
 
-/// Names the scenario that runs from now on.
-pub fn enter(scenario: &str) {
+/// Sets the scenario that runs from now on.
+pub fn begin(scenario: &str) {
     scenario.clone_into(&mut lock().current);
 }
 
-/// Notes that the scenario, or the rest of it, cannot run here.
+/// Reports that the current scenario, or the rest of it, cannot run on this machine.
 pub fn skip(why: impl std::fmt::Display) {
-    let mut notes = lock();
-    let current = notes.current.clone();
-    // Once each: a scenario may find several things missing.
-    if notes.skipped.iter().all(|(scenario, _)| *scenario != current) {
-        notes.skipped.push((current, why.to_string()));
+    let mut report = lock();
+    let current = report.current.clone();
+    // A scenario may call this more than once; the first reason counts.
+    if report.skipped.iter().all(|(scenario, _)| *scenario != current) {
+        report.skipped.push((current, why.to_string()));
     }
 }
 
-/// Notes a line for the summary: a row of a table, a measurement.
-pub fn note(line: String) {
+/// Adds a line to the summary: a row of a table, or a measurement.
+pub fn add_line(line: String) {
     lock().lines.push(line);
 }
 
-/// Takes over what another process of this binary said about the one scenario it ran.
-pub fn adopt(output: &str) {
+/// Adds what a child process of this binary printed about its one scenario.
+pub fn merge_child_output(output: &str) {
     if let Some((_, why)) =
         output.lines().find_map(|line| line.strip_prefix("skipped ")?.split_once(": "))
     {
@@ -43,20 +45,20 @@ pub fn adopt(output: &str) {
     output
         .lines()
         .filter(|line| line.starts_with("measured "))
-        .for_each(|line| note(line.to_owned()));
+        .for_each(|line| add_line(line.to_owned()));
 }
 
-/// Prints what was noted, and the last line; for people and for `tests/kernels/run`.
+/// Prints the summary, also for `tests/kernels/run`, which parses it.
 pub fn summary(conclusion: &libtest_mimic::Conclusion) {
-    let notes = lock();
-    notes.lines.iter().for_each(|line| println!("{line}"));
-    notes.skipped.iter().for_each(|(scenario, why)| println!("skipped {scenario}: {why}"));
-    let skipped = notes.skipped.len() as u64;
+    let report = lock();
+    report.lines.iter().for_each(|line| println!("{line}"));
+    report.skipped.iter().for_each(|(scenario, why)| println!("skipped {scenario}: {why}"));
+    let skipped = report.skipped.len() as u64;
     let passed = conclusion.num_passed.saturating_sub(skipped);
     let skipped = conclusion.num_ignored + skipped;
     println!("conformance: {passed} passed, {} failed, {skipped} skipped", conclusion.num_failed);
 }
 
-fn lock() -> MutexGuard<'static, Notes> {
-    NOTES.lock().expect("no panic while it is held")
+fn lock() -> MutexGuard<'static, Report> {
+    REPORT.lock().expect("no holder of the lock panics")
 }

@@ -1,5 +1,6 @@
-//! What scenarios are made of: an engine with its completions, which checks the terminal contract
-//! on everything that passes, and plain blocking peers.
+//! The test rig: an engine with its completions. Owns: loops that poll until a condition holds,
+//! with a deadline. Its invariant: after `Closed` no event of the same connection comes. Must not
+//! know whether the network is simulated.
 
 use crate::Variant;
 use crate::lossy::addresses;
@@ -11,8 +12,8 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-/// How long anything may take before a scenario fails. Generous: the suite also runs on emulated
-/// machines, fifty times slower.
+/// How long a wait may take before the scenario fails. It is long because the suite also runs on
+/// emulated machines, which are fifty times slower.
 pub fn patience() -> Duration {
     let seconds = std::env::var("PROACTOR_TEST_PATIENCE_S").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(600))
@@ -20,11 +21,11 @@ pub fn patience() -> Duration {
 
 pub struct Rig {
     pub engine: Engine,
-    pub out: Completions,
+    pub completions: Completions,
     /// How each connection ended.
     pub ended: HashMap<ConnId, CloseReason>,
-    /// What came together with something a scenario was looking for, and is still to be looked at.
-    backlog: Vec<Completion>,
+    /// Completions of the last poll that no caller has seen yet.
+    unhandled: Vec<Completion>,
 }
 
 impl Rig {
@@ -36,9 +37,9 @@ impl Rig {
         let engine = engine(config).expect("an engine");
         Rig {
             engine,
-            out: Completions::with_capacity(256),
+            completions: Completions::with_capacity(256),
             ended: HashMap::new(),
-            backlog: Vec::new(),
+            unhandled: Vec::new(),
         }
     }
 
@@ -50,13 +51,13 @@ impl Rig {
         self.engine.info().capabilities().iter().any(used)
     }
 
-    /// One poll; checks that nothing comes after the end.
+    /// Polls once, and checks that no event comes after `Closed`.
     pub fn poll(&mut self, timeout: Duration) -> Vec<Completion> {
-        if !self.backlog.is_empty() {
-            return std::mem::take(&mut self.backlog);
+        if !self.unhandled.is_empty() {
+            return std::mem::take(&mut self.unhandled);
         }
-        self.engine.poll(&mut self.out, Some(timeout)).expect("poll");
-        let list: Vec<Completion> = self.out.drain().collect();
+        self.engine.poll(&mut self.completions, Some(timeout)).expect("poll");
+        let list: Vec<Completion> = self.completions.drain().collect();
         for completion in &list {
             let conn = completion.conn;
             if conn.is_none() {
@@ -64,7 +65,7 @@ impl Rig {
             }
             assert!(
                 !self.ended.contains_key(&conn),
-                "{:?} after the end of {conn}",
+                "{:?} after `Closed` of {conn}",
                 completion.event
             );
             if let Event::Closed(reason) = completion.event {
@@ -74,21 +75,21 @@ impl Rig {
         list
     }
 
-    /// Polls until `look` finds what it wants.
+    /// Polls until `find` returns a value.
     pub fn until<T>(
         &mut self,
         what: &str,
-        mut look: impl FnMut(&mut Engine, Completion) -> Option<T>,
+        mut find: impl FnMut(&mut Engine, Completion) -> Option<T>,
     ) -> T {
         let mut found = None;
         self.run(what, |engine, completion| {
-            found = completion.and_then(|completion| look(engine, completion));
+            found = completion.and_then(|completion| find(engine, completion));
             found.is_some()
         });
         found.expect("run ends when it is found")
     }
 
-    /// The next received data, as it is lent.
+    /// The lease of the next `Received`.
     pub fn next_lease(&mut self) -> Lease {
         self.until("data", |_, completion| match completion.event {
             Event::Received(data) => Some(data),
@@ -96,7 +97,8 @@ impl Rig {
         })
     }
 
-    /// As `until`, for conditions on state that the look-out keeps itself.
+    /// Polls until `done` returns true. It is called with each completion, and without one before
+    /// each poll.
     pub fn run(
         &mut self,
         what: &str,
@@ -113,15 +115,15 @@ impl Rig {
             let mut batch = self.poll(Duration::from_millis(20)).into_iter();
             while let Some(completion) = batch.next() {
                 if done(&mut self.engine, Some(completion)) {
-                    self.backlog = batch.collect();
+                    self.unhandled = batch.collect();
                     return;
                 }
             }
         }
     }
 
-    /// Polls until the connection has ended; everything else on the way is dropped.
-    pub fn end_of(&mut self, conn: ConnId) -> CloseReason {
+    /// Polls until a connection has ended. Other completions are dropped.
+    pub fn wait_closed(&mut self, conn: ConnId) -> CloseReason {
         let deadline = now() + patience();
         while !self.ended.contains_key(&conn) {
             assert!(now() < deadline, "{conn} never ended: {:?}", self.engine.stats());
@@ -130,8 +132,8 @@ impl Rig {
         self.ended[&conn]
     }
 
-    /// Polls for so long; returns what came.
-    pub fn watch(&mut self, span: Duration) -> Vec<Completion> {
+    /// Polls for a span and returns all completions.
+    pub fn poll_for(&mut self, span: Duration) -> Vec<Completion> {
         let deadline = now() + span;
         let mut all = Vec::new();
         while now() < deadline {
@@ -149,7 +151,7 @@ impl Rig {
         (listener, self.engine.listener_addr(listener).expect("bound").as_inet().expect("inet"))
     }
 
-    /// Connects to a blocking peer of the scenario's own.
+    /// Connects to a blocking peer.
     pub fn pair(&mut self) -> (ConnId, Peer) {
         self.pair_with(ConnectOptions::default())
     }
@@ -167,7 +169,7 @@ impl Rig {
         (conn, peer)
     }
 
-    /// Receives until `len` bytes are there.
+    /// Receives at least `len` bytes.
     pub fn receive(&mut self, conn: ConnId, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.run("data", |_, completion| {
@@ -191,16 +193,16 @@ impl Rig {
         bytes
     }
 
-    /// The data that came in the same poll as what was looked for last.
+    /// The data of a connection among the completions that the last `until` or `run` left.
     pub fn rest_of_batch(&mut self, conn: ConnId) -> Vec<u8> {
         let data = |completion: Completion| match completion.event {
             Event::Received(data) if completion.conn == conn => data.to_vec(),
             _ => Vec::new(),
         };
-        std::mem::take(&mut self.backlog).into_iter().flat_map(data).collect()
+        std::mem::take(&mut self.unhandled).into_iter().flat_map(data).collect()
     }
 
-    /// Sends a payload, going on polling while the queue is full.
+    /// Sends a payload. Polls while the send queue is full.
     pub fn send_all(&mut self, conn: ConnId, payload: impl Into<Payload>) {
         let mut payload = payload.into();
         let deadline = now() + patience();
@@ -216,7 +218,7 @@ impl Rig {
     }
 }
 
-/// Bytes that repeat only after a long while, so that a lost or doubled one shows.
+/// Pseudo-random bytes, so that a lost or repeated one changes the content.
 pub fn pattern(len: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -230,7 +232,7 @@ pub fn pattern(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Whether this machine has IPv6 on loopback; says so if not.
+/// Whether this machine has IPv6 on loopback. If not, reports the scenario as skipped.
 pub fn has_ipv6() -> bool {
     let bound = TcpListener::bind("[::1]:0");
     if let Err(error) = &bound {
@@ -242,12 +244,11 @@ pub fn has_ipv6() -> bool {
 /// Reads to the end of the stream.
 pub fn read_all(mut peer: impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
-    peer.read_to_end(&mut bytes).expect("the stream ends in good order");
+    peer.read_to_end(&mut bytes).expect("the stream ends without an error");
     bytes
 }
 
-/// Echoes everything on every connection of the engine's listeners, until `stop` says so. For
-/// scenarios that only need a server.
+/// Handles a completion as an echo server does.
 pub fn serve_echo(engine: &mut Engine, completion: Completion) {
     let conn = completion.conn;
     match completion.event {
@@ -260,7 +261,7 @@ pub fn serve_echo(engine: &mut Engine, completion: Completion) {
     }
 }
 
-/// Payloads of at least so many bytes are sent without a copy, on loopback too.
+/// Sends payloads of at least `bytes_min` bytes by zero-copy, on loopback too.
 pub fn zero_copy(bytes_min: usize) -> Tuning {
     Tuning::default().zero_copy(ZeroCopy::Always(bytes_min))
 }

@@ -1,6 +1,6 @@
-//! Processes of this binary that are something else than the suite: a crowd of clients, or the
-//! suite in another environment. And what such environments are made of, one system call each; all
-//! of it changes the calling process for good.
+//! Child processes of this binary: clients of a scenario, or the suite in a hostile environment.
+//! Owns: how they are started, and the restrictions, one system call each, which the calling
+//! process cannot undo. Must not know which environment uses which.
 
 use crate::environments;
 use crate::memory;
@@ -11,12 +11,12 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 
-/// Set in a process that is a crowd: `ADDR CLIENTS ROUNDS`.
-const CROWD: &str = "PROACTOR_TEST_CROWD";
-/// Set in a process that shall enter an environment and then run the suite in it: its name.
+/// Set in a process of clients: `ADDR CLIENTS ROUNDS`.
+const CLIENTS: &str = "PROACTOR_TEST_CLIENTS";
+/// Set in a process that enters an environment and then runs the suite in it: its name.
 pub const ENTER: &str = "PROACTOR_TEST_ENVIRONMENT";
 
-/// This program once more, also where /proc is missing or the path to it may not be searched.
+/// A command for this binary. It works without /proc, and where the path is not searchable.
 pub fn this_binary() -> Command {
     let link = Path::new("/proc/self/exe");
     let name = std::env::args_os().next().unwrap_or_default();
@@ -25,11 +25,10 @@ pub fn this_binary() -> Command {
     command
 }
 
-/// Does what the environment variables ask for, if this process is not to run the suite, or not
-/// yet.
-pub fn take_part() -> Option<ExitCode> {
-    if let Ok(plan) = std::env::var(CROWD) {
-        be_a_crowd(&plan).expect("the server serves");
+/// Runs as a child process if an environment variable asks for it. `None`: run the suite.
+pub fn run_as_child() -> Option<ExitCode> {
+    if let Ok(plan) = std::env::var(CLIENTS) {
+        run_clients(&plan).expect("the server accepts and echoes");
         return Some(ExitCode::SUCCESS);
     }
     let name = std::env::var(ENTER).ok()?;
@@ -38,46 +37,46 @@ pub fn take_part() -> Option<ExitCode> {
         return Some(ExitCode::SUCCESS);
     }
     let mut command = this_binary();
-    command.args(std::env::args_os().skip(1)).env_remove(ENTER).env(environments::WITHIN, &name);
+    command.args(std::env::args_os().skip(1)).env_remove(ENTER).env(environments::CURRENT, &name);
     eprintln!("exec: {}", command.exec());
     Some(ExitCode::FAILURE)
 }
 
-/// Clients in a process of their own, so that descriptors and memory of the engine's process are
-/// its own. Each sends its letter (`A` to `Z`, in turn) `rounds` times, waiting for the echo if
-/// there are several, and stays until the crowd leaves.
-pub struct CrowdProcess(Child);
+/// Clients in a process of their own, so that they use no descriptors and no memory of the engine's
+/// process. Each sends its letter (`A` to `Z`, in turn) `rounds` times. With more than one round it
+/// waits for the echo. It stays connected until [`ClientProcess::stop`].
+pub struct ClientProcess(Child);
 
-impl CrowdProcess {
-    pub fn arrive(addr: SocketAddr, clients: usize, rounds: usize) -> CrowdProcess {
+impl ClientProcess {
+    pub fn start(addr: SocketAddr, clients: usize, rounds: usize) -> ClientProcess {
         let mut command = this_binary();
         command
-            .env(CROWD, format!("{addr} {clients} {rounds}"))
+            .env(CLIENTS, format!("{addr} {clients} {rounds}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        CrowdProcess(command.spawn().expect("this binary runs"))
+        ClientProcess(command.spawn().expect("this binary runs"))
     }
 
     /// Waits until all have connected and sent.
-    pub fn is_there(&mut self) {
+    pub fn wait_connected(&mut self) {
         let mut line = [0; 3];
-        self.0.stdout.as_mut().expect("piped").read_exact(&mut line).expect("the crowd lives");
+        self.0.stdout.as_mut().expect("piped").read_exact(&mut line).expect("the clients run");
     }
 
-    /// Whether it has ended by itself, which it never should.
-    pub fn is_gone(&mut self) -> bool {
+    /// Whether the process has exited, which is an error before `stop`.
+    pub fn has_exited(&mut self) -> bool {
         self.0.try_wait().expect("a child").is_some()
     }
 
-    pub fn leave(mut self) {
+    pub fn stop(mut self) {
         drop(self.0.stdin.take());
-        assert!(self.0.wait().expect("a child").success(), "the crowd failed");
+        assert!(self.0.wait().expect("a child").success(), "the clients failed");
     }
 }
 
-fn be_a_crowd(plan: &str) -> io::Result<()> {
-    let words: Vec<&str> = plan.split(' ').collect();
-    let [addr, clients, rounds] = words[..] else { panic!("{CROWD}: three words") };
+fn run_clients(plan: &str) -> io::Result<()> {
+    let fields: Vec<&str> = plan.split(' ').collect();
+    let [addr, clients, rounds] = fields[..] else { panic!("{CLIENTS}: three fields") };
     let addr: SocketAddr = addr.parse().expect("an address");
     let (clients, rounds): (usize, usize) =
         (clients.parse().expect("a number"), rounds.parse().expect("a number"));
@@ -97,7 +96,7 @@ fn be_a_crowd(plan: &str) -> io::Result<()> {
             stream.read_exact(&mut echo)?;
             assert!(
                 echo.iter().all(|byte| *byte == letter(index)),
-                "client {index} got another's bytes"
+                "client {index} received wrong bytes"
             );
         }
     }
@@ -110,7 +109,7 @@ fn check(result: libc::c_int, what: &str) -> Result<(), String> {
     if result == 0 { Ok(()) } else { Err(format!("{what}: {}", io::Error::last_os_error())) }
 }
 
-/// Sets a limit, soft and hard.
+/// Sets the soft and the hard limit of a resource.
 pub fn limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: a plain value.
@@ -120,10 +119,10 @@ pub fn limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<()> 
     }
 }
 
-/// Becomes nobody, in one group if it is given.
+/// Becomes the user `nobody` (65534), in the given group only.
 pub fn drop_privileges(group: Option<u32>) -> Result<(), String> {
     let group = group.unwrap_or(65_534);
-    // SAFETY: plain values; one group.
+    // SAFETY: the pointer is to one group, which outlives the call.
     unsafe {
         check(libc::setgroups(1, &group), "setgroups")?;
         check(libc::setgid(65_534), "setgid")?;
@@ -131,7 +130,7 @@ pub fn drop_privileges(group: Option<u32>) -> Result<(), String> {
     }
 }
 
-/// A view of the file system that is this process's own.
+/// Gives this process a mount namespace of its own (mount_namespaces(7)).
 fn own_mounts() -> Result<(), String> {
     // SAFETY: plain values and constant strings.
     unsafe {
@@ -150,19 +149,19 @@ fn own_mounts() -> Result<(), String> {
     }
 }
 
-/// Makes everything that is mounted read-only.
+/// Makes all mounts read-only.
 pub fn make_read_only() -> Result<(), String> {
     own_mounts()?;
     let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
-    for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-        let name = CString::new(place.replace("\\040", " ")).map_err(|error| error.to_string())?;
+    for target in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        let name = CString::new(target.replace("\\040", " ")).map_err(|error| error.to_string())?;
         let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
-        // SAFETY: the strings live through the call.
+        // SAFETY: the strings outlive the call.
         let result = unsafe {
             libc::mount(c"none".as_ptr(), name.as_ptr(), std::ptr::null(), flags, std::ptr::null())
         };
-        // What is hidden under another mount cannot be reached, nor written to.
-        if result != 0 && place == "/" {
+        // A mount that is hidden by another one fails here, and cannot be written to.
+        if result != 0 && target == "/" {
             check(result, "mount(MS_RDONLY)")?;
         }
     }
@@ -172,7 +171,7 @@ pub fn make_read_only() -> Result<(), String> {
     }
 }
 
-/// Takes /proc away.
+/// Unmounts /proc.
 pub fn unmount_proc() -> Result<(), String> {
     own_mounts()?;
     // SAFETY: a constant string.
@@ -180,15 +179,15 @@ pub fn unmount_proc() -> Result<(), String> {
     if Path::new("/proc/self").exists() { Err("/proc is still there".to_owned()) } else { Ok(()) }
 }
 
-/// Writes to a file that is there: in a file system of the kernel's, a new one would mean nothing.
+/// Writes to an existing file. It does not create one: these are files of procfs and cgroupfs.
 pub fn put(path: &Path, text: &str) -> io::Result<()> {
     std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
-/// The limit of descriptors, raised as far as this process may.
+/// The limit of descriptors, after raising the soft limit to at most 20,000.
 pub fn descriptors_max() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the limit is writable through the first call, and a plain value in the second.
+    // SAFETY: the limit outlives both calls.
     unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
         if limit.rlim_cur < limit.rlim_max.min(20_000) {

@@ -1,5 +1,5 @@
-//! Dropping an engine at any moment. The suite counts descriptors, threads and leaked engines
-//! around each scenario; here the engine is only brought to that moment.
+//! Drops of an engine at any moment, and forks. A scenario brings the engine into a state and drops
+//! it; the suite checks descriptors, threads and leaked engines afterwards.
 
 use crate::Variant;
 use crate::peers::*;
@@ -40,11 +40,11 @@ pub fn drop_with_receives_armed(variant: &Variant) {
     for peer in &mut peers {
         peer.write_all(&pattern(10_000)).unwrap();
     }
-    // Data is on its way, or in buffers that nobody has looked at.
+    // Data is in flight, or in buffers of completions that were not reaped.
     drop(rig);
     for peer in &mut peers {
         let mut byte = [0];
-        assert!(!matches!(peer.read(&mut byte), Ok(1..)), "the connection is gone");
+        assert!(!matches!(peer.read(&mut byte), Ok(1..)), "the connection is closed");
     }
 }
 
@@ -81,7 +81,7 @@ pub fn drop_while_accepting(variant: &Variant) {
     let clients: Vec<_> = (0..50).map(|_| connect(addr).unwrap()).collect();
     rig.poll(Duration::ZERO);
     drop(rig);
-    assert!(connect(addr).is_err(), "nobody listens any more");
+    assert!(connect(addr).is_err(), "the listener is closed");
     drop(clients);
 }
 
@@ -101,8 +101,7 @@ pub fn drop_zero_copy_in_flight(variant: &Variant) {
         let _ = rig.engine.send(conn, vec![1; 100_000]);
     }
     rig.poll(Duration::from_millis(20));
-    // The peer has to go for the kernel to let go: on loopback the notification waits for its
-    // reader.
+    // On loopback the notification comes when the peer has read or closed.
     let reader = spawn(move || {
         sleep(Duration::from_millis(50));
         drop(peer);
@@ -120,13 +119,14 @@ pub fn drop_with_timers(variant: &Variant) {
     assert_eq!(rig.engine.as_fd().is_ok(), variant.simulated().is_none());
 }
 
-/// Runs `act` in a forked child. Fails with what it returns, or if it crashes or hangs.
+/// Runs `act` in a forked child. Fails if it returns an error, crashes or hangs.
 fn in_child(act: impl FnOnce() -> Result<(), String>) {
-    // SAFETY: this process has one thread, so the child may do what it wants.
+    // SAFETY: this process has one thread, so the child may call any function (fork(2)).
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        // SAFETY: takes no pointers. Ends a child that hangs.
+        // SIGALRM ends a child that hangs.
+        // SAFETY: takes no pointer.
         unsafe { libc::alarm(60) };
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
         let status = match result {
@@ -137,27 +137,27 @@ fn in_child(act: impl FnOnce() -> Result<(), String>) {
             }
             Err(_) => 2,
         };
-        // SAFETY: ends the child without running what belongs to the parent.
+        // SAFETY: takes no pointer. It runs no exit handlers, which belong to the parent.
         unsafe { libc::_exit(status) };
     }
     let mut status = 0;
-    // SAFETY: waits for the child just made.
+    // SAFETY: the status outlives the call.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
     assert_eq!(status, 0, "the child failed (see above), or crashed");
 }
 
-/// The parent goes on as if nothing had been, with enough data to use each receive buffer again.
-fn still_works(rig: &mut Rig, conn: ConnId, peer: &mut Peer) {
+/// Checks that data passes in both directions, enough to use each receive buffer again.
+fn check_round_trip(rig: &mut Rig, conn: ConnId, peer: &mut Peer) {
     let sent = pattern(2 << 20);
     let (mut writer, to_send) = (peer.try_clone().unwrap(), sent.clone());
     let writer = spawn(move || writer.write_all(&to_send).unwrap());
     assert!(rig.receive(conn, sent.len()) == sent, "the bytes that the peer sent");
     writer.join().unwrap();
-    rig.engine.send(conn, "answer").unwrap();
+    rig.engine.send(conn, "response").unwrap();
     rig.run("the send", |engine, _| engine.queued_bytes(conn).unwrap() == 0);
-    let mut answer = [0; 6];
-    peer.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"answer");
+    let mut response = [0; 8];
+    peer.read_exact(&mut response).unwrap();
+    assert_eq!(&response, b"response");
     assert_eq!(rig.engine.audit(), Ok(()));
 }
 
@@ -169,8 +169,10 @@ pub fn fork_in_the_middle(variant: &Variant) {
     let mut parts = Some((rig, lease));
     in_child(|| {
         let (mut rig, lease) = parts.take().expect("the child's copy");
-        let refused =
-            matches!(rig.engine.poll(&mut rig.out, Some(Duration::ZERO)), Err(Error::Forked));
+        let refused = matches!(
+            rig.engine.poll(&mut rig.completions, Some(Duration::ZERO)),
+            Err(Error::Forked)
+        );
         let intact = lease[..] == b"a"[..];
         drop(lease);
         drop(rig);
@@ -180,21 +182,21 @@ pub fn fork_in_the_middle(variant: &Variant) {
             Err(format!("refused: {refused}, lease intact: {intact}"))
         }
     });
-    let (mut rig, lease) = parts.expect("only the child took it");
-    still_works(&mut rig, conn, &mut peer);
+    let (mut rig, lease) = parts.expect("only the child takes it");
+    check_round_trip(&mut rig, conn, &mut peer);
     drop(lease);
 }
 
-/// What a child can name of its parent's engine.
+/// Ids of the parent's engine that the child has.
 #[derive(Clone, Copy)]
-struct Known {
+struct Ids {
     conn: ConnId,
     listener: ListenerId,
     timer: TimerId,
 }
 
-/// Each public call, and whether its answer in a child is right.
-type Call = (&'static str, fn(&mut Engine, Known) -> bool);
+/// A public call, and whether it returned the right result in a child.
+type Call = (&'static str, fn(&mut Engine, Ids) -> bool);
 
 const CALLS_IN_A_CHILD: &[Call] = &[
     ("poll", |e, _| forked(e.poll(&mut Completions::with_capacity(4), None))),
@@ -224,8 +226,8 @@ const CALLS_IN_A_CHILD: &[Call] = &[
     ("local_addr", |e, known| forked(e.local_addr(known.conn))),
     ("timer_after", |e, _| forked(e.timer_after(Duration::ZERO, 0))),
     ("timer_at", |e, _| forked(e.timer_at(now(), 0))),
-    ("send", |e, known| comes_back(e.send(known.conn, "child"))),
-    ("send_tagged", |e, known| comes_back(e.send_tagged(known.conn, "child", 1))),
+    ("send", |e, known| payload_returned(e.send(known.conn, "child"))),
+    ("send_tagged", |e, known| payload_returned(e.send_tagged(known.conn, "child", 1))),
     ("write", |e, known| e.write(known.conn, b"child") == Err(WriteError::Forked)),
     ("timer_cancel", |e, known| !e.timer_cancel(known.timer)),
     ("timer_reset", |e, known| !e.timer_reset(known.timer, Duration::ZERO)),
@@ -253,7 +255,7 @@ fn forked<T>(result: Result<T, Error>) -> bool {
     matches!(result, Err(Error::Forked))
 }
 
-fn comes_back(result: Result<(), SendError>) -> bool {
+fn payload_returned(result: Result<(), SendError>) -> bool {
     result.is_err_and(|error| {
         matches!(error, SendError::Forked(_)) && error.into_payload().as_slice() == b"child"
     })
@@ -265,17 +267,13 @@ pub fn fork_refuses_every_call(variant: &Variant) {
     let (listener, _) = rig.listen();
     let timer = rig.engine.timer_after(Duration::from_secs(3600), 1).unwrap();
     rig.poll(Duration::from_millis(5));
-    let known = Known { conn, listener, timer };
+    let known = Ids { conn, listener, timer };
     for (name, call) in CALLS_IN_A_CHILD {
         in_child(|| {
-            if call(&mut rig.engine, known) {
-                Ok(())
-            } else {
-                Err(format!("{name}: another answer"))
-            }
+            if call(&mut rig.engine, known) { Ok(()) } else { Err(format!("{name}: wrong result")) }
         });
     }
-    // All of them on one engine.
+    // All calls on one engine.
     in_child(|| {
         let wrong: Vec<_> =
             CALLS_IN_A_CHILD.iter().filter(|(_, call)| !call(&mut rig.engine, known)).collect();
@@ -286,19 +284,19 @@ pub fn fork_refuses_every_call(variant: &Variant) {
         }
     });
     assert!(rig.engine.timer_cancel(timer) && rig.engine.is_live(conn) && !rig.engine.is_closed());
-    still_works(&mut rig, conn, &mut peer);
+    check_round_trip(&mut rig, conn, &mut peer);
 }
 
-/// Bytes whose owner tells when it is dropped.
-struct Told(&'static AtomicBool);
+/// Bytes whose owner sets a flag when it is dropped.
+struct DropFlag(&'static AtomicBool);
 
-impl AsRef<[u8]> for Told {
+impl AsRef<[u8]> for DropFlag {
     fn as_ref(&self) -> &[u8] {
-        b"told"
+        b"flag"
     }
 }
 
-impl Drop for Told {
+impl Drop for DropFlag {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -311,42 +309,43 @@ pub fn fork_drops_nothing(variant: &Variant) {
     let (conn, mut peer) = rig.pair();
     rig.engine.as_fd().unwrap();
     rig.poll(Duration::from_millis(5));
-    rig.engine.send(conn, Bytes::from_owner(Told(&DROPPED))).unwrap();
+    rig.engine.send(conn, Bytes::from_owner(DropFlag(&DROPPED))).unwrap();
     let mut parts = Some(rig);
     in_child(|| {
         let rig = parts.take().expect("the child's copy");
         let descriptors = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-        // The kernel puts new memory where the parent has its rings: they are not mapped here.
+        // The rings are not mapped in the child, so the kernel may map new memory at their
+        // addresses.
         let map = || {
             let (flags, access) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_READ);
-            // SAFETY: new memory, at an address that the kernel chooses.
+            // SAFETY: maps new memory at an address that the kernel chooses.
             unsafe { libc::mmap(std::ptr::null_mut(), PAGE, access, flags, -1, 0) }
         };
         let pages: Vec<_> = (0..64).map(|_| map()).collect();
         assert!(!pages.contains(&libc::MAP_FAILED), "mmap");
-        // SAFETY: takes no pointers.
+        // SAFETY: takes no pointer.
         let event = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         assert!(event >= 0, "eventfd");
         let open = descriptors();
         drop(rig);
-        // SAFETY: write(2) reads eight bytes, here zeros, or fails with EFAULT where nothing is
-        // mapped. (mincore(2) is no call of the engine, and filters forbid it.)
+        // write(2) fails with EFAULT where nothing is mapped. (Filters forbid mincore(2).)
+        // SAFETY: the kernel checks the address, and reads eight bytes.
         let mapped = |page: &*mut libc::c_void| unsafe { libc::write(event, *page, 8) } == 8;
-        let gone = pages.len() - pages.iter().copied().filter(mapped).count();
+        let unmapped = pages.len() - pages.iter().copied().filter(mapped).count();
         let (closed, dropped) = (open - descriptors(), DROPPED.load(Ordering::Relaxed));
-        match (gone, closed, dropped) {
+        match (unmapped, closed, dropped) {
             (0, 0, false) => Ok(()),
             _ => Err(format!(
-                "{gone} pages unmapped, {closed} descriptors closed, payload dropped: {dropped}"
+                "{unmapped} pages unmapped, {closed} descriptors closed, payload dropped: {dropped}"
             )),
         }
     });
-    let mut rig = parts.expect("only the child took it");
+    let mut rig = parts.expect("only the child takes it");
     rig.run("the send", |_, _| DROPPED.load(Ordering::Relaxed));
-    let mut told = [0; 4];
-    peer.read_exact(&mut told).unwrap();
-    assert_eq!(&told, b"told");
-    still_works(&mut rig, conn, &mut peer);
+    let mut bytes = [0; 4];
+    peer.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"flag");
+    check_round_trip(&mut rig, conn, &mut peer);
 }
 
 pub fn fork_makes_its_own_engine(variant: &Variant) {
@@ -358,24 +357,24 @@ pub fn fork_makes_its_own_engine(variant: &Variant) {
         let inherited = parts.take().expect("the child's copy");
         let mut own = Rig::new(variant);
         let (conn, mut peer) = own.pair();
-        still_works(&mut own, conn, &mut peer);
+        check_round_trip(&mut own, conn, &mut peer);
         drop(inherited);
-        still_works(&mut own, conn, &mut peer);
+        check_round_trip(&mut own, conn, &mut peer);
         drop(own);
         let mut own = Rig::new(variant);
         let (conn, mut peer) = own.pair();
-        still_works(&mut own, conn, &mut peer);
+        check_round_trip(&mut own, conn, &mut peer);
         Ok(())
     });
-    let mut rig = parts.expect("only the child took it");
-    still_works(&mut rig, conn, &mut peer);
+    let mut rig = parts.expect("only the child takes it");
+    check_round_trip(&mut rig, conn, &mut peer);
 }
 
-pub fn fork_wakes_nobody(variant: &Variant) {
+pub fn fork_does_not_wake_the_parent(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     let waker = rig.engine.waker();
-    // From now on each call writes the eventfd, which the child shares.
+    // From now on each `wake` writes to the eventfd, which the child shares.
     let fd = rig.engine.as_fd().unwrap().as_raw_fd();
     while !rig.poll(Duration::from_millis(5)).is_empty() {}
     assert!(!readable(fd, Duration::ZERO));
@@ -389,12 +388,12 @@ pub fn fork_wakes_nobody(variant: &Variant) {
     rig.until("the wake-up", |_, completion| {
         matches!(completion.event, Event::Woken).then_some(())
     });
-    still_works(&mut rig, conn, &mut peer);
+    check_round_trip(&mut rig, conn, &mut peer);
 }
 
 pub fn engines_in_a_row(variant: &Variant) {
-    // A thread has sixteen places for registered rings; an engine that is gone must have given its
-    // place back.
+    // A thread can register sixteen rings (io_uring_register_ring_fd(3)). A dropped engine must
+    // unregister its ring.
     let uses = |engine: &Engine| {
         let used = |report: &&CapabilityReport| report.state == CapabilityState::Used;
         engine

@@ -1,4 +1,4 @@
-//! Time and wake-ups.
+//! Timeouts, timers, wake-ups, and the descriptor of the engine in another event loop.
 
 use crate::Variant;
 use crate::peers::*;
@@ -14,11 +14,11 @@ pub fn poll_times_out(variant: &Variant) {
     let mut rig = Rig::new(variant);
     for span in [Duration::ZERO, Duration::from_micros(300), Duration::from_millis(20)] {
         let start = now();
-        assert_eq!(rig.engine.poll(&mut rig.out, Some(span)).unwrap(), 0);
+        assert_eq!(rig.engine.poll(&mut rig.completions, Some(span)).unwrap(), 0);
         assert!(since(start) >= span, "{:?} instead of {span:?}", since(start));
     }
     let _connected = rig.pair();
-    assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_millis(5))).unwrap(), 0);
+    assert_eq!(rig.engine.poll(&mut rig.completions, Some(Duration::from_millis(5))).unwrap(), 0);
 }
 
 fn fired(list: Vec<Completion>) -> Vec<u64> {
@@ -31,23 +31,22 @@ fn fired(list: Vec<Completion>) -> Vec<u64> {
 }
 
 pub fn long_waits_leave_nothing_behind(variant: &Variant) {
-    // Waits that would last a day, each ended by data at once; the deadlines come nearer, then move
-    // away. Whatever bounded them must not keep the engine from going: the suite counts what is
-    // left.
+    // Polls with timeouts of days, each ended by data at once. The deadlines come nearer, then move
+    // away. Their timeouts must not keep the ring alive: the suite counts descriptors afterwards.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     for round in 0..200u64 {
         peer.write_all(b"x").unwrap();
         let hours = if round < 100 { 200 - round } else { round };
-        rig.engine.poll(&mut rig.out, Some(Duration::from_secs(hours * 3600))).unwrap();
-        let event = rig.out.pop().map(|completion| (completion.conn, completion.event));
+        rig.engine.poll(&mut rig.completions, Some(Duration::from_secs(hours * 3600))).unwrap();
+        let event = rig.completions.pop().map(|completion| (completion.conn, completion.event));
         assert!(
             matches!(&event, Some((from, Event::Received(data)))
                 if *from == conn && data.len() == 1),
             "{event:?}"
         );
     }
-    // A short wait among long ones is as short as it says.
+    // A short timeout after long ones is kept.
     let start = now();
     assert!(rig.poll(Duration::from_millis(20)).is_empty());
     assert!(since(start) >= Duration::from_millis(20));
@@ -66,7 +65,7 @@ pub fn timers_fire_in_order(variant: &Variant) {
         for tag in &list {
             assert!(
                 since(start) >= Duration::from_millis(*tag),
-                "{tag} ms came at {:?}",
+                "the timer of {tag} ms fired at {:?}",
                 since(start)
             );
         }
@@ -79,17 +78,17 @@ pub fn timers_fire_in_order(variant: &Variant) {
 
 pub fn timers_move_and_cancel(variant: &Variant) {
     let mut rig = Rig::with(variant.config().timers_max(3));
-    let gone = rig.engine.timer_after(Duration::from_millis(5), 1).unwrap();
+    let cancelled = rig.engine.timer_after(Duration::from_millis(5), 1).unwrap();
     let moved = rig.engine.timer_after(Duration::from_millis(5), 2).unwrap();
     let early = rig.engine.timer_after(Duration::from_secs(3600), 3).unwrap();
     assert!(matches!(
         rig.engine.timer_after(Duration::ZERO, 4),
         Err(Error::Limit { limit: "timers_max", value: 3 })
     ));
-    assert!(rig.engine.timer_cancel(gone) && !rig.engine.timer_cancel(gone));
+    assert!(rig.engine.timer_cancel(cancelled) && !rig.engine.timer_cancel(cancelled));
     assert!(rig.engine.timer_reset(moved, Duration::from_millis(800)));
     assert!(rig.engine.timer_reset(early, Duration::from_millis(10)));
-    assert_eq!(fired(rig.watch(Duration::from_millis(45))), [3]);
+    assert_eq!(fired(rig.poll_for(Duration::from_millis(45))), [3]);
     rig.until("the moved timer", |_, completion| match completion.event {
         Event::Timer { id } => {
             assert_eq!((id, completion.tag), (moved, 2));
@@ -105,11 +104,11 @@ pub fn an_overdue_timer_does_not_block(variant: &Variant) {
     rig.engine.timer_after(Duration::from_millis(1), 1).unwrap();
     rig.engine.timer_at(now() - Duration::from_secs(1), 2).unwrap();
     sleep(Duration::from_millis(10));
-    // Waits for ever, if it waits.
+    // Without a timeout: it must not wait.
     let mut tags = Vec::new();
     while tags.len() < 2 {
-        rig.engine.poll(&mut rig.out, None).unwrap();
-        tags.extend(rig.out.drain().map(|completion| completion.tag));
+        rig.engine.poll(&mut rig.completions, None).unwrap();
+        tags.extend(rig.completions.drain().map(|completion| completion.tag));
     }
     tags.sort_unstable();
     assert_eq!(tags, [1, 2]);
@@ -138,7 +137,7 @@ pub fn a_hundred_thousand_timers(variant: &Variant) {
     });
 }
 
-pub fn spinning_finds_what_comes_and_rests_when_nothing_does(variant: &Variant) {
+pub fn spinning_finds_completions_and_stops_when_idle(variant: &Variant) {
     let mut rig = Rig::with(variant.config().spin(Duration::from_millis(5)));
     let (conn, mut peer) = rig.pair();
     for _ in 0..50 {
@@ -149,22 +148,25 @@ pub fn spinning_finds_what_comes_and_rests_when_nothing_does(variant: &Variant) 
     for _ in 0..20 {
         let waker = waker.clone();
         let caller = spawn(move || waker.wake());
-        assert_eq!(rig.engine.poll(&mut rig.out, None).unwrap(), 1);
-        assert!(matches!(rig.out.pop().unwrap().event, Event::Woken));
+        assert_eq!(rig.engine.poll(&mut rig.completions, None).unwrap(), 1);
+        assert!(matches!(rig.completions.pop().unwrap().event, Event::Woken));
         caller.join().unwrap();
     }
-    // Nothing comes: it is not looked for before each sleep.
+    // Idle: the engine stops spinning before each sleep.
     let before = rig.engine.stats();
     for _ in 0..300 {
         let start = now();
-        assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_micros(300))).unwrap(), 0);
+        assert_eq!(
+            rig.engine.poll(&mut rig.completions, Some(Duration::from_micros(300))).unwrap(),
+            0
+        );
         assert!(since(start) >= Duration::from_micros(300));
     }
     let stats = rig.engine.stats();
     assert_eq!(stats.spins_found, before.spins_found);
     assert!(
         stats.spins - before.spins < 100,
-        "{} looks before 300 sleeps",
+        "{} spins before 300 sleeps",
         stats.spins - before.spins
     );
     assert_eq!(stats.spins > 0, variant.simulated().is_none());
@@ -175,14 +177,14 @@ pub fn wake_from_another_thread(variant: &Variant) {
     let waker = rig.engine.waker();
     for _ in 0..50 {
         let waker = waker.clone();
-        let sleeper = spawn(move || {
+        let caller = spawn(move || {
             sleep(Duration::from_micros(500));
             waker.wake();
         });
-        // Without a limit: only the wake-up ends it.
-        assert_eq!(rig.engine.poll(&mut rig.out, None).unwrap(), 1);
-        assert!(matches!(rig.out.pop().unwrap().event, Event::Woken));
-        sleeper.join().unwrap();
+        // Without a timeout: only the wake-up ends the poll.
+        assert_eq!(rig.engine.poll(&mut rig.completions, None).unwrap(), 1);
+        assert!(matches!(rig.completions.pop().unwrap().event, Event::Woken));
+        caller.join().unwrap();
     }
     drop(rig);
     waker.wake();
@@ -192,18 +194,19 @@ pub fn endless_durations(variant: &Variant) {
     const ENDLESS: Duration = Duration::MAX;
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
     let mut rig = Rig::new(variant);
-    // More than the kernel's clock can add, in nanoseconds and in whole; the last one with timers.
+    // More than the kernel's clock can represent, in nanoseconds and in seconds. The last one has
+    // timers.
     for timeout in [ENDLESS, Duration::from_secs(12_000_000_000), 2 * CENTURY, ENDLESS] {
         let (waker, turns) = (rig.engine.waker(), rig.engine.stats().turns);
-        let sleeper = spawn(move || {
+        let caller = spawn(move || {
             sleep(Duration::from_millis(20));
             waker.wake();
         });
-        assert_eq!(rig.engine.poll(&mut rig.out, Some(timeout)).unwrap(), 1);
-        assert!(matches!(rig.out.pop().unwrap().event, Event::Woken));
+        assert_eq!(rig.engine.poll(&mut rig.completions, Some(timeout)).unwrap(), 1);
+        assert!(matches!(rig.completions.pop().unwrap().event, Event::Woken));
         let turns = rig.engine.stats().turns - turns;
-        assert!(turns < 20, "it must sleep, not look {turns} times");
-        sleeper.join().unwrap();
+        assert!(turns < 20, "it must sleep: {turns} turns");
+        caller.join().unwrap();
         if timeout == 2 * CENTURY {
             let timer = rig.engine.timer_after(ENDLESS, 1).unwrap();
             rig.engine.timer_at(rig.engine.now() + CENTURY, 2).unwrap();
@@ -228,15 +231,15 @@ pub fn endless_durations(variant: &Variant) {
     std::io::Read::read_exact(&mut peer, &mut [0; 3]).unwrap();
     assert!(rig.engine.is_live(connecting));
     drop(peer);
-    assert_eq!(rig.end_of(conn).kind, CloseKind::Local);
-    // The drop waits for what is in flight, without an end; what is left is one connect.
+    assert_eq!(rig.wait_closed(conn).kind, CloseKind::Local);
+    // The drop waits without a limit for what is in flight: one connect, which it cancels.
     drop(rig);
     drop(listener);
 }
 
 pub fn wake_storm(variant: &Variant) {
-    // Eight threads hand over numbers and wake; each number must be picked up without a time limit
-    // on any wait.
+    // Eight threads count up and wake. The engine must see every count, although its polls have no
+    // timeout.
     let mut rig = Rig::new(variant);
     let (count, each) = (Arc::new(AtomicUsize::new(0)), 3_000);
     let threads: Vec<_> = (0..8)
@@ -252,12 +255,15 @@ pub fn wake_storm(variant: &Variant) {
         .collect();
     let mut wakes = 0;
     while count.load(Ordering::SeqCst) < 8 * each {
-        rig.engine.poll(&mut rig.out, None).unwrap();
-        wakes +=
-            rig.out.drain().filter(|completion| matches!(completion.event, Event::Woken)).count();
+        rig.engine.poll(&mut rig.completions, None).unwrap();
+        wakes += rig
+            .completions
+            .drain()
+            .filter(|completion| matches!(completion.event, Event::Woken))
+            .count();
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    // On one core the threads may be done before the first poll.
+    // On one core the threads may end before the first poll.
     wakes += rig.poll(Duration::ZERO).len();
     assert!((1..=8 * each).contains(&wakes), "{wakes} wake-ups");
 }
@@ -268,17 +274,17 @@ pub fn wakes_are_coalesced(variant: &Variant) {
     for _ in 0..1000 {
         waker.wake();
     }
-    let events = rig.watch(Duration::from_millis(30));
+    let events = rig.poll_for(Duration::from_millis(30));
     assert!(matches!(events[..], [Completion { event: Event::Woken, .. }]), "{events:?}");
 }
 
-/// Whether a descriptor becomes readable in that time.
+/// Whether a descriptor becomes readable within the timeout.
 pub fn readable(fd: i32, timeout: Duration) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let deadline = now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(now()).as_millis() as i32;
-        // SAFETY: one pollfd, alive through the call.
+        // SAFETY: one pollfd, which outlives the call.
         match unsafe { libc::poll(&mut poll, 1, left) } {
             -1 => {
                 assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted)
@@ -290,11 +296,11 @@ pub fn readable(fd: i32, timeout: Duration) -> bool {
 }
 
 pub fn foreign_loop(variant: &Variant) {
-    // The engine sleeps in somebody else's epoll: its descriptor must say when there is something
-    // to do.
+    // Another event loop sleeps: the descriptor of the engine must be readable when the engine has
+    // work.
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
-    // A wait that ended before its time has nothing to say later.
+    // The timeout of a poll that ended early must not make the descriptor readable later.
     peer.write_all(b"x").unwrap();
     assert_eq!(rig.poll(Duration::from_millis(40)).len(), 1);
     let fd = rig.engine.as_fd().unwrap().as_raw_fd();
@@ -311,7 +317,7 @@ pub fn foreign_loop(variant: &Variant) {
     };
     drain(&mut rig);
     drain(&mut rig);
-    assert!(!readable(fd, Duration::from_millis(80)), "nothing to do, yet readable");
+    assert!(!readable(fd, Duration::from_millis(80)), "readable without work");
     for round in 0..20u8 {
         peer.write_all(&[round]).unwrap();
         assert!(readable(fd, patience()), "round {round}");
@@ -327,7 +333,7 @@ pub fn foreign_loop(variant: &Variant) {
         );
     }
     rig.engine.send(conn, "staged outside of poll").unwrap();
-    assert!(readable(fd, patience()), "something is staged");
+    assert!(readable(fd, patience()), "a send is staged");
     drain(&mut rig);
     let mut bytes = [0; 22];
     std::io::Read::read_exact(&mut peer, &mut bytes).unwrap();
@@ -362,7 +368,8 @@ pub fn foreign_loop(variant: &Variant) {
 
 pub fn signal_storm(variant: &Variant) {
     extern "C" fn ignore(_: libc::c_int) {}
-    // SAFETY: a handler that does nothing, without SA_RESTART: every blocking call is interrupted.
+    // Without SA_RESTART, so that the signal interrupts every blocking call.
+    // SAFETY: the handler does nothing, and the action is valid.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = ignore as *const () as usize;
@@ -371,9 +378,9 @@ pub fn signal_storm(variant: &Variant) {
     let mut rig = Rig::new(variant);
     let (conn, mut peer) = rig.pair();
     let stop = Arc::new(AtomicBool::new(false));
-    // SAFETY: the id of this thread, which outlives the storm.
+    // SAFETY: takes no pointer. This thread outlives the one that sends the signals.
     let target = unsafe { libc::pthread_self() } as usize;
-    let storm = {
+    let sender = {
         let stop = Arc::clone(&stop);
         spawn(move || {
             while !stop.load(Ordering::Relaxed) {
@@ -384,8 +391,8 @@ pub fn signal_storm(variant: &Variant) {
         })
     };
     let start = now();
-    assert_eq!(rig.engine.poll(&mut rig.out, Some(Duration::from_millis(50))).unwrap(), 0);
-    assert!(since(start) >= Duration::from_millis(50), "a signal cut the wait short");
+    assert_eq!(rig.engine.poll(&mut rig.completions, Some(Duration::from_millis(50))).unwrap(), 0);
+    assert!(since(start) >= Duration::from_millis(50), "a signal ended the poll early");
     let echo = spawn(move || {
         let mut bytes = vec![0; 2 << 20];
         let mut done = 0;
@@ -398,6 +405,6 @@ pub fn signal_storm(variant: &Variant) {
     rig.engine.send(conn, pattern(2 << 20)).unwrap();
     assert!(rig.receive(conn, 2 << 20) == pattern(2 << 20));
     stop.store(true, Ordering::Relaxed);
-    storm.join().unwrap();
+    sender.join().unwrap();
     drop(echo.join().unwrap());
 }

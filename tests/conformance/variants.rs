@@ -1,66 +1,60 @@
-//! The ways to run the engine that the suite knows.
+//! The variants: the ways to run the engine. Owns: their list, and the configuration of each. Must
+//! not know the scenarios.
 
 use proactor::{Backend, Capability, Config, Tier, sim};
 
-/// One way to run the engine.
+/// One way to run the engine: a backend, a tier, and the capabilities that it may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     pub name: &'static str,
-    /// `None`: whatever the engine chooses.
+    /// `None`: the engine chooses.
     backend: Option<Backend>,
     tier: Option<Tier>,
-    hidden: Hidden,
+    mask: Mask,
     hardened: bool,
-    /// In a simulated world: how often each harmless fault happens.
+    /// In a simulated world: the probability of each harmless fault.
     faults: f64,
 }
 
-/// Which capabilities the engine is not to see.
+/// Which capabilities the engine must not use.
 #[derive(Clone, Copy, Debug)]
-enum Hidden {
+enum Mask {
     None,
     These(&'static [Capability]),
-    /// All that a kernel of this version, as it first was, does not have.
+    /// All that the first release of this kernel version does not have.
     After(u32, u32),
 }
 
-/// What the engine chooses by itself.
+/// The engine chooses the backend and the tier.
 pub static AUTO: Variant = Variant {
     name: "auto",
     backend: None,
     tier: None,
-    hidden: Hidden::None,
+    mask: Mask::None,
     hardened: false,
     faults: 0.0,
 };
 
-pub static EPOLL: Variant = epoll("epoll", Hidden::None);
+pub static EPOLL: Variant = epoll("epoll", Mask::None);
 
-/// As on 5.6, on a ring whose restrictions let no later operation or flag pass. (The restrictions
-/// themselves are of 5.10: they are the mask, not what it hides.)
+/// As on 5.6: the ring has restrictions that refuse later operations and flags. (Restrictions are
+/// of 5.10 themselves; they only enforce the mask.)
 pub static AS_5_6: Variant =
-    Variant { hardened: true, ..uring("uring/polled-as-5.6", Tier::Polled, Hidden::After(5, 6)) };
+    Variant { hardened: true, ..uring("uring/polled-as-5.6", Tier::Polled, Mask::After(5, 6)) };
 
-const fn uring(name: &'static str, tier: Tier, hidden: Hidden) -> Variant {
+const fn uring(name: &'static str, tier: Tier, mask: Mask) -> Variant {
     Variant {
         name,
         backend: Some(Backend::Uring),
         tier: Some(tier),
-        hidden,
+        mask,
         hardened: false,
         faults: 0.0,
     }
 }
 
-const fn epoll(name: &'static str, hidden: Hidden) -> Variant {
-    Variant {
-        name,
-        backend: Some(Backend::Epoll),
-        tier: None,
-        hidden,
-        hardened: false,
-        faults: 0.0,
-    }
+const fn epoll(name: &'static str, mask: Mask) -> Variant {
+    Variant { name, backend: Some(Backend::Epoll), tier: None, mask, hardened: false, faults: 0.0 }
 }
 
 const fn sim(name: &'static str, faults: f64) -> Variant {
@@ -68,23 +62,23 @@ const fn sim(name: &'static str, faults: f64) -> Variant {
         name,
         backend: Some(Backend::Sim),
         tier: None,
-        hidden: Hidden::None,
+        mask: Mask::None,
         hardened: false,
         faults,
     }
 }
 
-const PLAIN: Hidden = Hidden::These(&[Capability::Incremental, Capability::MultishotAccept]);
+const WHOLE_BUFFERS: Mask = Mask::These(&[Capability::Incremental, Capability::MultishotAccept]);
 
 pub static VARIANTS: &[Variant] = &[
-    uring("uring/deferred", Tier::Deferred, Hidden::None),
-    uring("uring/deferred-whole-buffers", Tier::Deferred, PLAIN),
-    uring("uring/multishot", Tier::Multishot, Hidden::None),
-    uring("uring/oneshot", Tier::Oneshot, Hidden::None),
-    uring("uring/oneshot-as-5.10", Tier::Oneshot, Hidden::After(5, 10)),
-    uring("uring/polled", Tier::Polled, Hidden::None),
-    epoll("epoll", Hidden::None),
-    epoll("epoll/milliseconds", Hidden::These(&[Capability::EpollPwait2])),
+    uring("uring/deferred", Tier::Deferred, Mask::None),
+    uring("uring/deferred-whole-buffers", Tier::Deferred, WHOLE_BUFFERS),
+    uring("uring/multishot", Tier::Multishot, Mask::None),
+    uring("uring/oneshot", Tier::Oneshot, Mask::None),
+    uring("uring/oneshot-as-5.10", Tier::Oneshot, Mask::After(5, 10)),
+    uring("uring/polled", Tier::Polled, Mask::None),
+    epoll("epoll", Mask::None),
+    epoll("epoll/milliseconds", Mask::These(&[Capability::EpollPwait2])),
     sim("sim", 0.0),
     sim("sim/faulty", 0.1),
 ];
@@ -98,18 +92,18 @@ impl Variant {
         if let Some(tier) = self.tier {
             config = config.tier(tier);
         }
-        let hidden = Capability::all().filter(|capability| self.hides(*capability));
-        hidden.fold(config, Config::disable)
+        let mask = Capability::all().filter(|capability| self.masks(*capability));
+        mask.fold(config, Config::disable)
     }
 
-    fn hides(&self, capability: Capability) -> bool {
+    fn masks(&self, capability: Capability) -> bool {
         if self.hardened && capability == Capability::Restrictions {
             return false;
         }
-        match self.hidden {
-            Hidden::None => false,
-            Hidden::These(list) => list.contains(&capability),
-            Hidden::After(major, minor) => {
+        match self.mask {
+            Mask::None => false,
+            Mask::These(list) => list.contains(&capability),
+            Mask::After(major, minor) => {
                 let mut parts = capability
                     .kernel()
                     .split('.')
@@ -119,18 +113,18 @@ impl Variant {
         }
     }
 
-    /// The fault plan, of a simulated variant.
+    /// The faults of a simulated variant; `None` for a kernel's.
     pub fn simulated(&self) -> Option<sim::Faults> {
         (self.backend == Some(Backend::Sim)).then(|| sim::Faults::harmless(self.faults))
     }
 
-    /// True if operations may be cut short or come late at any time.
+    /// True if faults cut operations short or delay them.
     pub fn is_faulty(&self) -> bool {
         self.faults > 0.0
     }
 
-    /// True if the engine chooses for itself.
-    pub fn is_free(&self) -> bool {
+    /// True if the engine chooses the backend.
+    pub fn is_auto(&self) -> bool {
         self.backend.is_none()
     }
 

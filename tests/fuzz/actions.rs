@@ -70,8 +70,8 @@ impl Program<'_> {
         }
     }
 
-    /// A call on a connection. The id may be stale: the engine may have ended the connection already,
-    /// and `Closed` follows with a later poll.
+    /// A call on a connection. The id may be stale: the engine may have ended the connection
+    /// already, and `Closed` follows with a later poll.
     pub(super) fn call(
         &mut self,
         index: usize,

@@ -189,8 +189,8 @@ impl Program<'_> {
     }
 
     fn drained(&mut self, index: usize, conn: usize) -> Result<(), String> {
-        // If the last poll had no room for all events, this one may have been delayed, and the queue
-        // may have filled again.
+        // If the last poll had no room for all events, this one may have been delayed, and the
+        // queue may have filled again.
         let untouched =
             !self.model.conns[conn].sent_since_poll && self.nodes[index].previous_poll_complete;
         self.model.conns[conn].send_refused = false;

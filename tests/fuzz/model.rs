@@ -1,7 +1,7 @@
-//! The model of a random program. Owns: what each connection sent and received, and which calls were
-//! made on it. Its invariant: every byte arrives once and in order, or the connection ends with a
-//! reason; each connection ends once. An event that violates it is an error with a text. Must not
-//! know the engines: it sees calls and events only.
+//! The model of a random program. Owns: what each connection sent and received, and which calls
+//! were made on it. Its invariant: every byte arrives once and in order, or the connection ends
+//! with a reason; each connection ends once. An event that violates it is an error with a text.
+//! Must not know the engines: it sees calls and events only.
 
 use super::Rng;
 use proactor::{CloseKind, CloseReason, ConnId};

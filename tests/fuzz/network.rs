@@ -98,8 +98,8 @@ impl Network {
         }
     }
 
-    /// Lets time pass: at most `events` events in a simulated world, a short sleep on a kernel. Returns
-    /// false if the world has no more events.
+    /// Lets time pass: at most `events` events in a simulated world, a short sleep on a kernel.
+    /// Returns false if the world has no more events.
     pub fn step(&self, events: usize) -> bool {
         match self {
             // Time does not pass while an engine has a completion to reap.

@@ -1,31 +1,32 @@
-//! One client and what it is up to. Owns: what each kind does next, and how it may end.
+//! One client. Owns: its kind, its progress, and the ends that are correct for it. Must not know
+//! the engine.
 
 use proactor::CloseKind;
 
 /// A kind of client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Messages, and their echo.
+    /// Sends messages and checks their echo.
     Talker,
-    /// One byte at a time.
+    /// Sends one byte at a time.
     Trickler,
-    /// All at once, then the FIN, then reads the echo to its end.
+    /// Sends everything, then its FIN, then reads the echo to the end.
     HalfCloser,
-    /// The same, and reads nothing for a while.
+    /// Like the half-closer, but reads nothing for a while.
     Sleeper,
     /// Sends and never reads.
     Flooder,
-    /// A reset in the middle of a message.
+    /// Resets the connection in the middle of the echo.
     Resetter,
-    /// Gone before it is there.
-    Runner,
-    /// Says nothing at all.
+    /// Closes or aborts before the connect has completed.
+    Leaver,
+    /// Sends nothing.
     Silent,
 }
 
 impl Kind {
-    /// Most are decent.
-    pub const DRAW: [Kind; 16] = [
+    /// The distribution of kinds: most are well-behaved.
+    pub const DISTRIBUTION: [Kind; 16] = [
         Kind::Talker,
         Kind::Talker,
         Kind::Talker,
@@ -39,34 +40,34 @@ impl Kind {
         Kind::Flooder,
         Kind::Resetter,
         Kind::Resetter,
-        Kind::Runner,
-        Kind::Runner,
+        Kind::Leaver,
+        Kind::Leaver,
         Kind::Silent,
     ];
 
-    /// True if it stays until it is told to leave.
-    pub fn lingers(self) -> bool {
+    /// True if it does not end without a timer or the end of the round.
+    pub fn stays(self) -> bool {
         matches!(self, Kind::Flooder | Kind::Silent)
     }
 }
 
 /// One client.
-pub struct Actor {
+pub struct Client {
     pub kind: Kind,
-    /// How many bytes it means to send, and to have back.
+    /// How many bytes it sends and expects back.
     pub goal: usize,
     pub sent: usize,
     pub received: usize,
-    /// Where in the pattern its stream begins.
+    /// The offset in the pattern at which its stream begins.
     pub offset: usize,
-    /// How many bytes may be on their way.
+    /// How many bytes it keeps in flight at most.
     pub window: usize,
     pub message: usize,
-    /// The last life that a timer was started in.
-    pub life: u32,
+    /// A number of its own, so that a timer of an earlier client in the same place is ignored.
+    pub number: u32,
 }
 
-impl Actor {
+impl Client {
     /// How many bytes to send next.
     pub fn next_message(&self) -> usize {
         let room = self.window.saturating_sub(self.sent - self.received);
@@ -77,20 +78,20 @@ impl Actor {
         self.received == self.goal
     }
 
-    /// What is wrong with this end, if something is.
-    pub fn objection(&self, end: CloseKind) -> Option<String> {
-        let decent = matches!(end, CloseKind::Local | CloseKind::PeerClosed);
-        let fine = match self.kind {
+    /// Why this end is wrong for the client, if it is.
+    pub fn wrong_end(&self, end: CloseKind) -> Option<String> {
+        let orderly = matches!(end, CloseKind::Local | CloseKind::PeerClosed);
+        let correct = match self.kind {
             Kind::Talker | Kind::Trickler | Kind::HalfCloser | Kind::Sleeper => {
-                decent && self.is_finished()
+                orderly && self.is_finished()
             }
-            Kind::Silent => decent,
+            Kind::Silent => orderly,
             Kind::Flooder | Kind::Resetter => end == CloseKind::Aborted,
-            Kind::Runner => decent || end == CloseKind::Aborted,
+            Kind::Leaver => orderly || end == CloseKind::Aborted,
         };
-        (!fine).then(|| {
+        (!correct).then(|| {
             format!(
-                "{:?} ended with {end:?}; sent {} of {}, had {} back",
+                "{:?} ended with {end:?}; sent {} of {}, received {}",
                 self.kind, self.sent, self.goal, self.received
             )
         })

@@ -1,7 +1,7 @@
-//! The clients of a soak, all on one engine. Owns: their lives, one after the other, and what they
-//! saw.
+//! All clients of the soak test, on one engine. Owns: who is connected, the bytes that each must
+//! receive, and the counts. Must not know the server, except its address.
 
-use crate::actor::{Actor, Kind};
+use crate::actor::{Client, Kind};
 use crate::server::Sample;
 use bytes::Bytes;
 use proactor::{Completion, Completions, ConnId, ConnectOptions, Engine, Event, SendError};
@@ -9,27 +9,31 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// The pattern repeats after a prime number of bytes, so that a block lost or doubled shows.
+/// The pattern repeats after a prime number of bytes, so that a lost or repeated block changes the
+/// stream.
 const PERIOD: usize = 65_521;
 const MESSAGE_MAX: usize = 1 << 16;
 
-pub struct Crowd {
+pub struct Clients {
     engine: Engine,
     completions: Completions,
     addr: SocketAddr,
     pattern: Bytes,
-    random: u64,
-    actors: Vec<Option<(ConnId, Actor)>>,
-    /// Whether who leaves is followed by another.
+    /// Of the random numbers (xorshift64).
+    state: u64,
+    clients: Vec<Option<(ConnId, Client)>>,
+    /// Whether a client that has ended is replaced by a new one.
     refill: bool,
-    lives: u32,
+    /// How many clients were started.
+    started: u32,
     ended: BTreeMap<Kind, u64>,
     bytes: u64,
-    objection: Option<String>,
+    /// The first error of a client.
+    error: Option<String>,
 }
 
-impl Crowd {
-    pub fn new(engine: Engine, addr: SocketAddr, seed: u64) -> Crowd {
+impl Clients {
+    pub fn new(engine: Engine, addr: SocketAddr, seed: u64) -> Clients {
         let mut state = 1u32;
         let mut byte = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -37,112 +41,112 @@ impl Crowd {
         };
         let period: Vec<u8> = (0..PERIOD).map(|_| byte()).collect();
         let pattern: Vec<u8> = period.iter().copied().cycle().take(PERIOD + MESSAGE_MAX).collect();
-        Crowd {
+        Clients {
             engine,
             completions: Completions::with_capacity(1024),
             addr,
             pattern: pattern.into(),
-            random: seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15),
-            actors: Vec::new(),
+            state: seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15),
+            clients: Vec::new(),
             refill: false,
-            lives: 0,
+            started: 0,
             ended: BTreeMap::new(),
             bytes: 0,
-            objection: None,
+            error: None,
         }
     }
 
-    /// One round: so many clients for so long, each followed by another when it ends; then all end.
-    /// Returns what `sample` saw when it was busiest.
+    /// Runs one round: keeps `count` clients for the time of the round, then lets all end. Returns
+    /// a sample of the server from the middle of the round.
     pub fn run(
         &mut self,
         round: Duration,
-        clients: usize,
+        count: usize,
         mut sample: impl FnMut() -> Sample,
     ) -> Result<Sample, String> {
         let end = Instant::now() + round;
-        let mut busiest = None;
+        let mut busy = None;
         self.refill = true;
-        self.actors.resize_with(clients, || None);
-        (0..clients).for_each(|index| self.enter(index));
+        self.clients.resize_with(count, || None);
+        (0..count).for_each(|index| self.start_client(index));
         while Instant::now() < end {
             self.poll(end)?;
-            if busiest.is_none() && end.saturating_duration_since(Instant::now()) < round / 2 {
-                busiest = Some(sample());
+            if busy.is_none() && end.saturating_duration_since(Instant::now()) < round / 2 {
+                busy = Some(sample());
             }
         }
         self.refill = false;
-        self.send_the_lingering_home();
-        let patience = Instant::now() + Duration::from_secs(120);
+        self.end_staying_clients();
+        let deadline = Instant::now() + Duration::from_secs(120);
         while self.engine.connections() > 0 {
-            if Instant::now() > patience {
-                let left: Vec<Kind> =
-                    self.actors.iter().flatten().map(|(_, actor)| actor.kind).collect();
-                return Err(format!("clients that never end: {left:?}"));
+            if Instant::now() > deadline {
+                let open: Vec<Kind> =
+                    self.clients.iter().flatten().map(|(_, client)| client.kind).collect();
+                return Err(format!("clients that never end: {open:?}"));
             }
-            self.poll(patience)?;
+            self.poll(deadline)?;
         }
-        Ok(busiest.unwrap_or_else(sample))
+        Ok(busy.unwrap_or_else(sample))
     }
 
-    /// What they did so far.
+    /// How much the clients have done.
     pub fn report(&self) -> String {
         let ended: u64 = self.ended.values().sum();
         format!("{ended} clients, {} MiB verified", self.bytes >> 20)
     }
 
-    /// Each kind has been there.
-    pub fn check_variety(&self) -> Result<(), String> {
-        let missing = Kind::DRAW.iter().find(|kind| !self.ended.contains_key(kind));
+    /// Checks that a client of each kind has ended.
+    pub fn check_all_kinds_ended(&self) -> Result<(), String> {
+        let missing = Kind::DISTRIBUTION.iter().find(|kind| !self.ended.contains_key(kind));
         missing.map_or(Ok(()), |kind| {
-            Err(format!("no {kind:?} ended; the soak was too short: {:?}", self.ended))
+            Err(format!("no {kind:?} ended; the test was too short: {:?}", self.ended))
         })
     }
 
-    fn draw(&mut self, below: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as usize % below
+    fn random(&mut self, below: usize) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 11) as usize % below
     }
 
-    /// A new client takes a place.
-    fn enter(&mut self, index: usize) {
-        let kind = Kind::DRAW[self.draw(Kind::DRAW.len())];
+    /// Connects a new client.
+    fn start_client(&mut self, index: usize) {
+        let kind = Kind::DISTRIBUTION[self.random(Kind::DISTRIBUTION.len())];
         let goal = match kind {
-            Kind::Trickler => 1 + self.draw(100),
-            Kind::HalfCloser | Kind::Sleeper => 1 + self.draw(400_000),
+            Kind::Trickler => 1 + self.random(100),
+            Kind::HalfCloser | Kind::Sleeper => 1 + self.random(400_000),
             Kind::Silent => 0,
             Kind::Flooder => usize::MAX,
-            _ => 1 + self.draw(200_000),
+            _ => 1 + self.random(200_000),
         };
         let (window, message) = match kind {
             Kind::Trickler => (1, 1),
-            Kind::Talker | Kind::Resetter => (1 + self.draw(60_000), 1 + self.draw(16_000)),
+            Kind::Talker | Kind::Resetter => (1 + self.random(60_000), 1 + self.random(16_000)),
             _ => (usize::MAX, MESSAGE_MAX),
         };
-        self.lives = self.lives.wrapping_add(1);
-        let offset = self.draw(PERIOD);
-        let actor =
-            Actor { kind, goal, sent: 0, received: 0, offset, window, message, life: self.lives };
-        // Spread over source addresses: a soak opens more connections than one has ports for.
+        self.started = self.started.wrapping_add(1);
+        let offset = self.random(PERIOD);
+        let number = self.started;
+        let client = Client { kind, goal, sent: 0, received: 0, offset, window, message, number };
+        // Many source addresses: the test opens more connections than one address has ports.
         let local = Ipv4Addr::new(
             127,
-            self.draw(250) as u8,
-            self.draw(250) as u8,
-            1 + self.draw(250) as u8,
+            self.random(250) as u8,
+            self.random(250) as u8,
+            1 + self.random(250) as u8,
         );
         let local = Some(SocketAddr::new(IpAddr::V4(local), 0));
         let options = ConnectOptions { local, tag: index as u64, ..ConnectOptions::default() };
         let conn =
             self.engine.connect(self.addr, options).expect("an address and room for one more");
-        self.actors[index] = Some((conn, actor));
-        if kind == Kind::Runner {
-            let way = self.draw(3);
-            if way > 0 {
-                self.speak(index);
+        self.clients[index] = Some((conn, client));
+        if kind == Kind::Leaver {
+            let variant = self.random(3);
+            if variant > 0 {
+                self.send(index);
             }
-            let _ = if way == 2 { self.engine.close(conn) } else { self.engine.abort(conn) };
+            let _ = if variant == 2 { self.engine.close(conn) } else { self.engine.abort(conn) };
         }
     }
 
@@ -155,116 +159,114 @@ impl Crowd {
         while let Some(completion) = self.completions.pop() {
             self.handle(completion);
         }
-        self.objection.take().map_or(Ok(()), Err)
+        self.error.take().map_or(Ok(()), Err)
     }
 
     fn handle(&mut self, completion: Completion) {
         let index = completion.tag as usize;
         match completion.event {
-            Event::Timer { .. } => self.awake(completion.tag),
-            Event::Connected => self.begin(index),
-            Event::Received(data) => self.listen(index, &data),
-            Event::Drained => self.speak(index),
+            Event::Timer { .. } => self.timer_fired(completion.tag),
+            Event::Connected => self.connected(index),
+            Event::Received(data) => self.received(index, &data),
+            Event::Drained => self.send(index),
             Event::ReadClosed => drop(self.engine.close(completion.conn)),
             Event::Closed(reason) => {
-                let (_, actor) = self.actors[index].take().expect("one end each");
-                *self.ended.entry(actor.kind).or_default() += 1;
-                if let Some(what) = actor.objection(reason.kind) {
-                    self.objection.get_or_insert(format!("{what} ({reason})"));
+                let (_, client) = self.clients[index].take().expect("each connection ends once");
+                *self.ended.entry(client.kind).or_default() += 1;
+                if let Some(what) = client.wrong_end(reason.kind) {
+                    self.error.get_or_insert(format!("{what} ({reason})"));
                 }
                 if self.refill {
-                    self.enter(index);
+                    self.start_client(index);
                 }
             }
             _ => {}
         }
     }
 
-    fn begin(&mut self, index: usize) {
-        let Some((conn, actor)) = &self.actors[index] else { return };
-        let (conn, kind, tag) = (*conn, actor.kind, u64::from(actor.life) << 32 | index as u64);
+    fn connected(&mut self, index: usize) {
+        let Some((conn, client)) = &self.clients[index] else { return };
+        let (conn, kind, tag) = (*conn, client.kind, u64::from(client.number) << 32 | index as u64);
         if matches!(kind, Kind::Sleeper | Kind::Flooder) {
             let _ = self.engine.pause_reads(conn);
         }
-        let nap = match kind {
-            Kind::Sleeper => Some(1 + self.draw(200)),
-            Kind::Flooder | Kind::Silent => Some(1 + self.draw(3_000)),
+        let pause_ms = match kind {
+            Kind::Sleeper => Some(1 + self.random(200)),
+            Kind::Flooder | Kind::Silent => Some(1 + self.random(3_000)),
             _ => None,
         };
-        if let Some(ms) = nap {
+        if let Some(ms) = pause_ms {
             self.engine
                 .timer_after(Duration::from_millis(ms as u64), tag)
-                .expect("room for a timer each");
+                .expect("one timer per client");
         }
-        self.speak(index);
+        self.send(index);
     }
 
-    /// Sends what may be sent now.
-    fn speak(&mut self, index: usize) {
-        let Some((conn, actor)) = &mut self.actors[index] else { return };
-        while actor.sent < actor.goal {
-            let len = actor.next_message();
+    /// Sends as much as the window and the send queue allow.
+    fn send(&mut self, index: usize) {
+        let Some((conn, client)) = &mut self.clients[index] else { return };
+        while client.sent < client.goal {
+            let len = client.next_message();
             if len == 0 {
                 return;
             }
-            let start = (actor.offset + actor.sent) % PERIOD;
+            let start = (client.offset + client.sent) % PERIOD;
             match self.engine.send(*conn, self.pattern.slice(start..start + len)) {
-                Ok(()) => actor.sent += len,
-                // Goes on with `Drained`; or its end is on the way.
+                Ok(()) => client.sent += len,
+                // `Drained` or `Closed` follows.
                 Err(SendError::Full(_) | SendError::Closed(_)) => return,
                 Err(error) => {
-                    self.objection.get_or_insert(error.to_string());
+                    self.error.get_or_insert(error.to_string());
                     return;
                 }
             }
         }
-        if matches!(actor.kind, Kind::HalfCloser | Kind::Sleeper) {
+        if matches!(client.kind, Kind::HalfCloser | Kind::Sleeper) {
             let _ = self.engine.shutdown_write(*conn);
         }
     }
 
-    /// Checks what came back.
-    fn listen(&mut self, index: usize, data: &[u8]) {
-        let Some((conn, actor)) = &mut self.actors[index] else { return };
+    /// Checks the echo.
+    fn received(&mut self, index: usize, data: &[u8]) {
+        let Some((conn, client)) = &mut self.clients[index] else { return };
         let conn = *conn;
         for chunk in data.chunks(MESSAGE_MAX) {
-            let start = (actor.offset + actor.received) % PERIOD;
+            let start = (client.offset + client.received) % PERIOD;
             if *chunk != self.pattern[start..start + chunk.len()] {
-                let what = format!(
-                    "{:?}: other bytes than were sent, near {}",
-                    actor.kind, actor.received
-                );
-                self.objection.get_or_insert(what);
+                let what = format!("{:?}: wrong bytes near {}", client.kind, client.received);
+                self.error.get_or_insert(what);
             }
-            actor.received += chunk.len();
+            client.received += chunk.len();
         }
         self.bytes += data.len() as u64;
-        match actor.kind {
-            Kind::Resetter if actor.received > actor.goal / 2 => drop(self.engine.abort(conn)),
-            Kind::Talker | Kind::Trickler if actor.is_finished() => drop(self.engine.close(conn)),
-            _ => self.speak(index),
+        match client.kind {
+            Kind::Resetter if client.received > client.goal / 2 => drop(self.engine.abort(conn)),
+            Kind::Talker | Kind::Trickler if client.is_finished() => drop(self.engine.close(conn)),
+            _ => self.send(index),
         }
     }
 
-    /// Somebody's timer fired; it may be somebody of an earlier life.
-    fn awake(&mut self, tag: u64) {
-        let (life, index) = ((tag >> 32) as u32, tag as u32 as usize);
-        let Some((conn, actor)) =
-            self.actors[index].as_ref().filter(|(_, actor)| actor.life == life)
+    /// The timer of a client fired. The client may have ended since.
+    fn timer_fired(&mut self, tag: u64) {
+        let (number, index) = ((tag >> 32) as u32, tag as u32 as usize);
+        let Some((conn, client)) =
+            self.clients[index].as_ref().filter(|(_, client)| client.number == number)
         else {
             return;
         };
-        let _ = match actor.kind {
+        let _ = match client.kind {
             Kind::Sleeper => self.engine.resume_reads(*conn),
             Kind::Silent => self.engine.close(*conn),
             _ => self.engine.abort(*conn),
         };
     }
 
-    fn send_the_lingering_home(&mut self) {
-        for (conn, actor) in self.actors.iter().flatten() {
-            if actor.kind.lingers() {
-                let _ = if actor.kind == Kind::Silent {
+    /// Ends the clients that would stay.
+    fn end_staying_clients(&mut self) {
+        for (conn, client) in self.clients.iter().flatten() {
+            if client.kind.stays() {
+                let _ = if client.kind == Kind::Silent {
                     self.engine.close(*conn)
                 } else {
                     self.engine.abort(*conn)

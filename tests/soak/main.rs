@@ -1,16 +1,17 @@
-//! A soak: random load and a hostile client against an echo server in a process of its own, in
-//! rounds; after each round every client has left, and the server must be as it was: no connection,
-//! the same descriptors and threads, all buffers back, no memory more.
+//! The soak test: random and hostile clients against an echo server in a process of its own, in
+//! rounds. At the end of each round all clients have ended, and the server must hold what it held
+//! at its start: no connection, the same descriptors and threads, all receive buffers, no more
+//! memory. Owns: the rounds, and the comparison of samples.
 //!
 //! ```text
 //! cargo test --release --test soak                              # some seconds
-//! export PROACTOR_SOAK_MINUTES=30 PROACTOR_SOAK_CONNECTIONS=2000
-//! cargo test --release --test soak -- --nocapture               # an hour
+//! PROACTOR_SOAK_MINUTES=30 PROACTOR_SOAK_CONNECTIONS=2000 \
+//!     cargo test --release --test soak -- --nocapture
 //! ```
 //!
-//! `PROACTOR_SOAK_MINUTES` is for each of the two backends (`soak/uring`, `soak/epoll`); the
-//! clients run on the other one, so that both are soaked on both sides. `PROACTOR_SOAK_SEED`
-//! chooses the load.
+//! `PROACTOR_SOAK_MINUTES` is the time for each of the two backends (`soak/uring`, `soak/epoll`).
+//! The clients run on the other backend, so that both are tested on both sides.
+//! `PROACTOR_SOAK_SEED` chooses the load.
 
 mod actor;
 mod client;
@@ -18,7 +19,7 @@ mod client;
 mod echo;
 mod server;
 
-use client::Crowd;
+use client::Clients;
 use libtest_mimic::{Arguments, Failed, Trial};
 use proactor::{Backend, Config, Engine};
 use server::{Sample, Server};
@@ -31,12 +32,12 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let trials = [Backend::Uring, Backend::Epoll].map(|backend| {
-        let lacking = Engine::new(config(backend)).err();
-        if let Some(why) = lacking.as_ref().filter(|_| !arguments.list) {
+        let unavailable = Engine::new(config(backend)).err();
+        if let Some(why) = unavailable.as_ref().filter(|_| !arguments.list) {
             println!("skipping soak/{backend}: {why}");
         }
         Trial::test(format!("soak/{backend}"), move || soak(backend))
-            .with_ignored_flag(lacking.is_some())
+            .with_ignored_flag(unavailable.is_some())
     });
     libtest_mimic::run(&arguments, trials.into()).exit();
 }
@@ -47,12 +48,12 @@ fn config(backend: Backend) -> Config {
 
 fn number(name: &str, default: f64) -> f64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}: {text:?} is no number")),
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}: {text:?} is not a number")),
         Err(_) => default,
     }
 }
 
-/// How long one backend is soaked, and how it is divided.
+/// How long one backend is tested, and in how many rounds.
 struct Plan {
     rounds: u32,
     round: Duration,
@@ -65,7 +66,7 @@ impl Plan {
         let minutes = number("PROACTOR_SOAK_MINUTES", 0.1).clamp(0.01, 10_000.0);
         let connections = number("PROACTOR_SOAK_CONNECTIONS", 200.0).clamp(1.0, 9_000.0) as usize;
         let seed = number("PROACTOR_SOAK_SEED", 1.0) as u64;
-        // Enough rounds to tell a trend, none so short that nothing happens in it.
+        // Enough rounds to see a trend, and long enough for clients to end within one.
         let rounds = (minutes * 2.0).clamp(8.0, 60.0) as u32;
         Plan {
             rounds,
@@ -79,26 +80,27 @@ impl Plan {
 fn soak(backend: Backend) -> Result<(), Failed> {
     let plan = Plan::from_environment();
     let mut server = Server::start(backend);
-    let fresh = server.sample();
+    let at_start = server.sample();
     let other = if backend == Backend::Uring { Backend::Epoll } else { Backend::Uring };
     let engine = Engine::new(config(other)).or_else(|_| Engine::new(config(Backend::Epoll)))?;
-    let mut crowd = Crowd::new(engine, server.addr(), plan.seed);
+    let mut clients = Clients::new(engine, server.addr(), plan.seed);
     let (start, mut samples) = (Instant::now(), Vec::new());
     for round in 1..=plan.rounds {
-        let busy = crowd.run(plan.round, plan.connections, || server.sample())?;
-        if busy.descriptors > busy.connections + fresh.descriptors + 16 {
+        let busy = clients.run(plan.round, plan.connections, || server.sample())?;
+        if busy.descriptors > busy.connections + at_start.descriptors + 16 {
             return Err(format!(
                 "{} descriptors for {} connections",
                 busy.descriptors, busy.connections
             )
             .into());
         }
-        let rest = server.rest(&fresh)?;
+        let rest = server.wait_at_rest(&at_start)?;
         eprintln!(
-            "soak/{backend} round {round} of {}, {:.0} s: {}; server {} connections and {} KiB, then {} KiB in use, {} KiB resident, {} descriptors",
+            "soak/{backend} round {round} of {}, {:.0} s: {}; server {} connections and {} KiB, \
+             then {} KiB in use, {} KiB resident, {} descriptors",
             plan.rounds,
             start.elapsed().as_secs_f64(),
-            crowd.report(),
+            clients.report(),
             busy.connections,
             busy.resident_kib,
             rest.trimmed_kib,
@@ -107,24 +109,25 @@ fn soak(backend: Backend) -> Result<(), Failed> {
         );
         samples.push(rest);
     }
-    crowd.check_variety()?;
+    clients.check_all_kinds_ended()?;
     server.stop();
-    flat(&samples)
+    check_memory(&samples)
 }
 
-/// Memory in the last quarter of the rounds is what it was in the second: strictly what is in use,
-/// and within what one larger crowd explains what the C library keeps.
-fn flat(samples: &[Sample]) -> Result<(), Failed> {
+/// Compares the memory of the last quarter of the rounds with that of the second. What is in use
+/// must not grow; resident memory may, by what the C library keeps after a round with more
+/// connections.
+fn check_memory(samples: &[Sample]) -> Result<(), Failed> {
     let quarter = samples.len() / 4;
     let most = |part: &[Sample], kib: fn(&Sample) -> usize| {
         part.iter().map(kib).max().expect("rounds in each quarter")
     };
-    let check = |what, kib: fn(&Sample) -> usize, part, more| {
+    let check = |what, kib: fn(&Sample) -> usize, fraction, extra_kib| {
         let (before, after) = (
             most(&samples[quarter..2 * quarter], kib),
             most(&samples[samples.len() - quarter..], kib),
         );
-        match after <= before + before / part + more {
+        match after <= before + before / fraction + extra_kib {
             true => Ok(()),
             false => Err(format!(
                 "the server grew: {before} KiB {what} in the second quarter, {after} in the last"

@@ -1,5 +1,5 @@
-//! The server under soak: a process that echoes, and answers a line on its standard input with a
-//! sample of itself.
+//! The server of the soak test: a process that echoes, and for each line on its standard input
+//! prints what it holds. Owns: the process, and its samples. Must not know the clients.
 
 use crate::echo::Echo;
 use proactor::{Addr, Backend, Completions, Engine, ListenOptions};
@@ -9,10 +9,10 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-/// Set in the server's process: its backend.
+/// Set in the process of the server: its backend.
 pub const ROLE: &str = "PROACTOR_SOAK_SERVER";
 
-/// Connections that say nothing for so long are closed.
+/// The idle timeout of the server's connections.
 pub const IDLE: Duration = Duration::from_secs(10);
 
 /// What a server holds.
@@ -22,10 +22,10 @@ pub struct Sample {
     pub descriptors: usize,
     pub threads: usize,
     pub free_buffers: usize,
-    /// As it is: with what the C library keeps of freed memory for later, which follows the largest
-    /// crowd so far.
+    /// With the freed memory that the C library keeps, which depends on the largest number of
+    /// connections so far.
     pub resident_kib: usize,
-    /// After the C library gave back what it can: what is in use.
+    /// After `malloc_trim`: what is in use.
     pub trimmed_kib: usize,
 }
 
@@ -36,21 +36,21 @@ pub fn serve(backend: Backend) {
     let listener =
         engine.listen("127.0.0.1:0".parse::<Addr>().expect("an address"), options).expect("listen");
     println!("{}", engine.listener_addr(listener).expect("bound"));
-    let (asked, questions) = channel();
+    let (sender, requests) = channel();
     let waker = engine.waker();
     std::thread::spawn(move || {
         for line in std::io::stdin().lines() {
-            let _ = asked.send(line);
+            let _ = sender.send(line);
             waker.wake();
         }
-        drop(asked);
+        drop(sender);
         waker.wake();
     });
     let mut completions = Completions::with_capacity(1024);
     let mut echo = Echo::default();
     while !engine.is_closed() {
-        match questions.try_recv() {
-            Ok(_) => answer(&engine),
+        match requests.try_recv() {
+            Ok(_) => print_sample(&engine),
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => engine.close_all(Duration::from_secs(5)),
         }
@@ -61,13 +61,13 @@ pub fn serve(backend: Backend) {
     }
 }
 
-fn answer(engine: &Engine) {
-    engine.audit().expect("the engine's books are in order");
+fn print_sample(engine: &Engine) {
+    engine.audit().expect("the engine is consistent");
     assert_eq!(engine.stats().unknown_completions, 0);
     let count = |path| std::fs::read_dir(path).map_or(0, |entries| entries.count());
     let resident_kib = resident_kib();
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes no pointer, and nothing allocates meanwhile.
+    // SAFETY: takes no pointer.
     unsafe {
         libc::malloc_trim(0)
     };
@@ -89,7 +89,7 @@ fn resident_kib() -> usize {
 /// A running server.
 pub struct Server {
     child: Child,
-    answers: BufReader<ChildStdout>,
+    output: BufReader<ChildStdout>,
     addr: SocketAddr,
 }
 
@@ -98,11 +98,11 @@ impl Server {
         let mut command = Command::new(std::env::current_exe().expect("procfs"));
         command.env(ROLE, backend.name()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("this binary runs");
-        let mut answers = BufReader::new(child.stdout.take().expect("piped"));
+        let mut output = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
-        answers.read_line(&mut line).expect("the server says where it is");
+        output.read_line(&mut line).expect("the server prints its address");
         let addr = line.trim().parse().expect("an address");
-        Server { child, answers, addr }
+        Server { child, output, addr }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -111,33 +111,33 @@ impl Server {
 
     pub fn sample(&mut self) -> Sample {
         let mut line = String::new();
-        self.child.stdin.as_mut().expect("piped").write_all(b"sample\n").expect("the server lives");
-        self.answers.read_line(&mut line).expect("the server lives");
+        self.child.stdin.as_mut().expect("piped").write_all(b"sample\n").expect("the server runs");
+        self.output.read_line(&mut line).expect("the server runs");
         let numbers: Vec<usize> =
             line.split_whitespace().map(|word| word.parse().expect("a number")).collect();
         let [connections, descriptors, threads, free_buffers, resident_kib, trimmed_kib] =
             numbers[..]
         else {
-            panic!("the server died: {line:?}")
+            panic!("the server has exited: {line:?}")
         };
         Sample { connections, descriptors, threads, free_buffers, resident_kib, trimmed_kib }
     }
 
-    /// Waits until all that the clients took is given back; an error if it never is.
-    pub fn rest(&mut self, fresh: &Sample) -> Result<Sample, String> {
+    /// Waits until the server holds what it held at its start.
+    pub fn wait_at_rest(&mut self, at_start: &Sample) -> Result<Sample, String> {
         let deadline = Instant::now() + 3 * IDLE;
         loop {
             let sample = self.sample();
             let same = sample.connections == 0
-                && sample.descriptors <= fresh.descriptors
-                && sample.threads <= fresh.threads + 2
-                && sample.free_buffers == fresh.free_buffers;
+                && sample.descriptors <= at_start.descriptors
+                && sample.threads <= at_start.threads + 2
+                && sample.free_buffers == at_start.free_buffers;
             if same {
                 return Ok(sample);
             }
             if Instant::now() > deadline {
                 return Err(format!(
-                    "something is left when all clients are gone: {sample:?}, at first {fresh:?}"
+                    "not at rest after all clients have ended: {sample:?}, at the start {at_start:?}"
                 ));
             }
             std::thread::sleep(Duration::from_millis(20));

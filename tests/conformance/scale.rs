@@ -1,4 +1,4 @@
-//! Many connections, and queues too small for them.
+//! Many connections, and queues that are too small for them.
 
 use crate::Variant;
 use crate::peers::*;
@@ -7,8 +7,8 @@ use proactor::*;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// `total` connections within one engine, at most `at_once` open, each sending one message that
-/// must come back.
+/// Opens `total` connections from an engine to itself, at most `at_once` at a time. Each sends one
+/// message, receives its echo, and closes or aborts at random.
 fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
     let (_, addr) = rig.listen();
     let (mut opened, mut random) = (0usize, 88172645463325252u64);
@@ -16,7 +16,7 @@ fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
     let mut served = 0;
     rig.run("the churn", |engine, completion| {
         while open.len() < at_once && opened < total {
-            // Spread over source addresses, so that no port is short.
+            // Many source addresses, so that ephemeral ports do not run out.
             let local = std::net::SocketAddr::from((
                 [127, 0, (opened / 250 % 250) as u8, (opened % 250 + 1) as u8],
                 0,
@@ -51,7 +51,7 @@ fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
             }
             Event::Closed(reason) if completion.tag == 1 => {
                 assert!(matches!(reason.kind, CloseKind::Local | CloseKind::Aborted), "{reason}");
-                assert_eq!(open.remove(&conn), Some(message), "ended before its echo came");
+                assert_eq!(open.remove(&conn), Some(message), "ended before its echo arrived");
                 served += 1;
             }
             _ if completion.tag == 1 => {}
@@ -62,8 +62,7 @@ fn churn(rig: &mut Rig, total: usize, at_once: usize, message: usize) {
 }
 
 pub fn nine_thousand_connections(variant: &Variant) {
-    // Both ends are here: eighteen thousand descriptors' worth of connections, opened and ended at
-    // random.
+    // Both ends are in this process, so eighteen thousand descriptors are opened and closed.
     let mut rig = Rig::new(variant);
     churn(&mut rig, 9_000, 600, 200);
     assert_eq!(rig.engine.stats().accepted, 9_000);
@@ -71,7 +70,7 @@ pub fn nine_thousand_connections(variant: &Variant) {
 }
 
 pub fn tiny_queues(variant: &Variant) {
-    // Four completion entries, two submission entries, one completion a poll: slow, and complete.
+    // A ring with two submission and four completion entries: slow, and nothing is lost.
     let mut rig = Rig::with(variant.config().tuning(Tuning::default().ring_entries(2, 4)));
     churn(&mut rig, 150, 40, 3_000);
     let (conn, peer) = rig.pair();
@@ -81,15 +80,15 @@ pub fn tiny_queues(variant: &Variant) {
         rig.send_all(conn, chunk.to_vec());
     }
     rig.engine.close(conn).unwrap();
-    rig.end_of(conn);
+    rig.wait_closed(conn);
     assert!(reader.join().unwrap() == bytes);
 }
 
-pub fn completions_of_one(variant: &Variant) {
+pub fn completions_with_room_for_one(variant: &Variant) {
     let mut rig = Rig::new(variant);
-    rig.out = Completions::with_capacity(1);
+    rig.completions = Completions::with_capacity(1);
     churn(&mut rig, 60, 20, 500);
-    // What is not taken out stays, and nothing is waited for.
+    // A poll with full completions returns at once and keeps them.
     let (conn, mut peer) = rig.pair();
     std::io::Write::write_all(&mut peer, b"xy").unwrap();
     let mut full = Completions::with_capacity(1);
@@ -99,7 +98,7 @@ pub fn completions_of_one(variant: &Variant) {
     assert_eq!(
         rig.engine.poll(&mut full, None).unwrap(),
         0,
-        "returns at once although nothing limits the wait"
+        "a poll with full completions does not wait"
     );
     assert_eq!((full.len(), full.pop().map(|completion| completion.conn)), (1, Some(conn)));
 }
