@@ -1,9 +1,9 @@
-//! The io_uring engine against the epoll engine, in one run: `cargo bench`. A name or part of one
-//! selects, for instance `cargo bench -- round_trip/64x64B`. Client and server are two engines of
-//! the same backend on two threads; times are per request, wall clock. On a machine with few cores
-//! or noisy neighbours compare the two backends of one run, not two runs.
+//! Wall-clock time per request of the io_uring backend and of the epoll backend, in one run: `cargo
+//! bench`. A name or a part of one selects, for instance `cargo bench -- round_trip/64x64B`. Client
+//! and server are two engines of the same backend on two threads. On a machine with few cores or
+//! other load, compare the two backends of one run, not two runs.
 //!
-//! Without `--bench` (as `cargo test` runs it) each benchmark runs once, with one request.
+//! Without `--bench`, as in `cargo test`, each benchmark runs once, with one request.
 
 #[allow(unused)]
 #[path = "../examples/common/mod.rs"]
@@ -50,7 +50,7 @@ impl Server {
             let listener =
                 engine.listen((Ipv4Addr::LOCALHOST, 0), ListenOptions::default()).expect("listen");
             let addr = engine.listener_addr(listener).expect("bound");
-            sender.send((addr, engine.waker())).expect("somebody waits");
+            sender.send((addr, engine.waker())).expect("the caller waits");
             let (mut completions, mut echo) = (Completions::with_capacity(1024), Echo::default());
             while !flag.load(Ordering::Acquire) {
                 engine.poll(&mut completions, None).expect("poll");
@@ -66,7 +66,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.waker.wake();
-        self.thread.take().expect("joined once").join().expect("the server ends well");
+        self.thread.take().expect("joined once").join().expect("the server does not panic");
     }
 }
 
@@ -104,17 +104,17 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, index: usize) {
+    fn send_request(&mut self, index: usize) {
         self.missing[index] = self.message.len();
         self.engine.send(self.conns[index], self.message.clone()).expect("room for one request");
     }
 
-    /// So many requests, answered.
+    /// Runs `count` requests until each has its response.
     fn requests(&mut self, count: u64) {
-        let (mut asked, mut answered) = (0, 0);
+        let (mut sent, mut answered) = (0, 0);
         for index in 0..self.conns.len().min(count as usize) {
-            self.ask(index);
-            asked += 1;
+            self.send_request(index);
+            sent += 1;
         }
         while answered < count {
             self.engine.poll(&mut self.completions, None).expect("poll");
@@ -124,9 +124,9 @@ impl Client {
                 self.missing[index] -= data.len();
                 if self.missing[index] == 0 {
                     answered += 1;
-                    if asked < count {
-                        asked += 1;
-                        self.ask(index);
+                    if sent < count {
+                        sent += 1;
+                        self.send_request(index);
                     }
                 }
             }
@@ -180,8 +180,8 @@ fn connect(c: &mut Criterion) {
                     while started < count && started - ended < 64 {
                         started += 1;
                         opened += 1;
-                        // Ever new source addresses: each keeps its ports for a minute after the
-                        // close.
+                        // New source addresses: closed connections hold the ports of an address for
+                        // a minute in TIME_WAIT.
                         let source = [
                             127,
                             2 + (opened / 4_000_000) as u8,
@@ -303,8 +303,8 @@ fn timers(c: &mut Criterion) {
     }
 }
 
-/// The simulator by itself: client and server in one simulated world, on one thread. An element is
-/// a completion.
+/// The simulator: client and server in one simulated world, on one thread. An element is a
+/// completion.
 fn simulated(c: &mut Criterion) {
     const CONNECTIONS: usize = 64;
     let mut group = group(c, "simulated");
@@ -341,8 +341,8 @@ fn simulated(c: &mut Criterion) {
 
 criterion_group!(benches, round_trip, connect, stream, timers, simulated);
 
-/// `cargo test` passes options that libtest knows and criterion does not, such as `--test-threads`:
-/// of those, only a filter and `--exact` mean anything here.
+/// `cargo test` passes options of libtest that criterion does not have, such as `--test-threads`.
+/// Only a filter and `--exact` are kept.
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.iter().any(|argument| matches!(argument.as_str(), "--bench" | "--test" | "--list"))
@@ -353,16 +353,16 @@ fn main() {
     let takes_value = |option: &str| {
         matches!(option, "--test-threads" | "--skip" | "--color" | "--format" | "--logfile" | "-Z")
     };
-    let mut before = "";
-    let understood = arguments.iter().filter(|argument| {
-        let value = takes_value(std::mem::replace(&mut before, argument));
+    let mut previous = "";
+    let kept = arguments.iter().filter(|argument| {
+        let value = takes_value(std::mem::replace(&mut previous, argument));
         !value && !argument.starts_with('-') || *argument == "--exact"
     });
     let this = std::env::current_exe().expect("a running program has a path");
     let status = std::process::Command::new(this)
         .arg("--test")
-        .args(understood)
+        .args(kept)
         .status()
-        .expect("starts again");
+        .expect("this binary runs");
     std::process::exit(status.code().unwrap_or(1));
 }

@@ -1,11 +1,11 @@
-//! Instructions per request in user space, counted by valgrind and held against bounds:
-//! `cargo bench --bench instructions`. Unlike a time, a count is the same on a busy machine.
+//! Instructions per request in user space, counted by valgrind and compared with bounds: `cargo
+//! bench --bench instructions`. Unlike a time, a count does not depend on the load of the machine.
 //!
 //! Each workload runs twice under `valgrind --tool=cachegrind`, with N and with 3 N requests. The
 //! difference of the two counts, divided by 2 N, is the cost of a request: start-up, warm-up and
-//! shutdown cancel. `benches/instructions.txt` has the figures and their bounds; a workload above
-//! its bound is an error. After a change that is meant to cost more, or with another compiler,
-//! write the file anew:
+//! shutdown cancel out. `benches/instructions.txt` has the figures and their bounds; a workload
+//! above its bound is an error. After a change that is meant to cost more, or with another
+//! compiler, write the file again:
 //!
 //! ```sh
 //! cargo bench --bench instructions                     # check
@@ -18,16 +18,16 @@
 //!
 //! One thread does everything in a fixed order. The peers of the epoll backend are the other ends
 //! of socketpairs, read and written between polls; a simulated server has a simulated client. The
-//! peers' instructions are counted too: for epoll a small constant, for the simulator the client's
-//! engine and the network. No poll sleeps, and no hash is seeded at random.
+//! instructions of the peers are counted too: for epoll a small constant, for the simulator the
+//! engine of the client and the network. No poll sleeps, and no hash map has a random seed.
 //!
-//! The count should not depend on the processor: valgrind emulates one, and the C library is told
-//! not to choose its copy routines by what that one has ([`TUNABLES`]). It does depend on the
-//! versions of the compiler, valgrind and the C library, which the file names. System calls that
-//! valgrind does not know fail with ENOSYS (epoll_pwait2 in valgrind 3.19); the engine then takes
-//! its fallback. io_uring is not counted: its path depends on what the kernel can do.
+//! The count should not depend on the processor: valgrind emulates one, and [`TUNABLES`] make the C
+//! library ignore its features when it selects copy routines. It does depend on the versions of the
+//! compiler, valgrind and the C library, which the file names. System calls that valgrind does not
+//! implement fail with ENOSYS (epoll_pwait2 in valgrind 3.19), and the engine uses its fallback.
+//! io_uring is not counted: its path depends on the kernel.
 //!
-//! Without `--bench` (as `cargo test` runs it) each workload runs with few requests, uncounted.
+//! Without `--bench`, as in `cargo test`, each workload runs with few requests and is not counted.
 
 use bytes::{Bytes, BytesMut};
 use proactor::sim::World;
@@ -40,19 +40,19 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 const CONNECTIONS: usize = 50;
-/// The size of an answer, and of a request that is echoed.
+/// The size of a response, and of a request that is echoed.
 const SMALL: usize = 64;
 /// The size of a request that is received with `recv_into`.
 const LARGE: usize = 16 << 10;
-/// Rounds before the count begins, in which every list and buffer gets its size.
+/// Rounds of the warm-up, in which all lists and buffers reach their size.
 const WARM_UP_ROUNDS: usize = 20;
 /// Rounds of the shorter of the two runs; the other has three times as many.
 const ROUNDS: usize = 100;
-/// Rounds as part of `cargo test`.
+/// Rounds in `cargo test`.
 const TEST_ROUNDS: usize = 2;
-/// More polls than any round needs: a lost answer must not hang.
+/// More polls than any round needs, so that a lost response is an error and not a hang.
 const POLLS_MAX: usize = 100_000;
-/// How far above the measured figure the bound is.
+/// The bound, as a multiple of the measured figure.
 const MARGIN: f64 = 1.01;
 const BOUNDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 
@@ -64,54 +64,54 @@ const TUNABLES: &str = "glibc.cpu.hwcaps=-ERMS,-FSRM,-AVX2,-AVX2_Usable,-AVX,-AV
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Where the server's engine runs.
+/// The backend of the server, and its peers.
 #[derive(Clone, Copy)]
-enum Place {
+enum Setup {
     Epoll,
     Simulated,
 }
 
-/// What the server does with a request.
+/// How the server receives a request and sends the response.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Method {
     /// Echoes 64 B with `send`.
     Echo,
     /// Echoes 64 B with `send_tagged`.
     Tagged,
-    /// Receives 16 KiB with `recv_into` and answers 64 B.
-    Into,
+    /// Receives 16 KiB with `recv_into` and sends 64 B.
+    RecvInto,
 }
 
-impl Way {
+impl Method {
     fn request_bytes(self) -> usize {
-        if self == Way::Into { LARGE } else { SMALL }
+        if self == Method::RecvInto { LARGE } else { SMALL }
     }
 }
 
 struct Workload {
     name: &'static str,
-    place: Place,
-    way: Way,
+    setup: Setup,
+    method: Method,
 }
 
 const WORKLOADS: [Workload; 5] = [
-    Workload { name: "epoll", place: Place::Epoll, way: Way::Echo },
-    Workload { name: "epoll-recv-into", place: Place::Epoll, way: Way::Into },
-    Workload { name: "epoll-tagged", place: Place::Epoll, way: Way::Tagged },
-    Workload { name: "sim", place: Place::Simulated, way: Way::Echo },
-    Workload { name: "sim-recv-into", place: Place::Simulated, way: Way::Into },
+    Workload { name: "epoll", setup: Setup::Epoll, method: Method::Echo },
+    Workload { name: "epoll-recv-into", setup: Setup::Epoll, method: Method::RecvInto },
+    Workload { name: "epoll-tagged", setup: Setup::Epoll, method: Method::Tagged },
+    Workload { name: "sim", setup: Setup::Simulated, method: Method::Echo },
+    Workload { name: "sim-recv-into", setup: Setup::Simulated, method: Method::RecvInto },
 ];
 
 impl Workload {
-    /// Runs so many rounds after the warm-up, each with one request on each connection.
+    /// Setup the warm-up and `rounds` rounds, each with one request on each connection.
     fn run(&self, rounds: usize) {
-        match self.place {
-            Place::Epoll => {
-                let mut pairs = Pairs::new(self.way);
+        match self.setup {
+            Setup::Epoll => {
+                let mut pairs = Pairs::new(self.method);
                 (0..WARM_UP_ROUNDS + rounds).for_each(|_| pairs.round());
             }
-            Place::Simulated => {
-                let mut pair = SimulatedPair::new(self.way);
+            Setup::Simulated => {
+                let mut pair = SimulatedPair::new(self.method);
                 (0..WARM_UP_ROUNDS + rounds).for_each(|_| pair.round());
             }
         }
@@ -123,7 +123,7 @@ impl Workload {
         Ok((long as f64 - short as f64) / (2 * ROUNDS * CONNECTIONS) as f64)
     }
 
-    /// The instructions of a whole run, in a process of its own under valgrind.
+    /// The instructions of a whole run, in a child process under valgrind.
     fn count(&self, rounds: usize) -> Result<u64, Failure> {
         let output = Command::new("valgrind")
             .args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"])
@@ -139,56 +139,66 @@ impl Workload {
     }
 }
 
-/// 7438708 of `==42== I   refs:      7,438,708`.
+/// Parses 7438708 from `==42== I   refs:      7,438,708`.
 fn instructions(line: &str) -> Option<u64> {
-    let (what, count) = line.split_once("refs:")?;
-    what.trim_end().ends_with(" I").then(|| count.trim().replace(',', "").parse().ok())?
+    let (label, count) = line.split_once("refs:")?;
+    label.trim_end().ends_with(" I").then(|| count.trim().replace(',', "").parse().ok())?
 }
 
 /// The server under test.
 struct Server {
     engine: Engine,
     completions: Completions,
-    way: Way,
-    answer: Bytes,
-    sent: u64,
+    method: Method,
+    response: Bytes,
+    sent_tags: u64,
 }
 
 impl Server {
-    fn new(engine: Engine, way: Way) -> Server {
-        let answer = Bytes::from_static(&[7; SMALL]);
-        Server { engine, completions: Completions::with_capacity(256), way, answer, sent: 0 }
+    fn new(engine: Engine, method: Method) -> Server {
+        let response = Bytes::from_static(&[7; SMALL]);
+        Server {
+            engine,
+            completions: Completions::with_capacity(256),
+            method,
+            response,
+            sent_tags: 0,
+        }
     }
 
-    fn options(way: Way) -> SocketOptions {
-        // What is not asked for by `recv_into` waits.
-        let read_mode = if way == Way::Into { ReadMode::Paused } else { ReadMode::Streaming };
+    fn options(method: Method) -> SocketOptions {
+        // Reads are paused, so that only `recv_into` receives.
+        let read_mode =
+            if method == Method::RecvInto { ReadMode::Paused } else { ReadMode::Streaming };
         SocketOptions { read_mode, ..SocketOptions::default() }
     }
 
     fn opened(&mut self, conn: ConnId) {
-        if self.way == Way::Into {
-            self.engine.recv_into(conn, BytesMut::with_capacity(LARGE), LARGE).expect("the first");
+        if self.method == Method::RecvInto {
+            self.engine
+                .recv_into(conn, BytesMut::with_capacity(LARGE), LARGE)
+                .expect("none is pending");
         }
     }
 
+    /// Polls once and serves what came.
     fn turn(&mut self) {
         self.engine.poll(&mut self.completions, Some(Duration::ZERO)).expect("poll");
         while let Some(completion) = self.completions.pop() {
             let conn = completion.conn;
             match completion.event {
                 Event::Accepted { .. } => self.opened(conn),
-                Event::Received(data) if self.way == Way::Tagged => {
+                Event::Received(data) if self.method == Method::Tagged => {
                     self.engine.send_tagged(conn, data, 1).expect("room");
                 }
                 Event::Received(data) => self.engine.send(conn, data).expect("room"),
                 Event::Filled(mut buffer) => {
                     assert_eq!(buffer.len(), LARGE);
                     buffer.clear();
-                    self.engine.recv_into(conn, buffer, LARGE).expect("one at a time");
-                    self.engine.send(conn, self.answer.clone()).expect("room");
+                    self.engine.recv_into(conn, buffer, LARGE).expect("none is pending");
+                    self.engine.send(conn, self.response.clone()).expect("room");
                 }
-                Event::Sent { tag } => self.sent += tag,
+                Event::Sent { tag } => self.sent_tags += tag,
                 Event::Closed(reason) => panic!("{reason}"),
                 _ => {}
             }
@@ -205,23 +215,27 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn new(way: Way) -> Pairs {
+    fn new(method: Method) -> Pairs {
         let config = Config::default().backend(Backend::Epoll).ignore_environment(true);
-        let mut server = Server::new(Engine::new(config).expect("epoll"), way);
+        let mut server = Server::new(Engine::new(config).expect("epoll"), method);
         let mut peers = Vec::new();
         for _ in 0..CONNECTIONS {
-            let (near, far) = UnixStream::pair().expect("a socketpair");
-            far.set_nonblocking(true).expect("fcntl");
-            peers.push(far);
-            match server.engine.adopt(near.into(), Server::options(way)).expect("a stream socket") {
+            let (socket, peer) = UnixStream::pair().expect("a socketpair");
+            peer.set_nonblocking(true).expect("fcntl");
+            peers.push(peer);
+            match server
+                .engine
+                .adopt(socket.into(), Server::options(method))
+                .expect("a stream socket")
+            {
                 AdoptedId::Conn(conn) => server.opened(conn),
-                _ => unreachable!("a socketpair is no listener"),
+                _ => unreachable!("a socketpair is not a listener"),
             }
         }
-        Pairs { server, peers, request: vec![7; way.request_bytes()], answered: 0 }
+        Pairs { server, peers, request: vec![7; method.request_bytes()], answered: 0 }
     }
 
-    /// All peers ask in order; then the server polls until all have their answers, in order.
+    /// All peers send a request; then the server polls until all have received their response.
     fn round(&mut self) {
         for peer in &mut self.peers {
             peer.write_all(&self.request).expect("the socket's buffer holds a request");
@@ -229,7 +243,7 @@ impl Pairs {
         let mut answered = 0;
         for _ in 0..POLLS_MAX {
             self.server.turn();
-            while answered < CONNECTIONS && has_answer(&mut self.peers[answered]) {
+            while answered < CONNECTIONS && has_response(&mut self.peers[answered]) {
                 answered += 1;
             }
             if answered == CONNECTIONS {
@@ -237,25 +251,25 @@ impl Pairs {
                 return;
             }
         }
-        panic!("{answered} answers of {CONNECTIONS} in {POLLS_MAX} polls");
+        panic!("{answered} responses of {CONNECTIONS} in {POLLS_MAX} polls");
     }
 }
 
 impl Drop for Pairs {
     fn drop(&mut self) {
-        if self.server.way == Way::Tagged && !std::thread::panicking() {
+        if self.server.method == Method::Tagged && !std::thread::panicking() {
             self.server.turn();
-            assert_eq!(self.server.sent, self.answered, "each answer completes once");
+            assert_eq!(self.server.sent_tags, self.answered, "each response has one `Sent`");
         }
     }
 }
 
-/// Takes an answer from a peer's end of the socket. False if it is not there yet.
-fn has_answer(peer: &mut UnixStream) -> bool {
-    let mut answer = [0; SMALL];
-    match peer.read(&mut answer) {
+/// Reads a response from a peer's socket. False if it has not arrived.
+fn has_response(peer: &mut UnixStream) -> bool {
+    let mut response = [0; SMALL];
+    match peer.read(&mut response) {
         Ok(len) => {
-            assert_eq!((len, answer), (SMALL, [7; SMALL]));
+            assert_eq!((len, response), (SMALL, [7; SMALL]));
             true
         }
         Err(error) if error.kind() == ErrorKind::WouldBlock => false,
@@ -274,17 +288,18 @@ struct SimulatedPair {
 }
 
 impl SimulatedPair {
-    fn new(way: Way) -> SimulatedPair {
+    fn new(method: Method) -> SimulatedPair {
         let world = World::new(1);
-        let (near, far) = (world.host("server"), world.host("client"));
-        let mut server = Server::new(near.engine(Config::default()).expect("an engine"), way);
-        let mut client = far.engine(Config::default()).expect("an engine");
-        let options = ListenOptions { socket: Server::options(way), ..ListenOptions::default() };
-        server.engine.listen((near.ip(), 7), options).expect("listen");
-        let addr = SocketAddr::from((near.ip(), 7));
+        let (server_host, client_host) = (world.host("server"), world.host("client"));
+        let mut server =
+            Server::new(server_host.engine(Config::default()).expect("an engine"), method);
+        let mut client = client_host.engine(Config::default()).expect("an engine");
+        let options = ListenOptions { socket: Server::options(method), ..ListenOptions::default() };
+        server.engine.listen((server_host.ip(), 7), options).expect("listen");
+        let addr = SocketAddr::from((server_host.ip(), 7));
         let connect = |_| client.connect(addr, ConnectOptions::default()).expect("connect");
         let conns = (0..CONNECTIONS).map(connect).collect();
-        let request = Bytes::from(vec![7; way.request_bytes()]);
+        let request = Bytes::from(vec![7; method.request_bytes()]);
         SimulatedPair {
             world,
             server,
@@ -295,7 +310,7 @@ impl SimulatedPair {
         }
     }
 
-    /// The client asks on all connections; then both poll until all answers are there.
+    /// The client sends on all connections; then both poll until all responses have arrived.
     fn round(&mut self) {
         for conn in &self.conns {
             self.client.send(*conn, self.request.clone()).expect("room");
@@ -316,7 +331,7 @@ impl SimulatedPair {
             }
             self.world.step();
         }
-        panic!("{missing} bytes of answers are missing after {POLLS_MAX} polls");
+        panic!("{missing} bytes of responses are missing after {POLLS_MAX} polls");
     }
 }
 
@@ -326,7 +341,7 @@ struct Bound {
     bound: f64,
 }
 
-/// What the counts depend on.
+/// The versions that the counts depend on.
 fn versions() -> String {
     let version = |program: &str, argument: &str| match Command::new(program).arg(argument).output()
     {
@@ -341,7 +356,7 @@ fn versions() -> String {
     format!("{}, {}", versions.join(", "), std::env::consts::ARCH)
 }
 
-/// The bounds by workload, and the versions that they were measured with.
+/// The bounds by workload, and the versions of their measurement.
 fn read_bounds() -> Result<(BTreeMap<String, Bound>, String), Failure> {
     let text = std::fs::read_to_string(BOUNDS).map_err(|error| format!("{BOUNDS}: {error}"))?;
     let versions = text.lines().find_map(|line| line.strip_prefix("# with ")).unwrap_or_default();
@@ -381,7 +396,7 @@ fn write_bounds() -> Result<(), Failure> {
 
 /// Measures the workloads and compares. False if one is above its bound.
 fn check(workloads: &[&Workload]) -> Result<bool, Failure> {
-    let (bounds, versions_then) = read_bounds()?;
+    let (bounds, recorded_versions) = read_bounds()?;
     println!(
         "{:<20}{:>10}{:>10}{:>9}{:>10}",
         "workload", "measured", "recorded", "change", "bound"
@@ -397,7 +412,8 @@ fn check(workloads: &[&Workload]) -> Result<bool, Failure> {
         println!("{name:<20}{measured:>10.1}{recorded:>10.1}{change:>+8.2}%{bound:>10.1}");
         if measured > *bound {
             above.push(format!(
-                "{name}: {measured:.1} instructions per request, {:.1} ({:.2}%) above its bound of {bound:.1}",
+                "{name}: {measured:.1} instructions per request, {:.1} ({:.2}%) above its bound of \
+                 {bound:.1}",
                 measured - bound,
                 (measured / bound - 1.0) * 100.0
             ));
@@ -408,9 +424,9 @@ fn check(workloads: &[&Workload]) -> Result<bool, Failure> {
     }
     eprintln!("error: {}", above.join("\nerror: "));
     eprintln!("A change that is meant to cost more sets new bounds with `-- --write`.");
-    let versions_now = versions();
-    if versions_then != versions_now {
-        eprintln!("The bounds were measured with {versions_then};\nthis is {versions_now}.");
+    let versions = versions();
+    if recorded_versions != versions {
+        eprintln!("The bounds were measured with {recorded_versions};\nthis is {versions}.");
     }
     Ok(false)
 }
@@ -419,7 +435,7 @@ fn check(workloads: &[&Workload]) -> Result<bool, Failure> {
 fn bench(arguments: &[&str]) -> Result<bool, Failure> {
     let (options, filters): (Vec<&str>, Vec<&str>) =
         arguments.iter().partition(|argument| argument.starts_with('-'));
-    let writes = options.contains(&"--write");
+    let write = options.contains(&"--write");
     if let Some(unknown) = options.iter().find(|option| !["--bench", "--write"].contains(option)) {
         return Err(format!("unknown option {unknown}").into());
     }
@@ -434,14 +450,15 @@ fn bench(arguments: &[&str]) -> Result<bool, Failure> {
     match Command::new("valgrind").arg("--version").output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(
-                "no valgrind, which counts the instructions; install the package valgrind".into()
+                "valgrind is missing, which counts the instructions; install the package valgrind"
+                    .into(),
             );
         }
         found => found?,
     };
-    match writes {
+    match write {
         true if !filters.is_empty() => {
-            Err("--write writes all workloads: it takes no filter".into())
+            Err("--write writes all workloads and accepts no filter".into())
         }
         true => write_bounds().map(|()| true),
         false => check(&workloads),
@@ -460,7 +477,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if !arguments.contains(&"--bench") || arguments.contains(&"--test") {
-        // Filters and libtest's options are ignored: all together takes milliseconds.
+        // Filters and options of libtest are ignored: all workloads take milliseconds.
         for workload in &WORKLOADS {
             workload.run(TEST_ROUNDS);
             println!("{}: ok", workload.name);

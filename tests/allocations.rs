@@ -76,12 +76,12 @@ struct Pair {
     conns: Vec<ConnId>,
     missing: Vec<usize>,
     buffers: VecDeque<BytesMut>,
-    way: Method,
+    method: Method,
     message: Bytes,
 }
 
 impl Pair {
-    fn new(backend: Backend, way: Method) -> Option<Pair> {
+    fn new(backend: Backend, method: Method) -> Option<Pair> {
         let config = Config::default().backend(backend).ignore_environment(true);
         let mut server = Engine::new(config.clone()).ok()?;
         let mut client = Engine::new(config).expect("the first one worked");
@@ -91,7 +91,7 @@ impl Pair {
         let mut options = ConnectOptions::default();
         // Reads are paused, so that only `recv_into` receives.
         options.socket.read_mode =
-            if way == Method::RecvInto { ReadMode::Paused } else { ReadMode::Streaming };
+            if method == Method::RecvInto { ReadMode::Paused } else { ReadMode::Streaming };
         let conns: Vec<ConnId> = (0..CONNECTIONS)
             .map(|index| {
                 let options = ConnectOptions { tag: index as u64, ..options.clone() };
@@ -107,7 +107,7 @@ impl Pair {
             conns,
             missing,
             buffers,
-            way,
+            method,
             message,
         })
     }
@@ -115,7 +115,7 @@ impl Pair {
     fn send_request(&mut self, index: usize) {
         let (client, conn) = (&mut self.client, self.conns[index]);
         self.missing[index] = SIZE;
-        match self.way {
+        match self.method {
             Method::Send => client.send(conn, self.message.clone()).expect("room"),
             Method::Tagged => {
                 self.missing[index] = 3 * SIZE;
@@ -139,7 +139,7 @@ impl Pair {
         }
     }
 
-    /// Runs `count` requests until each has its response.
+    /// Setup `count` requests until each has its response.
     fn requests(&mut self, count: usize) {
         let (mut sent, mut answered, start) = (0, 0, Instant::now());
         for index in 0..CONNECTIONS.min(count) {
@@ -150,7 +150,7 @@ impl Pair {
             assert!(
                 start.elapsed() < Duration::from_secs(60),
                 "{:?}: {answered} of {count}",
-                self.way
+                self.method
             );
             self.server.poll(&mut self.out, Some(Duration::ZERO)).expect("poll");
             while let Some(completion) = self.out.pop() {
@@ -186,8 +186,8 @@ impl Pair {
 }
 
 fn no_request_allocates(backend: Backend) {
-    for way in [Method::Send, Method::Tagged, Method::Write, Method::RecvInto, Method::Timers] {
-        let Some(mut pair) = Pair::new(backend, way) else {
+    for method in [Method::Send, Method::Tagged, Method::Write, Method::RecvInto, Method::Timers] {
+        let Some(mut pair) = Pair::new(backend, method) else {
             return eprintln!("skipped: no {backend} on this machine");
         };
         // Warm-up, until all queues have reached their size. The second run starts with a request
@@ -197,9 +197,12 @@ fn no_request_allocates(backend: Backend) {
         let before = allocations();
         pair.requests(20_000);
         let allocated = allocations() - before;
-        assert_eq!(allocated, 0, "{backend}, {way:?}: {allocated} allocations in 20,000 requests");
+        assert_eq!(
+            allocated, 0,
+            "{backend}, {method:?}: {allocated} allocations in 20,000 requests"
+        );
         let heap_copies = pair.server.stats().heap_copies + pair.client.stats().heap_copies;
-        assert_eq!(heap_copies, 0, "{backend}, {way:?}");
+        assert_eq!(heap_copies, 0, "{backend}, {method:?}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Provided buffers: the ring that the kernel picks them from, and who has a claim on them.
+//! Provided buffers of the bare ring. Owns: the buffer ring, and a count of claims on each buffer:
+//! one of the kernel, one for each piece of data in it. A buffer without a claim is provided again.
 
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 pub const GROUP: u16 = 0;
 const INCREMENTAL: u16 = 2;
 
-/// Received bytes that wait to be sent, or are being sent.
+/// Received bytes that are queued to be sent, or in flight.
 #[derive(Clone, Copy)]
 pub struct Piece {
     pub start: *const u8,
@@ -18,15 +19,15 @@ pub struct Piece {
 
 pub struct Buffers {
     memory: Vec<u8>,
-    /// The entries, page-aligned, shared with the kernel.
+    /// The buffer ring, page-aligned, shared with the kernel.
     ring: *mut BufRingEntry,
     count: u16,
     size: usize,
     tail: u16,
-    /// Which buffer lies at which place of the ring, and where each lies: bundles go on with the
-    /// next place.
-    order: Vec<u16>,
-    place: Vec<u16>,
+    /// The buffer at each position of the ring. A bundle continues with the next position.
+    buffer_at: Vec<u16>,
+    /// The position of each buffer.
+    position: Vec<u16>,
     filled: Vec<usize>,
     claims: Vec<u32>,
 }
@@ -35,7 +36,7 @@ impl Buffers {
     pub fn new(count: u16, size: usize) -> Buffers {
         let bytes = usize::from(count) * size_of::<BufRingEntry>();
         let layout = std::alloc::Layout::from_size_align(bytes, 4096).expect("a valid layout");
-        // SAFETY: not of zero size. Kept until the process ends.
+        // SAFETY: the layout has a size. The memory is kept until the process ends.
         let ring = unsafe { std::alloc::alloc_zeroed(layout) }.cast();
         let entries = usize::from(count);
         Buffers {
@@ -44,14 +45,14 @@ impl Buffers {
             count,
             size,
             tail: 0,
-            order: vec![0; entries],
-            place: vec![0; entries],
+            buffer_at: vec![0; entries],
+            position: vec![0; entries],
             filled: vec![0; entries],
             claims: vec![0; entries],
         }
     }
 
-    /// Gives all of them to the kernel.
+    /// Registers the ring and provides all buffers.
     pub fn register(&mut self, uring: &IoUring, incremental: bool) -> io::Result<()> {
         let flags = if incremental { INCREMENTAL } else { 0 };
         // SAFETY: the ring of buffers is kept until the process ends.
@@ -69,25 +70,26 @@ impl Buffers {
     }
 
     fn provide(&mut self, buffer: u16) {
-        let place = self.tail & (self.count - 1);
-        // SAFETY: within the ring; the kernel reads the entry only once the tail is past it.
-        let entry = unsafe { &mut *self.ring.add(usize::from(place)) };
+        let position = self.tail & (self.count - 1);
+        // SAFETY: within the ring; the kernel reads the entry only after the tail has passed it.
+        let entry = unsafe { &mut *self.ring.add(usize::from(position)) };
         entry.set_addr(self.memory[usize::from(buffer) * self.size..].as_ptr() as u64);
         entry.set_len(self.size as u32);
         entry.set_bid(buffer);
-        (self.order[usize::from(place)], self.place[usize::from(buffer)]) = (buffer, place);
+        (self.buffer_at[usize::from(position)], self.position[usize::from(buffer)]) =
+            (buffer, position);
         (self.filled[usize::from(buffer)], self.claims[usize::from(buffer)]) = (0, 1);
         self.tail = self.tail.wrapping_add(1);
     }
 
     pub fn publish(&self) {
-        // SAFETY: the tail lies in the first entry, aligned for u16.
+        // SAFETY: the tail is in the first entry of the ring, aligned for u16.
         unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.ring).cast_mut()) }
             .store(self.tail, Ordering::Release);
     }
 
-    /// The bytes that a completion brought, in one piece per buffer.
-    pub fn take(&mut self, first: u16, mut len: usize, more: bool, pieces: &mut Vec<Piece>) {
+    /// Adds the bytes of a completion to `pieces`, one piece per buffer.
+    pub fn add_pieces(&mut self, first: u16, mut len: usize, more: bool, pieces: &mut Vec<Piece>) {
         let mut buffer = first;
         loop {
             let index = usize::from(buffer);
@@ -103,7 +105,7 @@ impl Buffers {
             if len == 0 {
                 return;
             }
-            buffer = self.order[usize::from((self.place[index] + 1) & (self.count - 1))];
+            buffer = self.buffer_at[usize::from((self.position[index] + 1) & (self.count - 1))];
         }
     }
 

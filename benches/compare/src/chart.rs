@@ -1,4 +1,5 @@
-//! Tables as charts: bars of medians with whiskers from least to most, in SVG.
+//! Tables as bar charts in SVG: a bar for the median, a whisker from the least to the most. Must
+//! not know what the tables mean.
 
 use crate::report::{Row, Table};
 use plotters::prelude::*;
@@ -17,10 +18,10 @@ const OTHERS: RGBColor = RGBColor(170, 178, 189);
 /// What writes the charts.
 const COMMAND: &str = "cargo run --release --manifest-path benches/compare/Cargo.toml";
 
-/// Writes the tables below one another, as ratios to their baselines: shorter is better.
+/// Writes one panel for each table, with the ratios to its baseline: shorter is better.
 pub fn write(path: &Path, title: &str, tables: &[&Table]) -> Result<(), Box<dyn Error>> {
     let heights: Vec<i32> =
-        tables.iter().map(|table| TOP + drawn(table).count() as i32 * ROW + 14).collect();
+        tables.iter().map(|table| TOP + rows_with_ratio(table).count() as i32 * ROW + 14).collect();
     let area = SVGBackend::new(path, (WIDTH, (heights.iter().sum::<i32>() + 40) as u32))
         .into_drawing_area();
     area.fill(&WHITE)?;
@@ -41,7 +42,7 @@ fn with_description(svg: &str) -> String {
     format!("{head}\n<desc>Written by {COMMAND}</desc>\n{rest}")
 }
 
-fn drawn(table: &Table) -> impl Iterator<Item = &Row> {
+fn rows_with_ratio(table: &Table) -> impl Iterator<Item = &Row> {
     table.rows.iter().filter(|row| row.ratio.is_some())
 }
 
@@ -52,17 +53,16 @@ fn panel(
 ) -> Result<(), Box<dyn Error>> {
     let heading = format!("{}: {}, ratio to {}", table.title, table.unit, table.base);
     area.draw_text(&heading, &("sans-serif", 14).into_text_style(area), (12, top + 8))?;
-    let most =
-        drawn(table).filter_map(|row| row.ratio).map(|ratio| ratio.median).fold(1.0, f64::max)
-            * 1.08;
+    let most = rows_with_ratio(table)
+        .filter_map(|row| row.ratio)
+        .map(|ratio| ratio.median)
+        .fold(1.0, f64::max)
+        * 1.08;
     let scale = f64::from(WIDTH as i32 - LEFT - RIGHT) / most;
-    let place = |ratio: f64| LEFT + (ratio.min(most) * scale) as i32;
-    let end = top + TOP + drawn(table).count() as i32 * ROW;
-    area.draw(&PathElement::new(
-        [(place(1.0), top + TOP - 6), (place(1.0), end)],
-        BASE.stroke_width(1),
-    ))?;
-    for (index, row) in drawn(table).enumerate() {
+    let x = |ratio: f64| LEFT + (ratio.min(most) * scale) as i32;
+    let end = top + TOP + rows_with_ratio(table).count() as i32 * ROW;
+    area.draw(&PathElement::new([(x(1.0), top + TOP - 6), (x(1.0), end)], BASE.stroke_width(1)))?;
+    for (index, row) in rows_with_ratio(table).enumerate() {
         let (ratio, y) = (row.ratio.expect("filtered"), top + TOP + index as i32 * ROW);
         let color = match &row.name {
             name if name.starts_with("proactor") => OURS,
@@ -71,17 +71,14 @@ fn panel(
         };
         let style = ("sans-serif", 13).into_text_style(area);
         area.draw_text(&row.name, &style, (12, y + 1))?;
-        area.draw(&Rectangle::new(
-            [(LEFT, y), (place(ratio.median), y + ROW - 7)],
-            color.filled(),
-        ))?;
+        area.draw(&Rectangle::new([(LEFT, y), (x(ratio.median), y + ROW - 7)], color.filled()))?;
         let middle = y + (ROW - 7) / 2;
         area.draw(&PathElement::new(
-            [(place(ratio.least), middle), (place(ratio.most), middle)],
+            [(x(ratio.least), middle), (x(ratio.most), middle)],
             BLACK.stroke_width(1),
         ))?;
         let label = format!("{:.2}", ratio.median);
-        area.draw_text(&label, &style, (place(ratio.most).max(place(ratio.median)) + 6, y + 1))?;
+        area.draw_text(&label, &style, (x(ratio.most).max(x(ratio.median)) + 6, y + 1))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! The load: so many requests in flight on each connection, on an epoll loop of its own. Owns: the
-//! connections to one server. Counts answers; `load` of the examples is there to verify them.
+//! The load: a number of requests in flight on each connection, in an epoll loop. Owns: the
+//! connections to one server. It counts responses and does not verify them; the example `load`
+//! does.
 
 use crate::sys::{self, Addr, Epoll};
 use std::io::{self, ErrorKind};
@@ -10,8 +11,9 @@ const SCRATCH: usize = 256 << 10;
 
 struct Conn {
     socket: socket2::Socket,
-    /// Bytes that are still to be sent, and to come.
+    /// Bytes still to be sent.
     unsent: usize,
+    /// Bytes still to be received.
     missing: usize,
 }
 
@@ -25,7 +27,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Connects, and puts `depth` requests of `size` bytes on the way on each connection.
+    /// Connects, and sends `depth` requests of `size` bytes on each connection.
     pub fn connect(addr: &Addr, conns: usize, size: usize, depth: usize) -> io::Result<Load> {
         let epoll = Epoll::new()?;
         let mut load = Load {
@@ -41,14 +43,14 @@ impl Load {
         Ok(load)
     }
 
-    /// Adds connections that do nothing.
+    /// Adds idle connections.
     pub fn open(&mut self, addr: &Addr, conns: usize) -> io::Result<()> {
         let sockaddr = addr.to_sockaddr()?;
         for index in self.conns.len()..self.conns.len() + conns {
             let socket = socket2::Socket::new(sockaddr.domain(), socket2::Type::STREAM, None)?;
             if !sockaddr.is_unix() {
                 socket.set_tcp_nodelay(true)?;
-                // The end is a reset, so that no port is kept for a minute.
+                // The close resets the connection, so that it does not hold a port in TIME_WAIT.
                 socket.set_linger(Some(Duration::ZERO))?;
             }
             socket.connect(&sockaddr)?;
@@ -60,19 +62,19 @@ impl Load {
         Ok(())
     }
 
-    /// Sends requests, as far as there is room.
+    /// Sends requests, as many as the socket accepts; the rest follows on EPOLLOUT.
     pub fn send(&mut self, index: usize, requests: usize) -> io::Result<()> {
-        self.ask(index, requests);
-        self.push(index)
+        self.add(index, requests);
+        self.flush(index)
     }
 
-    fn ask(&mut self, index: usize, requests: usize) {
+    fn add(&mut self, index: usize, requests: usize) {
         let conn = &mut self.conns[index];
         conn.unsent += requests * self.size;
         conn.missing += requests * self.size;
     }
 
-    fn push(&mut self, index: usize) -> io::Result<()> {
+    fn flush(&mut self, index: usize) -> io::Result<()> {
         let conn = &mut self.conns[index];
         while conn.unsent > 0 {
             let part = conn.unsent.min(self.message.len());
@@ -85,45 +87,45 @@ impl Load {
         Ok(())
     }
 
-    /// Keeps the requests going for so long, and returns how many were answered.
+    /// Sends a request for each response, for a duration. Returns how many responses came.
     pub fn run(&mut self, duration: Duration) -> io::Result<u64> {
         let end = Instant::now() + duration;
         let mut answered = 0;
         while Instant::now() < end {
             let ready = self.ready(Some(Duration::from_millis(20)))?;
-            // First all receives, then all sends, as an engine does it: the server gets its
-            // requests in one go.
+            // First all receives, then all sends, as an engine does it, so that the server wakes up
+            // once for all of them.
             for &(index, events) in &ready {
                 if events & libc::EPOLLIN != 0 {
-                    let complete = self.take(index)?;
-                    self.ask(index, complete);
+                    let complete = self.receive(index)?;
+                    self.add(index, complete);
                     answered += complete as u64;
                 }
             }
             for &(index, _) in &ready {
-                self.push(index)?;
+                self.flush(index)?;
             }
             self.ready = ready;
         }
         Ok(answered)
     }
 
-    /// Without waiting: takes the answers that are there, tells how many on which connection, and
-    /// sends what had no room before.
-    pub fn look(&mut self, mut answered: impl FnMut(usize, usize)) -> io::Result<()> {
+    /// Without waiting: receives responses, calls `answered` with the connection and their number,
+    /// and sends what the socket did not accept before.
+    pub fn poll(&mut self, mut answered: impl FnMut(usize, usize)) -> io::Result<()> {
         let ready = self.ready(Some(Duration::ZERO))?;
         for &(index, events) in &ready {
             if events & libc::EPOLLIN != 0 {
-                answered(index, self.take(index)?);
+                answered(index, self.receive(index)?);
             }
-            self.push(index)?;
+            self.flush(index)?;
         }
         self.ready = ready;
         Ok(())
     }
 
-    /// The connections with something to do, and what; the list goes back to `self.ready` to be
-    /// used again.
+    /// Ready connections with their events. The caller puts the list back into `self.ready`, so
+    /// that its memory is reused.
     fn ready(&mut self, timeout: Option<Duration>) -> io::Result<Vec<(usize, i32)>> {
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
@@ -132,8 +134,8 @@ impl Load {
         Ok(ready)
     }
 
-    /// Takes what came, and returns how many answers are complete.
-    fn take(&mut self, index: usize) -> io::Result<usize> {
+    /// Receives, and returns how many responses are complete.
+    fn receive(&mut self, index: usize) -> io::Result<usize> {
         let mut answered = 0;
         loop {
             let conn = &mut self.conns[index];
@@ -147,10 +149,10 @@ impl Load {
             conn.missing = conn
                 .missing
                 .checked_sub(len)
-                .ok_or_else(|| io::Error::other("the server sent more than it was sent"))?;
+                .ok_or_else(|| io::Error::other("the server sent more bytes than it received"))?;
             answered += before - conn.missing.div_ceil(self.size);
             if len < self.scratch.len() {
-                // A short read emptied the socket; the next bytes make a new edge.
+                // After a short read the socket is empty; the next bytes cause a new edge.
                 return Ok(answered);
             }
         }

@@ -1,4 +1,4 @@
-//! The machine, and the versions of what runs on it: what a figure is worth nothing without.
+//! The description of the machine and the versions, for the generated documents.
 
 use crate::process::library;
 use std::process::Command;
@@ -6,14 +6,14 @@ use std::process::Command;
 const PEERS: [&str; 8] =
     ["mio", "tokio", "tokio-uring", "monoio", "compio", "glommio", "a10", "ringline"];
 
-/// Lines of a Markdown list.
+/// The description as a Markdown list.
 pub fn describe() -> String {
     let cpu =
         first_after("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".into());
     let kernel = read("/proc/sys/kernel/osrelease");
     let congestion = read("/proc/sys/net/ipv4/tcp_congestion_control");
     let cpuinfo = read("/proc/cpuinfo");
-    // Not those that this process may use: it is pinned.
+    // `available_parallelism` does not count the others: this process is pinned.
     let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let kind = if cpuinfo.contains(" hypervisor ") { "virtual machine" } else { "machine" };
     let memory = first_after("/proc/meminfo", "MemTotal").unwrap_or_default();

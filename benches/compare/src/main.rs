@@ -1,4 +1,4 @@
-//! Proactor against loops written by hand and against other engines, measured in one run.
+//! Proactor compared with hand-written loops and with other engines, measured in one run.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/compare/Cargo.toml
@@ -31,7 +31,7 @@ use std::time::Duration;
 
 #[derive(Parser)]
 #[command(
-    about = "Proactor against hand-written loops and other engines, measured in one run",
+    about = "Proactor compared with hand-written loops and other engines, in one run",
     version
 )]
 struct Args {
@@ -41,37 +41,36 @@ struct Args {
     choice: Choice,
 }
 
-/// What is measured, and how thoroughly.
+/// What is measured, and for how long.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Choice {
-    /// Fewer rounds and shorter slices: under three minutes. Nothing is written unless --write is
-    /// given
+    /// Use fewer rounds and shorter slices: under three minutes. Writes no file without --write
     #[arg(long)]
     quick: bool,
-    /// Rounds of each workload; more make the medians steadier
+    /// Rounds of each workload; with more, the medians vary less
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
-    /// Milliseconds of one slice
+    /// Length of one slice, in milliseconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     slice: Option<u64>,
-    /// Only workloads whose name contains this
+    /// Measure only workloads whose name contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// Only contenders whose name contains one of these, separated by commas (baselines always run)
+    /// Measure only contenders whose name contains one of these, separated by commas (baselines
+    /// always run)
     #[arg(long, value_delimiter = ',')]
     with: Vec<String>,
-    /// Write the files of the repository although not everything was measured
+    /// Write the files of the repository even if not everything was measured
     #[arg(long)]
     write: bool,
-    /// Write nothing
+    /// Write no files
     #[arg(long, conflicts_with = "write")]
     no_write: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure each technique by itself, on the bare ring and in the engine; writes
-    /// docs/techniques.md
+    /// Measure each technique alone, on the bare ring and in the engine; writes docs/techniques.md
     Techniques(Choice),
     /// Run one of the servers
     Serve {
@@ -81,7 +80,7 @@ enum Command {
         #[command(subcommand)]
         server: servers::Server,
     },
-    /// Run the client that is written by hand
+    /// Run the hand-written client
     Client {
         /// IP:PORT or unix:PATH
         #[arg(long)]
@@ -104,10 +103,10 @@ impl Choice {
         workload.contains(&self.only)
     }
 
-    /// True if files of the repository are to be written.
+    /// Whether to write the files of the repository.
     fn writes(&self) -> bool {
-        let whole = !self.quick && self.only.is_empty() && self.with.is_empty();
-        self.write || whole && !self.no_write
+        let complete = !self.quick && self.only.is_empty() && self.with.is_empty();
+        self.write || complete && !self.no_write
     }
 }
 
@@ -129,11 +128,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// What every measurement needs: the examples, and two cores that do not share the work.
+/// Prepares a measurement: builds the examples and pins this process to the core of the load.
 fn prepare() -> io::Result<()> {
     if std::thread::available_parallelism()?.get() < 2 {
         return Err(io::Error::other(
-            "two cores are needed: one for what is measured, one for the other side",
+            "needs two cores: one for what is measured, one for its peers",
         ));
     }
     eprintln!("building the examples");

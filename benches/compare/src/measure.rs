@@ -1,6 +1,6 @@
-//! Measuring. All contenders are up at once, and the load goes round them in short slices, so that
-//! whatever the machine does besides hits all of them alike; what is reported are ratios to the
-//! baseline of the same round, and their median.
+//! Measurements. All contenders run at once, and the load visits them in turn for short slices, so
+//! that other load on the machine affects all of them equally. Reported are ratios to the baseline
+//! of the same round, and their median. Must not know who the contenders are.
 
 use crate::load::Load;
 use crate::open::OpenLoop;
@@ -10,8 +10,8 @@ use hdrhistogram::Histogram;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Connections that the load keeps to all servers of a workload together; beyond it each slice
-/// connects anew.
+/// Connections that the load keeps open to all servers of a workload together. With more, each
+/// slice opens its own.
 const KEPT_MAX: usize = 12_000;
 const WARM_UP: Duration = Duration::from_millis(20);
 
@@ -21,25 +21,25 @@ pub struct Pace {
     pub slice: Duration,
 }
 
-/// What one slice showed.
+/// The result of one slice.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Most often CPU time of what is measured per request, in microseconds.
+    /// CPU time per request in microseconds, or another figure of the workload.
     pub figure: f64,
     pub per_second: f64,
 }
 
-/// What was seen of one contender.
+/// The samples of one contender.
 #[derive(Clone, Debug)]
 pub struct Series {
     pub name: String,
     pub samples: Vec<Sample>,
-    /// Why there are none.
+    /// Why there are no more.
     pub failure: Option<String>,
 }
 
 impl Series {
-    fn of(name: &str) -> Series {
+    fn new(name: &str) -> Series {
         Series { name: name.into(), samples: Vec::new(), failure: None }
     }
 }
@@ -57,9 +57,9 @@ pub fn echo(
     echo: &Echo,
     programs: &[Program],
     pace: Pace,
-    tell: &mut dyn FnMut(String),
+    progress: &mut dyn FnMut(String),
 ) -> Vec<Series> {
-    let mut series = blank(programs);
+    let mut series = empty_series(programs);
     let mut servers: Vec<Option<Server>> = Vec::new();
     for (index, program) in programs.iter().enumerate() {
         let addr = match echo.unix {
@@ -77,10 +77,10 @@ pub fn echo(
     let keep = echo.conns * programs.len() <= KEPT_MAX;
     let mut kept: Vec<Option<Load>> = programs.iter().map(|_| None).collect();
     for round in 0..pace.rounds {
-        for place in 0..programs.len() {
-            let index = (place + round) % programs.len();
+        for turn in 0..programs.len() {
+            let index = (turn + round) % programs.len();
             let Some(server) = &servers[index] else { continue };
-            tell(format!("round {} of {}: {}", round + 1, pace.rounds, series[index].name));
+            progress(format!("round {} of {}: {}", round + 1, pace.rounds, series[index].name));
             match echo_slice(echo, server, &mut kept[index], pace.slice) {
                 Ok(sample) => series[index].samples.push(sample),
                 Err(error) => {
@@ -106,14 +106,14 @@ fn echo_slice(
     if kept.is_none() {
         *kept = Some(Load::connect(&server.addr, echo.conns, echo.size, echo.depth)?);
     }
-    let load = kept.as_mut().expect("just made");
-    // Each connection has had its turn when this is over.
+    let load = kept.as_mut().expect("set above");
+    // Long enough for a request on each connection.
     load.run(WARM_UP.max(Duration::from_micros(echo.conns as u64 * 10)))?;
     let (cpu, start) = (sys::cpu_ns(server.pid())?, Instant::now());
     let answered = load.run(slice)?;
     let (cpu, elapsed) = (sys::cpu_ns(server.pid())? - cpu, start.elapsed());
     if answered == 0 {
-        return Err(io::Error::other("no request was answered"));
+        return Err(io::Error::other("no response came"));
     }
     Ok(Sample {
         figure: cpu as f64 / 1e3 / answered as f64,
@@ -121,35 +121,35 @@ fn echo_slice(
     })
 }
 
-/// Clients, each run as a process for one slice against one and the same server. They print their
-/// own CPU time per request.
+/// Clients, each run as a process for one slice against the same server. They print their CPU time
+/// per request.
 pub fn client(
     arguments: &str,
     programs: &[Program],
     pace: Pace,
-    tell: &mut dyn FnMut(String),
+    progress: &mut dyn FnMut(String),
 ) -> Vec<Series> {
     let server = Program::own("server", "serve epoll --read 65536").start(LOAD_CORE, "127.0.0.1:0");
     let arguments = timed(arguments, pace);
-    go_round(programs, pace, tell, |index| {
-        let said = programs[index].run(SUBJECT_CORE, &up(&server)?.addr, &arguments)?;
-        Ok(sample(&said, "cpu_us_per_request"))
+    run_rounds(programs, pace, progress, |index| {
+        let output = programs[index].run(SUBJECT_CORE, &started(&server)?.addr, &arguments)?;
+        Ok(sample(&output, "cpu_us_per_request"))
     })
 }
 
-/// What `load` says of servers: the value of `key`, for one slice each in turn.
+/// Servers measured by the example `load`: the value of `key` in its output, for one slice each.
 pub fn latency(
     arguments: &str,
     key: &str,
     programs: &[Program],
     pace: Pace,
-    tell: &mut dyn FnMut(String),
+    progress: &mut dyn FnMut(String),
 ) -> Vec<Series> {
     let load = Program::example("load", "load", "--backend epoll");
     let servers = start_all(programs);
     let arguments = timed(arguments, pace);
-    go_round(programs, pace, tell, |index| {
-        Ok(sample(&load.run(LOAD_CORE, &up(&servers[index])?.addr, &arguments)?, key))
+    run_rounds(programs, pace, progress, |index| {
+        Ok(sample(&load.run(LOAD_CORE, &started(&servers[index])?.addr, &arguments)?, key))
     })
 }
 
@@ -157,13 +157,13 @@ fn start_all(programs: &[Program]) -> Vec<io::Result<Server>> {
     programs.iter().map(|program| program.start(SUBJECT_CORE, "127.0.0.1:0")).collect()
 }
 
-/// A server that started, or the reason why it did not.
-fn up(server: &io::Result<Server>) -> io::Result<&Server> {
+/// The server, or the error of its start.
+fn started(server: &io::Result<Server>) -> io::Result<&Server> {
     server.as_ref().map_err(|error| io::Error::other(error.to_string()))
 }
 
-fn blank(programs: &[Program]) -> Vec<Series> {
-    programs.iter().map(|program| Series::of(&program.name)).collect()
+fn empty_series(programs: &[Program]) -> Vec<Series> {
+    programs.iter().map(|program| Series::new(&program.name)).collect()
 }
 
 /// An open loop against servers, at a part of the rate that the first of them reaches in a closed
@@ -175,44 +175,42 @@ pub struct Open {
     pub part_of_peak: f64,
 }
 
-/// A round of [`tails`] goes round the contenders so often; a slice of one is a part of the
-/// round's.
+/// How many slices each contender gets in a round of [`tails`].
 const LAPS: usize = 40;
-/// In these workloads a server needs some 5 us a request and has half of its time left: an answer
-/// that is so late was kept by the machine.
+/// A response that is later than this was delayed by the machine: in these workloads a server needs
+/// about 5 us per request and is idle for half of the time.
 pub const STALL: Duration = Duration::from_micros(500);
 const TAIL_WARM_UP: Duration = Duration::from_millis(2);
-/// How long the peak is looked for, each round: the machine is not equally fast all the time.
+/// How long the peak rate is measured in each round, because the speed of the machine varies.
 const PEAK: Duration = Duration::from_millis(150);
 
-/// What [`tails`] found.
+/// The result of [`tails`].
 pub struct Tails {
-    /// For each quantile the latency in microseconds, one sample a round.
+    /// For each quantile the latency in microseconds, one sample per round.
     pub quantiles: Vec<Vec<Series>>,
-    /// For each contender the part of its slices that was left out, since the machine stalled in
-    /// them.
+    /// For each contender the part of its slices that was discarded because the machine stalled.
     pub stalled: Vec<f64>,
     /// Requests per second.
     pub rate: Spread,
-    /// How long one contender had its turn.
+    /// The length of one slice.
     pub slice: Duration,
 }
 
 /// Latencies under an open loop. The slices are short, and those with a stall of the machine
-/// ([`STALL`]) are left out: such stalls come to each contender alike, some of them a second, and
-/// would decide all that is beyond the 99th percentile. What is left of a round makes one sample.
+/// ([`STALL`]) are discarded: stalls affect all contenders equally, several times per second, and
+/// would decide everything beyond the 99th percentile. The other slices of a round make one sample.
 pub fn tails(
     open: Open,
     quantiles: &[f64],
     programs: &[Program],
     pace: Pace,
-    tell: &mut dyn FnMut(String),
+    progress: &mut dyn FnMut(String),
 ) -> io::Result<Tails> {
     let servers = start_all(programs);
-    let mut closed = Load::connect(&up(&servers[0])?.addr, open.conns, open.size, 1)?;
+    let mut closed = Load::connect(&started(&servers[0])?.addr, open.conns, open.size, 1)?;
     let mut loops: Vec<Option<OpenLoop>> = programs.iter().map(|_| None).collect();
     let mut stalled = vec![0; programs.len()];
-    let mut all = vec![blank(programs); quantiles.len()];
+    let mut all = vec![empty_series(programs); quantiles.len()];
     let mut rates = Vec::new();
     let slice = pace.slice / LAPS as u32;
     for round in 0..pace.rounds {
@@ -220,17 +218,17 @@ pub fn tails(
         let rate = closed.run(PEAK)? as f64 / PEAK.as_secs_f64() * open.part_of_peak;
         rates.push(rate);
         let mut quiet: Vec<Option<Histogram<u64>>> = vec![None; programs.len()];
-        for place in 0..programs.len() * LAPS {
-            let index = (place + place / programs.len() + round) % programs.len();
+        for turn in 0..programs.len() * LAPS {
+            let index = (turn + turn / programs.len() + round) % programs.len();
             if all[0][index].failure.is_some() {
                 continue;
             }
-            tell(format!("round {} of {}: {}", round + 1, pace.rounds, programs[index].name));
+            progress(format!("round {} of {}: {}", round + 1, pace.rounds, programs[index].name));
             match tail_slice(open, rate, &servers[index], &mut loops[index], slice) {
-                Ok(seen) if seen.max() > STALL.as_nanos() as u64 => stalled[index] += 1,
-                Ok(seen) => match &mut quiet[index] {
-                    Some(quiet) => quiet.add(seen).expect("histograms of one kind"),
-                    none => *none = Some(seen),
+                Ok(latencies) if latencies.max() > STALL.as_nanos() as u64 => stalled[index] += 1,
+                Ok(latencies) => match &mut quiet[index] {
+                    Some(quiet) => quiet.add(latencies).expect("histograms with the same bounds"),
+                    none => *none = Some(latencies),
                 },
                 Err(error) => {
                     all.iter_mut().for_each(|list| list[index].failure = Some(error.to_string()))
@@ -239,8 +237,8 @@ pub fn tails(
         }
         for (list, &quantile) in all.iter_mut().zip(quantiles) {
             for (series, quiet) in list.iter_mut().zip(&quiet) {
-                // A round without a quiet slice has no figure, but keeps its place beside those of
-                // the others.
+                // A round without a quiet slice has no figure, but counts as a sample, so that the
+                // samples of all contenders are of the same rounds.
                 let figure =
                     quiet.as_ref().map(|quiet| quiet.value_at_quantile(quantile) as f64 / 1e3);
                 series
@@ -263,9 +261,9 @@ fn tail_slice(
     slice: Duration,
 ) -> io::Result<Histogram<u64>> {
     if kept.is_none() {
-        *kept = Some(OpenLoop::connect(&up(server)?.addr, open.conns, open.size)?);
+        *kept = Some(OpenLoop::connect(&started(server)?.addr, open.conns, open.size)?);
     }
-    kept.as_mut().expect("just made").run(rate, TAIL_WARM_UP, slice)
+    kept.as_mut().expect("set above").run(rate, TAIL_WARM_UP, slice)
 }
 
 fn timed(arguments: &str, pace: Pace) -> Vec<String> {
@@ -276,27 +274,28 @@ fn timed(arguments: &str, pace: Pace) -> Vec<String> {
         .collect()
 }
 
-fn sample(said: &serde_json::Value, key: &str) -> Sample {
-    let number = |key: &str| said[key].as_f64().unwrap_or(f64::NAN);
+fn sample(output: &serde_json::Value, key: &str) -> Sample {
+    let number = |key: &str| output[key].as_f64().unwrap_or(f64::NAN);
     Sample { figure: number(key), per_second: number("requests_per_s") }
 }
 
-/// Runs all programs once a round, each round beginning with another one.
-fn go_round(
+/// Runs all programs once per round. Each round begins with another one.
+fn run_rounds(
     programs: &[Program],
     pace: Pace,
-    tell: &mut dyn FnMut(String),
+    progress: &mut dyn FnMut(String),
     mut run: impl FnMut(usize) -> io::Result<Sample>,
 ) -> Vec<Series> {
-    let mut all = blank(programs);
+    let mut all = empty_series(programs);
     for round in 0..pace.rounds {
-        for place in 0..programs.len() {
-            let series = &mut all[(place + round) % programs.len()];
+        for turn in 0..programs.len() {
+            let index = (turn + round) % programs.len();
+            let series = &mut all[index];
             if series.failure.is_some() {
                 continue;
             }
-            tell(format!("round {} of {}: {}", round + 1, pace.rounds, series.name));
-            match run((place + round) % programs.len()) {
+            progress(format!("round {} of {}: {}", round + 1, pace.rounds, series.name));
+            match run(index) {
                 Ok(sample) => series.samples.push(sample),
                 Err(error) => series.failure = Some(error.to_string()),
             }
@@ -305,17 +304,17 @@ fn go_round(
     all
 }
 
-/// A server's resident memory: at its start, and for each of the connections beyond `few`, up to
-/// `many`, that do nothing. In bytes.
+/// The resident memory of a server in bytes: at its start, and its growth per idle connection
+/// between `few` and `many` connections.
 pub fn memory(program: &Program, few: usize, many: usize) -> io::Result<(f64, f64)> {
     let server = program.start(SUBJECT_CORE, "127.0.0.1:0")?;
-    // It may be about to get its buffers.
+    // It may still be allocating its buffers.
     std::thread::sleep(Duration::from_millis(200));
     let start = server.resident()?;
     let mut idle = Load::connect(&server.addr, few, 1, 0)?;
-    let before = server.settled()?;
+    let before = server.resident_settled()?;
     idle.open(&server.addr, many - few)?;
-    let after = server.settled()?;
+    let after = server.resident_settled()?;
     Ok((start as f64, (after as f64 - before as f64) / (many - few) as f64))
 }
 
@@ -342,7 +341,7 @@ impl Spread {
     }
 }
 
-/// The ratio of one figure to that of the baseline, round by round.
+/// The ratios of a figure to that of the baseline, in each round.
 pub fn ratio(series: &Series, base: &Series, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
     Spread::of(
         series

@@ -1,7 +1,7 @@
-//! The open loop: requests leave when they are due, whether answers come or not, and their time
-//! counts from then, so that a server that stalls cannot hide what it kept waiting (no coordinated
-//! omission). Owns: when what is due. It looks for work without ever sleeping, and sends one
-//! request between two looks, so that a late one does not hold up the answers.
+//! The open loop: each request is sent when it is due, even if responses are missing, and its
+//! latency counts from that moment, so that a stall of the server shows in full (no coordinated
+//! omission). Owns: when requests are due. It never sleeps, and sends one request between two
+//! polls, so that a burst of due requests does not delay the responses.
 
 use crate::load::Load;
 use crate::sys::Addr;
@@ -10,12 +10,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// The longest wait for what is not answered when the time is up.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it waits for the last responses.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct OpenLoop {
     load: Load,
-    /// Of each connection: when its unanswered requests were due.
+    /// For each connection, when its unanswered requests were due.
     due: Vec<VecDeque<Instant>>,
 }
 
@@ -25,9 +25,9 @@ impl OpenLoop {
         Ok(OpenLoop { load, due: vec![VecDeque::new(); conns] })
     }
 
-    /// Sends so long at `rate`, in requests per second over all connections, waits for the last
-    /// answers, and returns the nanoseconds that each request took. What was due in the first part,
-    /// `warm_up`, does not count.
+    /// Sends for `warm_up` and `duration` at `rate`, in requests per second over all connections,
+    /// then waits for the last responses. Returns the latencies in nanoseconds, without those of
+    /// the warm-up.
     pub fn run(
         &mut self,
         rate: f64,
@@ -52,13 +52,13 @@ impl OpenLoop {
             if next_due >= end && unanswered == 0 {
                 return Ok(latencies);
             }
-            if now > end + PATIENCE {
+            if now > end + DRAIN_TIMEOUT {
                 return Err(io::Error::other(format!(
-                    "{unanswered} requests were not answered in {PATIENCE:?}"
+                    "{unanswered} requests were not answered in {DRAIN_TIMEOUT:?}"
                 )));
             }
             let due = &mut self.due;
-            self.load.look(|index, answers| {
+            self.load.poll(|index, answers| {
                 let now = Instant::now();
                 for due in due[index].drain(..answers) {
                     unanswered -= 1;

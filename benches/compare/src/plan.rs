@@ -1,4 +1,5 @@
-//! The comparison: which contenders meet in which workloads, and what is written about it.
+//! The comparison. Owns: the contenders, the workloads, and the text of BENCHMARKS.md. Must not
+//! know how a workload is measured.
 
 use crate::Choice;
 use crate::measure::{self, Echo, Open, Sample, Series};
@@ -33,7 +34,7 @@ fn ours() -> Vec<Program> {
     ]
 }
 
-/// They look for completions before they sleep.
+/// With `Config::spin`.
 fn ours_spinning() -> Vec<Program> {
     let spinning = |(name, backend): (&str, &str)| {
         let arguments = format!("--backend {backend} --spin 100");
@@ -47,10 +48,10 @@ fn peers() -> Vec<Program> {
     names.iter().map(|name| Program::own(name, &format!("serve {name}"))).collect()
 }
 
-/// A line that says where the run is.
+/// The progress line on a terminal.
 pub struct Progress {
     bar: ProgressBar,
-    what: String,
+    workload: String,
 }
 
 impl Progress {
@@ -59,24 +60,24 @@ impl Progress {
         bar.set_style(
             ProgressStyle::with_template("{elapsed_precise} {msg}").expect("a valid template"),
         );
-        Progress { bar, what: String::new() }
+        Progress { bar, workload: String::new() }
     }
 
-    pub fn begin(&mut self, what: &str) {
-        self.what = what.into();
-        self.tell("");
+    pub fn begin(&mut self, workload: &str) {
+        self.workload = workload.into();
+        self.show("");
         if self.bar.is_hidden() {
-            eprintln!("{what}");
+            eprintln!("{workload}");
         }
     }
 
-    fn tell(&self, where_in_it: &str) {
-        self.bar.set_message(format!("{}: {where_in_it}", self.what));
+    fn show(&self, step: &str) {
+        self.bar.set_message(format!("{}: {step}", self.workload));
         self.bar.tick();
     }
 
-    pub fn teller(&self) -> impl FnMut(String) + '_ {
-        |message| self.tell(&message)
+    pub fn callback(&self) -> impl FnMut(String) + '_ {
+        |step| self.show(&step)
     }
 
     pub fn print(&self, text: &str) {
@@ -159,7 +160,7 @@ impl Plan<'_> {
         table
     }
 
-    /// The contenders that were asked for; baselines and ours always.
+    /// The programs that `--with` chooses; all by default.
     fn chosen(&self, programs: Vec<Program>) -> Vec<Program> {
         let with = &self.choice.with;
         let wanted = |program: &Program| with.is_empty() || with.contains(&program.name);
@@ -193,7 +194,7 @@ impl Plan<'_> {
                 programs.extend(self.chosen(peers()));
             }
             let pace = self.choice.pace((15, 200), (3, 60));
-            let series = measure::echo(&echo, &programs, pace, &mut self.progress.teller());
+            let series = measure::echo(&echo, &programs, pace, &mut self.progress.callback());
             tables.push(self.finish(Table::of_cpu(name, base, &series, note)));
         }
         tables
@@ -235,7 +236,7 @@ impl Plan<'_> {
             programs.push(Program::example(OURS_URING, "load", "--backend uring"));
             programs.push(Program::example(OURS_EPOLL, "load", "--backend epoll"));
             let pace = self.choice.pace((11, 500), (3, 200));
-            let series = measure::client(arguments, &programs, pace, &mut self.progress.teller());
+            let series = measure::client(arguments, &programs, pace, &mut self.progress.callback());
             let note = match arguments.contains("stream") {
                 true => {
                     "The epoll client writes each message by itself. The engine's client gathers\n\
@@ -260,7 +261,7 @@ impl Plan<'_> {
         programs.extend(ours_spinning());
         let pace = self.choice.pace((11, 500), (3, 200));
         let series =
-            measure::latency("--conns 1", "p50_us", &programs, pace, &mut self.progress.teller());
+            measure::latency("--conns 1", "p50_us", &programs, pace, &mut self.progress.callback());
         let note = "The client sleeps between its requests in all rows. With `Config::spin` the\n\
                     server does not sleep.";
         vec![self.finish(Table::of(name, "p50, us", 0, &series, note))]
@@ -290,7 +291,7 @@ impl Plan<'_> {
             &quantiles.map(|(quantile, _)| quantile),
             &programs,
             pace,
-            &mut self.progress.teller(),
+            &mut self.progress.callback(),
         ) {
             Ok(seen) => seen,
             Err(error) => {
@@ -344,7 +345,7 @@ impl Plan<'_> {
         programs.extend(self.chosen(peers()));
         let (mut start, mut growth) = (Vec::new(), Vec::new());
         for program in &programs {
-            self.progress.tell(&program.name);
+            self.progress.show(&program.name);
             let measured = measure::memory(program, few, many);
             let series = |value: f64| {
                 let samples = vec![Sample { figure: value, per_second: 0.0 }];

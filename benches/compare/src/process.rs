@@ -1,5 +1,5 @@
-//! Processes of a measurement: where the programs are, and how a server or a client is started on a
-//! core of its own.
+//! Processes of a measurement. Owns: where the programs are, and how a server or a client is
+//! started on a core of its own. Must not know what is measured.
 
 use crate::sys::{self, Addr};
 use std::io::{self, BufRead, BufReader};
@@ -7,11 +7,12 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// The core of what is measured, and the core of the other side.
+/// The core of what is measured.
 pub const SUBJECT_CORE: usize = 0;
+/// The core of its peers.
 pub const LOAD_CORE: usize = 1;
 
-/// How to start something: `echo_server` and `load` are the library's examples, everything else is
+/// How to start a program: an example of the library (`echo_server`, `load`), or a subcommand of
 /// this program.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -46,7 +47,7 @@ impl Program {
         Ok(command)
     }
 
-    /// Starts a server on a core, and waits until it says where it listens.
+    /// Starts a server on a core, and waits until it prints its address.
     pub fn start(&self, core: usize, addr: &str) -> io::Result<Server> {
         let mut command = self.command(core)?;
         command
@@ -57,11 +58,11 @@ impl Program {
         let mut child = command.spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line)?;
-        let mut server = Server { child, addr: Addr::Unix(String::new()), place: addr.to_owned() };
-        let said = line.split_whitespace().nth(2).and_then(|addr| addr.parse().ok());
-        server.addr = said.ok_or_else(|| {
+        let mut server = Server { child, addr: Addr::Unix(String::new()), bound: addr.to_owned() };
+        let printed = line.split_whitespace().nth(2).and_then(|addr| addr.parse().ok());
+        server.addr = printed.ok_or_else(|| {
             io::Error::other(format!(
-                "{} does not start; to see why: {:?}",
+                "{} did not start; run it to see why: {:?}",
                 self.name,
                 self.command(core).ok()
             ))
@@ -81,18 +82,19 @@ impl Program {
         let output =
             command.args(["--addr", &addr]).args(arguments).stdin(Stdio::null()).output()?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(io::Error::other(format!("{}: {}: {said}", self.name, output.status)));
+            let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(io::Error::other(format!("{}: {}: {stderr}", self.name, output.status)));
         }
         serde_json::from_slice(&output.stdout).map_err(io::Error::other)
     }
 }
 
-/// A server that is up. Ends with this value.
+/// A running server. The drop ends it.
 pub struct Server {
     child: Child,
     pub addr: Addr,
-    place: String,
+    /// The address that it was told to bind.
+    bound: String,
 }
 
 impl Server {
@@ -110,9 +112,9 @@ impl Server {
 }
 
 impl Server {
-    /// Resident memory when it has not grown for a while: connections that the kernel took are
-    /// accepted a little later.
-    pub fn settled(&self) -> io::Result<u64> {
+    /// Resident memory once it has stopped growing: the server may accept connections later than
+    /// the kernel completes them.
+    pub fn resident_settled(&self) -> io::Result<u64> {
         let mut last = 0;
         for _ in 0..50 {
             std::thread::sleep(std::time::Duration::from_millis(300));
@@ -130,24 +132,24 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(path) = self.place.strip_prefix("unix:") {
+        if let Some(path) = self.bound.strip_prefix("unix:") {
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// The root of the library's source.
+/// The root of the repository.
 pub fn library() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Builds the library's examples, which are among what is measured.
+/// Builds the examples of the library.
 pub fn build_examples() -> io::Result<()> {
     let manifest = library().join("Cargo.toml");
     let arguments = ["build", "--release", "--examples", "--quiet", "--manifest-path"];
     match Command::new("cargo").args(arguments).arg(manifest).status()?.success() {
         true => Ok(()),
-        false => Err(io::Error::other("the examples of the library do not build")),
+        false => Err(io::Error::other("building the examples failed")),
     }
 }
 

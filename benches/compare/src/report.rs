@@ -1,14 +1,15 @@
-//! From series of samples to tables. Owns: what a table says and how it is written down.
+//! Tables of series. Owns: what a table contains and its Markdown. Must not know how a series was
+//! measured.
 
 use crate::measure::{Series, Spread, ratio};
 
-/// A figure of one contender, against that of the baseline.
+/// The figure of one contender, and its ratio to the baseline.
 #[derive(Clone, Debug)]
 pub struct Row {
     pub name: String,
-    /// The figure itself, median.
+    /// The median of the figure.
     pub figure: Option<f64>,
-    /// Against the baseline of the same round.
+    /// To the baseline in the same round.
     pub ratio: Option<Spread>,
     pub per_second: Option<f64>,
     pub failure: Option<String>,
@@ -17,9 +18,9 @@ pub struct Row {
 #[derive(Clone, Debug)]
 pub struct Table {
     pub title: String,
-    /// What the figure is, as the head of a column.
+    /// The head of the column of figures.
     pub unit: &'static str,
-    /// What the last column is; there is none if it is empty.
+    /// The head of the last column; empty if there is none.
     pub rate: &'static str,
     pub base: String,
     pub rows: Vec<Row>,
@@ -27,12 +28,12 @@ pub struct Table {
 }
 
 impl Table {
-    /// CPU time per request and requests per second, the ratios to the contender at `base`.
+    /// A table of CPU time per request and requests per second. Ratios are to the series at `base`.
     pub fn of_cpu(title: &str, base: usize, series: &[Series], note: &str) -> Table {
         Table { rate: "requests/s", ..Table::of(title, "us CPU/request", base, series, note) }
     }
 
-    /// Any figure, its ratios to the contender at `base`.
+    /// A table of any figure. Ratios are to the series at `base`.
     pub fn of(
         title: &str,
         unit: &'static str,
@@ -98,7 +99,7 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// With commas between thousands.
+/// The integer part, with commas between thousands.
 fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn ratios_are_within_the_round() {
-        // The machine was twice as slow in the second round: the ratio does not see it.
+        // The machine was half as fast in the second round, which does not change the ratio.
         let table = Table::of_cpu(
             "t",
             0,
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn who_failed_is_told_with_the_reason() {
+    fn a_failure_is_shown_with_its_reason() {
         let mut failed = series("other", &[]);
         failed.failure = Some("no ring".into());
         let table = Table::of_cpu("t", 0, &[series("base", &[2.0]), failed], "");

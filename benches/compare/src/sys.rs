@@ -1,5 +1,5 @@
-//! The system calls that the hand-written loops and the load make: thin, without policy. Sockets
-//! are plain descriptors here, so that nothing stands between a loop and the kernel.
+//! The system calls of the hand-written loops and of the load, as thin wrappers. Sockets are plain
+//! descriptors, so that the loops cost no more than their system calls.
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ impl Addr {
         }
     }
 
-    /// The address, if it is one of TCP: what most peers can listen on.
+    /// The TCP address. Most other engines listen on TCP only.
     pub fn tcp(&self) -> io::Result<SocketAddr> {
         match self {
             Addr::Tcp(addr) => Ok(*addr),
@@ -59,7 +59,7 @@ pub fn listen(addr: &Addr, nonblocking: bool) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(addr.domain(), socket2::Type::STREAM, None)?;
     if !addr.is_unix() {
         socket.set_reuse_address(true)?;
-        // Inherited by what is accepted.
+        // Accepted sockets inherit it.
         socket.set_tcp_nodelay(true)?;
     }
     socket.bind(&addr)?;
@@ -68,13 +68,13 @@ pub fn listen(addr: &Addr, nonblocking: bool) -> io::Result<socket2::Socket> {
     Ok(socket)
 }
 
-/// Says where a server listens, the way `echo_server` does.
+/// Prints the address of a server, as `echo_server` does.
 pub fn announce(socket: &socket2::Socket, name: &str) -> io::Result<()> {
     let addr = socket.local_addr()?;
     match (addr.as_socket(), addr.as_pathname()) {
         (Some(addr), _) => announce_as(&addr, name),
         (None, Some(path)) => announce_as(&format_args!("unix:{}", path.display()), name),
-        (None, None) => announce_as(&"nowhere", name),
+        (None, None) => announce_as(&"an unknown address", name),
     }
     Ok(())
 }
@@ -83,7 +83,7 @@ pub fn announce_as(addr: &dyn std::fmt::Display, name: &str) {
     println!("listening on {addr} {name}");
 }
 
-/// Zero bytes is the end of the stream.
+/// recv(2); zero bytes are the end of the stream.
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer is writable for its length.
     check(unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), 0) })
@@ -96,11 +96,11 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 
 pub fn accept(fd: RawFd) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: no address is asked for.
+    // SAFETY: null pointers: the address of the peer is not requested.
     let fd =
         check(unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) }
             as isize)?;
-    // SAFETY: accept4 just made it, and nobody else has it.
+    // SAFETY: accept4 returned a new descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
@@ -115,9 +115,9 @@ pub struct Epoll {
 
 impl Epoll {
     pub fn new() -> io::Result<Epoll> {
-        // SAFETY: no memory is involved.
+        // SAFETY: takes no pointer.
         let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) } as isize)?;
-        // SAFETY: epoll_create1 just made it, and nobody else has it.
+        // SAFETY: epoll_create1 returned a new descriptor, which nothing else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
         Ok(Epoll { fd, events: vec![libc::epoll_event { events: 0, u64: 0 }; 1024] })
     }
@@ -125,7 +125,7 @@ impl Epoll {
     pub fn control(&self, operation: i32, fd: RawFd, events: i32, token: u64) -> io::Result<()> {
         use std::os::fd::AsRawFd;
         let mut event = libc::epoll_event { events: events as u32, u64: token };
-        // SAFETY: the event lives through the call.
+        // SAFETY: the event outlives the call.
         check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd, &mut event) } as isize)
             .map(drop)
     }
@@ -134,14 +134,14 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, events, token)
     }
 
-    /// Waits; `None` for ever.
+    /// epoll_wait(2); `None` waits without a limit.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<&[libc::epoll_event]> {
         use std::os::fd::AsRawFd;
         let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
-        let fd = self.fd.as_raw_fd();
-        let (events, room) = (self.events.as_mut_ptr(), self.events.len() as i32);
-        // SAFETY: there is room for so many events.
-        match check(unsafe { libc::epoll_wait(fd, events, room, timeout) } as isize) {
+        let (fd, events, len) =
+            (self.fd.as_raw_fd(), self.events.as_mut_ptr(), self.events.len() as i32);
+        // SAFETY: the list has `len` elements.
+        match check(unsafe { libc::epoll_wait(fd, events, len, timeout) } as isize) {
             Ok(count) => Ok(&self.events[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(&[]),
             Err(error) => Err(error),
@@ -149,7 +149,7 @@ impl Epoll {
     }
 }
 
-/// Runs the calling process on one core from now on.
+/// Pins the calling process to a core.
 pub fn pin(core: usize) -> io::Result<()> {
     // SAFETY: a cpu_set_t of zeros is the empty set.
     unsafe {
@@ -159,9 +159,9 @@ pub fn pin(core: usize) -> io::Result<()> {
     }
 }
 
-/// CPU time of a process, all its threads, user and system, in nanoseconds.
+/// The CPU time of a process, user and system, in nanoseconds.
 pub fn cpu_ns(pid: u32) -> io::Result<u64> {
-    // SAFETY: both calls write only to the variables given.
+    // SAFETY: both calls write to variables that outlive them.
     unsafe {
         let mut clock = 0;
         let errno = libc::clock_getcpuclockid(pid as libc::pid_t, &mut clock);
@@ -174,7 +174,7 @@ pub fn cpu_ns(pid: u32) -> io::Result<u64> {
     }
 }
 
-/// As many descriptors as the hard limit allows.
+/// Raises the limit of descriptors to the hard limit and returns it.
 pub fn raise_descriptor_limit() -> u64 {
     // SAFETY: both calls get a valid rlimit.
     unsafe {

@@ -1,6 +1,5 @@
-//! Each technique by itself: variants of the loops written by hand, which show what the interfaces
-//! can do, and of the engine, which show what its settings do. The reference of both is in the
-//! first rows.
+//! Each technique alone: variants of the hand-written loops, which show what the interfaces can do,
+//! and of the engine, which show what its settings do. The first rows are the references of both.
 
 use crate::Choice;
 use crate::machine;
@@ -10,10 +9,10 @@ use crate::process::{Program, library};
 use crate::report::Table;
 use std::io;
 
-/// What differs from the epoll loop with 64 KiB reads.
+/// Arguments added to the epoll loop with 64 KiB reads.
 const LOOP_VARIANTS: &[&str] = &["--edge", "--watch-output", "--pool 4194304"];
 
-/// What differs from the bare ring as it is.
+/// Arguments added to the bare ring.
 const RING_VARIANTS: &[&str] = &[
     "--setup none",
     "--setup coop",
@@ -37,7 +36,7 @@ const RING_VARIANTS: &[&str] = &[
     "--spin 50",
 ];
 
-/// What differs from the engine as it is, on io_uring.
+/// Arguments added to the engine on io_uring.
 const ENGINE_VARIANTS: &[&str] = &[
     "--disable registered_ring_fd",
     "--disable incremental",
@@ -55,7 +54,7 @@ const ENGINE_VARIANTS: &[&str] = &[
     "--spin 50",
 ];
 
-/// And on epoll.
+/// Arguments added to the engine on epoll.
 const EPOLL_VARIANTS: &[&str] = &[
     "--turn-bytes 1",
     "--turn-bytes 65536",
@@ -65,8 +64,8 @@ const EPOLL_VARIANTS: &[&str] = &[
     "--spin 50",
 ];
 
-/// What is varied: the beginning of a row's name, the example that is run, if it is one of them,
-/// its arguments, and what is added to those.
+/// A program and its variants: the beginning of the names of its rows, the example (`None` for this
+/// program), its arguments, and the arguments that are added.
 type Family = (&'static str, Option<&'static str>, &'static str, &'static [&'static str]);
 
 const SERVERS: &[Family] = &[
@@ -76,7 +75,7 @@ const SERVERS: &[Family] = &[
     ("engine on epoll", Some("echo_server"), "--backend epoll", EPOLL_VARIANTS),
 ];
 
-/// They connect, ask and close.
+/// Clients that connect, send one request and close.
 const CLIENTS: &[Family] = &[
     ("epoll client", None, "client", &["--no-so-error", "--edge", "--delete"]),
     ("bare ring client", None, "client --ring", &["--unlinked", "--early-receive"]),
@@ -100,7 +99,7 @@ pub fn run(choice: &Choice) -> io::Result<()> {
     Ok(())
 }
 
-/// All variants, or those of which a part was asked for.
+/// The variants that were chosen; all by default.
 fn variants<'a>(choice: &'a Choice, families: &'a [Family]) -> impl Iterator<Item = Program> + 'a {
     let wanted = |name: &str| {
         choice.with.is_empty() || choice.with.iter().any(|part| name.contains(part.as_str()))
@@ -145,7 +144,7 @@ fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Se
         progress.begin(name);
         let echo = Echo { conns, size, depth, unix };
         let pace = choice.pace((7, 120), (3, 50));
-        let series = measure::echo(&echo, &programs, pace, &mut progress.teller());
+        let series = measure::echo(&echo, &programs, pace, &mut progress.callback());
         progress.print(&Table::of_cpu(name, 1, &series, "").markdown());
         columns.push((name, series));
     }
@@ -166,7 +165,7 @@ fn clients(choice: &Choice, progress: &mut Progress) -> Option<Table> {
     programs.extend(variants(choice, CLIENTS));
     progress.begin(title);
     let pace = choice.pace((15, 300), (3, 200));
-    let series = measure::client(arguments, &programs, pace, &mut progress.teller());
+    let series = measure::client(arguments, &programs, pace, &mut progress.callback());
     let table = Table::of_cpu(title, 0, &series, "");
     progress.print(&table.markdown());
     Some(table)

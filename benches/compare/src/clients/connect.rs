@@ -1,7 +1,7 @@
-//! Connect, one request, close, over and over, the usual way: a non-blocking connect, EPOLL_CTL_ADD
-//! for output, SO_ERROR when it is writable, EPOLL_CTL_MOD for input, send, receive, close. With
-//! `--edge` as sparingly as epoll allows. Source addresses change as those of `load` do, so that
-//! ports do not run out.
+//! Connect, one request, close, repeatedly, as usual with epoll: a non-blocking connect,
+//! EPOLL_CTL_ADD for output, SO_ERROR when it is writable, EPOLL_CTL_MOD for input, send, receive,
+//! close. With `--edge` it makes as few calls as epoll allows. Source addresses change as in the
+//! example `load`, so that ports do not run out.
 
 use super::{Options, Outcome};
 use crate::sys::{self, Addr, Epoll};
@@ -14,7 +14,7 @@ struct Conn {
     socket: Option<socket2::Socket>,
     connecting: bool,
     missing: usize,
-    asked_at: Instant,
+    sent_at: Instant,
 }
 
 pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
@@ -25,8 +25,8 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
     let asks = !options.edge && !options.no_so_error;
     let (start, mut opened) = (Instant::now(), first_source());
     let mut outcome = Outcome { requests: 0, elapsed: Duration::ZERO, latencies_us: Vec::new() };
-    let blank = |_| Conn { socket: None, connecting: true, missing: 0, asked_at: start };
-    let mut conns: Vec<Conn> = (0..options.conns).map(blank).collect();
+    let closed = |_| Conn { socket: None, connecting: true, missing: 0, sent_at: start };
+    let mut conns: Vec<Conn> = (0..options.conns).map(closed).collect();
     for (index, conn) in conns.iter_mut().enumerate() {
         open(conn, index, &addr, &epoll, wanted, &mut opened)?;
     }
@@ -55,14 +55,14 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
                 continue;
             }
             let len = match sys::recv(fd, &mut buffer) {
-                // An edge of output alone.
+                // The event was for output only.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 result => result?,
             };
             conn.missing -= len;
             if conn.missing == 0 {
                 outcome.requests += 1;
-                outcome.latencies_us.push(conn.asked_at.elapsed().as_micros() as u32);
+                outcome.latencies_us.push(conn.sent_at.elapsed().as_micros() as u32);
                 if options.delete {
                     epoll.control(libc::EPOLL_CTL_DEL, fd, 0, 0)?;
                 }
@@ -91,19 +91,19 @@ fn open(
         _ => {}
     }
     epoll.add(socket.as_raw_fd(), wanted, index as u64)?;
-    *conn = Conn { socket: Some(socket), connecting: true, missing: 0, asked_at: Instant::now() };
+    *conn = Conn { socket: Some(socket), connecting: true, missing: 0, sent_at: Instant::now() };
     Ok(())
 }
 
-/// Where the source addresses of this process begin.
+/// The number of the first source address of this process.
 pub fn first_source() -> u64 {
     u64::from(std::process::id()) * 64_000
 }
 
-/// TCP_NODELAY and the next source address; with IP_BIND_ADDRESS_NO_PORT, as `load` has it: the
-/// port is chosen by the connect.
+/// Sets TCP_NODELAY and binds the next source address, with IP_BIND_ADDRESS_NO_PORT: the connect
+/// chooses the port (ip(7)). The example `load` does the same.
 pub fn set_up(fd: RawFd, opened: &mut u64) -> io::Result<()> {
-    // SAFETY: the descriptor is open as long as this view of it.
+    // SAFETY: the descriptor stays open in this function.
     let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     let socket = socket2::SockRef::from(&socket);
     socket.set_tcp_nodelay(true)?;
@@ -117,8 +117,8 @@ pub fn set_up(fd: RawFd, opened: &mut u64) -> io::Result<()> {
     );
     let on: libc::c_int = 1;
     let (value, bytes) = ((&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: an integer of the size that is passed, alive through the call. Its failure changes
-    // nothing else.
+    // It may fail; then the bind chooses the port.
+    // SAFETY: the integer has the size that is passed, and outlives the call.
     unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, value, bytes) };
     socket.bind(&SocketAddr::from((source, 0)).into())
 }

@@ -1,5 +1,5 @@
-//! Connections that ask again when they were answered. Level-triggered, one read a readiness, the
-//! next request at once.
+//! Connections that send a request for each response, with level-triggered epoll: one read per
+//! event, then the next request at once.
 
 use super::{Options, Outcome};
 use crate::sys::{self, Addr, Epoll};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 struct Conn {
     socket: socket2::Socket,
     missing: usize,
-    asked_at: Instant,
+    sent_at: Instant,
 }
 
 pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
@@ -29,7 +29,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
         for _ in 0..options.depth {
             sys::send(socket.as_raw_fd(), &message)?;
         }
-        conns.push(Conn { socket, missing: options.size, asked_at: start });
+        conns.push(Conn { socket, missing: options.size, sent_at: start });
     }
     let mut outcome = Outcome { requests: 0, elapsed: Duration::ZERO, latencies_us: Vec::new() };
     let mut buffer = vec![0; 64 << 10];
@@ -54,15 +54,15 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
                 len -= conn.missing;
                 conn.missing = options.size;
                 outcome.requests += 1;
-                outcome.latencies_us.push((now - conn.asked_at).as_micros() as u32);
-                conn.asked_at = now;
+                outcome.latencies_us.push((now - conn.sent_at).as_micros() as u32);
+                conn.sent_at = now;
                 sys::send(fd, &message)?;
             }
             conn.missing -= len;
         }
     }
     outcome.elapsed = start.elapsed();
-    // Resets, so that no port is kept.
+    // The close resets the connections, so that they hold no port in TIME_WAIT.
     conns.iter().for_each(|conn| drop(conn.socket.set_linger(Some(Duration::ZERO))));
     Ok(outcome)
 }

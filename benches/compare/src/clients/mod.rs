@@ -1,6 +1,6 @@
-//! Clients written by hand on epoll, the way they are usually written: the baseline of the
-//! library's own client side, which is `load` of the examples. They take the options of `load` that
-//! matter here, and print what it prints.
+//! Hand-written clients on epoll and on a bare ring: the baselines of the client side of the
+//! library, which is the example `load`. They accept the options of `load` that matter here, and
+//! print its output.
 
 mod connect;
 mod echo;
@@ -15,11 +15,11 @@ use std::time::Duration;
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub enum Mode {
-    /// So many requests in flight on each connection
+    /// A number of requests in flight on each connection
     Echo,
-    /// Connect, one request, close
+    /// Connect, send one request, close
     Connect,
-    /// One message after the other, each written by itself
+    /// Send messages, one write for each
     Stream,
 }
 
@@ -35,33 +35,31 @@ pub struct Options {
     pub depth: usize,
     #[arg(long, default_value_t = 1.0)]
     pub seconds: f64,
-    /// On a bare ring instead of epoll (modes echo and connect)
+    /// Use a bare ring instead of epoll (modes echo and connect)
     #[arg(long, conflicts_with = "edge")]
     pub ring: bool,
-    /// Edge-triggered: one EPOLL_CTL_ADD a connection, no SO_ERROR unless epoll tells of an error
-    /// (mode connect)
+    /// Use edge-triggered epoll: one EPOLL_CTL_ADD per connection, SO_ERROR only on EPOLLERR or
+    /// EPOLLHUP (mode connect)
     #[arg(long)]
     pub edge: bool,
-    /// EPOLL_CTL_DEL before the close (mode connect)
+    /// Call EPOLL_CTL_DEL before the close (mode connect)
     #[arg(long, conflicts_with = "ring")]
     pub delete: bool,
-    /// SO_ERROR only if epoll tells of an error (mode connect)
+    /// Read SO_ERROR only on EPOLLERR or EPOLLHUP (mode connect)
     #[arg(long, conflicts_with = "ring")]
     pub no_so_error: bool,
-    /// The send waits for the completion of the connect, instead of being linked to it (--ring,
-    /// mode connect)
+    /// Send after the completion of the connect, instead of linked to it (--ring, mode connect)
     #[arg(long, requires = "ring")]
     pub unlinked: bool,
-    /// The receive is linked to the send, instead of waiting for its completion (--ring, mode
-    /// connect)
+    /// Link the receive to the send, instead of waiting for its completion (--ring, mode connect)
     #[arg(long, requires = "ring")]
     pub early_receive: bool,
-    /// As `load` has it: the output is a line of JSON in any case
+    /// Accepted like `load`; the output is always a line of JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// What a run came to.
+/// The result of a run.
 pub struct Outcome {
     pub requests: u64,
     pub elapsed: Duration,
@@ -69,7 +67,7 @@ pub struct Outcome {
 }
 
 fn push(ring: &mut io_uring::IoUring, entry: io_uring::squeue::Entry) {
-    // SAFETY: the memory that entries name lives until the process ends.
+    // SAFETY: the memory that SQEs point to lives until the process ends.
     while unsafe { ring.submission().push(&entry) }.is_err() {
         ring.submit().expect("a full queue can be submitted");
     }

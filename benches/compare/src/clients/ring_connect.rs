@@ -1,7 +1,7 @@
-//! Connect, one request, close, on a bare ring: an entry for each step (socket, connect, send,
+//! Connect, one request, close, on a bare ring: an SQE for each step (socket, connect, send,
 //! receive, close), SINGLE_ISSUER and DEFER_TASKRUN. The send is linked to the connect, and the
-//! receive waits for the end of the send; both can be switched. The floor of what the interface
-//! allows for the connect workload.
+//! receive waits for the completion of the send; options change both. It is the lower bound of the
+//! connect workload on io_uring.
 
 use super::{Options, Outcome, connect, push};
 use crate::sys::Addr;
@@ -21,7 +21,7 @@ struct Conn {
     fd: RawFd,
     missing: usize,
     buffer: Vec<u8>,
-    asked_at: Instant,
+    sent_at: Instant,
 }
 
 pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
@@ -34,8 +34,8 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
     let message = vec![b'x'; options.size];
     let (start, mut opened) = (Instant::now(), connect::first_source());
     let mut outcome = Outcome { requests: 0, elapsed: Duration::ZERO, latencies_us: Vec::new() };
-    let blank = |_| Conn { fd: -1, missing: 0, buffer: vec![0; options.size], asked_at: start };
-    let mut conns: Vec<Conn> = (0..options.conns).map(blank).collect();
+    let closed = |_| Conn { fd: -1, missing: 0, buffer: vec![0; options.size], sent_at: start };
+    let mut conns: Vec<Conn> = (0..options.conns).map(closed).collect();
     for index in 0..conns.len() {
         push(&mut ring, socket(&addr, index as u64));
     }
@@ -54,7 +54,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
             let conn = &mut conns[index as usize];
             match step {
                 SOCKET => {
-                    (conn.fd, conn.missing, conn.asked_at) =
+                    (conn.fd, conn.missing, conn.sent_at) =
                         (entry.result(), options.size, Instant::now());
                     connect::set_up(conn.fd, &mut opened)?;
                     let fd = types::Fd(conn.fd);
@@ -63,10 +63,10 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
                     let link = if options.unlinked { Flags::empty() } else { Flags::IO_LINK };
                     push(&mut ring, connect.flags(link).user_data(CONNECT | index));
                     if !options.unlinked {
-                        ask(&mut ring, conn, index, &message, options);
+                        push_send(&mut ring, conn, index, &message, options);
                     }
                 }
-                CONNECT if options.unlinked => ask(&mut ring, conn, index, &message, options),
+                CONNECT if options.unlinked => push_send(&mut ring, conn, index, &message, options),
                 SEND if !options.early_receive => push(&mut ring, recv(conn, index)),
                 CONNECT | SEND => {}
                 RECV => {
@@ -76,7 +76,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
                         continue;
                     }
                     outcome.requests += 1;
-                    outcome.latencies_us.push(conn.asked_at.elapsed().as_micros() as u32);
+                    outcome.latencies_us.push(conn.sent_at.elapsed().as_micros() as u32);
                     push(
                         &mut ring,
                         opcode::Close::new(types::Fd(conn.fd)).build().user_data(CLOSE | index),
@@ -88,7 +88,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
         }
     }
     outcome.elapsed = start.elapsed();
-    // Entries in flight name memory of this frame: the process ends with them.
+    // SQEs in flight point to this memory, which must live until the process ends.
     std::mem::forget((conns, message, addr));
     Ok(outcome)
 }
@@ -98,7 +98,7 @@ fn socket(addr: &socket2::SockAddr, index: u64) -> Entry {
     opcode::Socket::new(domain, kind, 0).build().user_data(SOCKET | index)
 }
 
-fn ask(ring: &mut IoUring, conn: &mut Conn, index: u64, message: &[u8], options: &Options) {
+fn push_send(ring: &mut IoUring, conn: &mut Conn, index: u64, message: &[u8], options: &Options) {
     let send = opcode::Send::new(types::Fd(conn.fd), message.as_ptr(), message.len() as u32)
         .flags(libc::MSG_NOSIGNAL);
     let link = if options.early_receive { Flags::IO_LINK } else { Flags::empty() };

@@ -1,5 +1,5 @@
-//! Messages one after the other, as fast as the connections take them, each written by itself; what
-//! is echoed is read and thrown away.
+//! Messages as fast as the connections accept them, one write per message. The echo is read and
+//! discarded.
 
 use super::{Options, Outcome};
 use crate::sys::{self, Addr, Epoll};
@@ -7,8 +7,8 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-/// Messages that one connection writes before it is the next one's turn.
-const TURN: usize = 64;
+/// How many messages a connection writes before the next connection.
+const WRITES_MAX: usize = 64;
 
 pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
     let (mut epoll, addr) = (Epoll::new()?, addr.to_sockaddr()?);
@@ -42,7 +42,7 @@ pub fn run(addr: &Addr, options: &Options) -> io::Result<Outcome> {
                 }
             }
             if events & libc::EPOLLOUT != 0 {
-                for _ in 0..TURN {
+                for _ in 0..WRITES_MAX {
                     match sys::send(socket.as_raw_fd(), &message[*offset..]) {
                         Ok(sent) => *offset = (*offset + sent) % options.size,
                         Err(error) if error.kind() == ErrorKind::WouldBlock => break,

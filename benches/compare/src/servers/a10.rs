@@ -1,6 +1,6 @@
-//! a10: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and receive from its buffer pool,
-//! received buffers sent as they are. It has no executor of its own: tasks run on the one of the
-//! `futures` project, between two polls of the ring.
+//! a10: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and receive with its buffer pool,
+//! received buffers sent without a copy. It has no executor: tasks run on that of the `futures`
+//! project, between two polls of the ring.
 
 use crate::sys::{self, Addr};
 use a10::io::ReadBufPool;
@@ -34,7 +34,7 @@ async fn accept(sq: SubmissionQueue, listener: OwnedFd, pool: ReadBufPool, spawn
     while let Some(accepted) = poll_fn(|context| incoming.as_mut().poll_next(context)).await {
         match accepted {
             Ok(stream) => {
-                spawner.spawn_local(echo(stream, pool.clone())).expect("the pool of tasks is there")
+                spawner.spawn_local(echo(stream, pool.clone())).expect("the pool of tasks exists")
             }
             Err(error) => return eprintln!("accept: {error}"),
         }
@@ -52,7 +52,7 @@ async fn echo(stream: AsyncFd, pool: ReadBufPool) {
                         return;
                     }
                 }
-                // The pool was empty for a moment: start again.
+                // The pool is empty: arm the receive again.
                 Some(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => break,
                 Some(Err(_)) => return,
                 None => break,

@@ -1,6 +1,6 @@
-//! The baseline: a single-threaded, level-triggered epoll loop as it is written by hand. One read a
-//! readiness, the answer at once, EPOLLOUT only while a peer does not take it. What is worth doing
-//! otherwise can be switched on, to measure it.
+//! The baseline: a single-threaded, level-triggered epoll loop, written by hand. One read per
+//! event, the echo at once, EPOLLOUT only while a peer does not accept it. Options switch other
+//! techniques on, to measure them.
 
 use crate::sys::{self, Addr, Epoll};
 use clap::Args;
@@ -8,25 +8,23 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 const LISTENER: u64 = u64::MAX;
-/// A read that goes through a pool has at least so much room.
-const LEAST_ROOM: usize = 2048;
+/// The smallest read with `--pool`.
+const READ_MIN: usize = 2048;
 
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Bytes of a read
-    #[arg(
-        long, default_value_t = 4096,
-        value_parser = clap::value_parser!(u32).range(1..=16 << 20)
-    )]
+    #[arg(long, default_value_t = 4096)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     read: u32,
-    /// Reads go through so many bytes, each beginning where the last one ended, instead of using
-    /// the same ones again
+    /// Bytes of memory that reads pass through, each starting where the last one ended, instead of
+    /// reusing the same bytes
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 30))]
     pool: u32,
     /// Edge-triggered
     #[arg(long)]
     edge: bool,
-    /// Edge-triggered, for output too from the beginning: no EPOLL_CTL_MOD for a slow peer
+    /// Edge-triggered, registered for output too: no EPOLL_CTL_MOD for a slow peer
     #[arg(long)]
     watch_output: bool,
 }
@@ -39,23 +37,24 @@ impl Options {
     }
 }
 
-/// Where reads go.
-struct Room {
+/// The memory of reads.
+struct ReadBuffer {
     bytes: Vec<u8>,
     at: usize,
     read: usize,
 }
 
-impl Room {
+impl ReadBuffer {
     fn next(&mut self) -> &mut [u8] {
         let end = self.bytes.len().min(self.at + self.read);
         &mut self.bytes[self.at..end]
     }
 
-    /// The next read begins behind these, if there is room: there is none if all is for one read.
+    /// The next read starts after these bytes, unless too few are left or the memory is that of one
+    /// read.
     fn used(&mut self, len: usize) {
         self.at += len;
-        if self.bytes.len() - self.at < LEAST_ROOM || self.bytes.len() == self.read {
+        if self.bytes.len() - self.at < READ_MIN || self.bytes.len() == self.read {
             self.at = 0;
         }
     }
@@ -63,7 +62,7 @@ impl Room {
 
 struct Conn {
     fd: OwnedFd,
-    /// What the peer has not taken yet; while there is some, nothing is read.
+    /// What the peer has not accepted. While there is some, nothing is read.
     rest: Vec<u8>,
 }
 
@@ -74,7 +73,7 @@ pub fn serve(addr: &Addr, options: &Options) -> io::Result<()> {
     let read = options.read as usize;
     sys::announce(&listener, &format!("epoll loop, {read} byte reads"))?;
     let mut conns: Vec<Option<Conn>> = Vec::new();
-    let mut room = Room { bytes: vec![0; read.max(options.pool as usize)], at: 0, read };
+    let mut room = ReadBuffer { bytes: vec![0; read.max(options.pool as usize)], at: 0, read };
     let mut ready = Vec::new();
     loop {
         ready.clear();
@@ -84,10 +83,10 @@ pub fn serve(addr: &Addr, options: &Options) -> io::Result<()> {
                 accept(&listener, &epoll, options.events(true), &mut conns)?;
                 continue;
             }
-            let place = &mut conns[token as usize];
-            let Some(conn) = place else { continue };
-            if !go_on(conn, &epoll, token, events, options, &mut room) {
-                *place = None;
+            let slot = &mut conns[token as usize];
+            let Some(conn) = slot else { continue };
+            if !handle(conn, &epoll, token, events, options, &mut room) {
+                *slot = None;
             }
         }
     }
@@ -102,7 +101,7 @@ fn accept(
     loop {
         match sys::accept(listener.as_raw_fd()) {
             Ok(fd) => {
-                // Descriptors are dense: the index of a connection is its descriptor.
+                // Descriptors are small numbers, so the descriptor is the index of the connection.
                 let index = fd.as_raw_fd() as usize;
                 if conns.len() <= index {
                     conns.resize_with(index + 1, || None);
@@ -117,14 +116,14 @@ fn accept(
     }
 }
 
-/// False when the connection is over.
-fn go_on(
+/// Handles an event. Returns false if the connection has ended.
+fn handle(
     conn: &mut Conn,
     epoll: &Epoll,
     token: u64,
     events: i32,
     options: &Options,
-    room: &mut Room,
+    room: &mut ReadBuffer,
 ) -> bool {
     let fd = conn.fd.as_raw_fd();
     let edge = options.edge || options.watch_output;
@@ -140,8 +139,7 @@ fn go_on(
         if !conn.rest.is_empty() {
             return true;
         }
-        // With edges: what came meanwhile has told of itself, or tells when input is asked for
-        // again.
+        // Edge-triggered: EPOLL_CTL_MOD reports input that came in the meantime.
         if !options.watch_output {
             return watch(epoll, fd, options.events(true), token);
         }
@@ -165,7 +163,7 @@ fn go_on(
             return options.watch_output || watch(epoll, fd, options.events(false), token);
         }
         room.used(len);
-        // A short read emptied the socket; the next bytes make a new edge.
+        // After a short read the socket is empty; the next bytes cause a new edge.
         if !edge || !whole {
             return true;
         }

@@ -16,7 +16,7 @@ pub fn serve(addr: &Addr) -> io::Result<()> {
         .map_err(|error| io::Error::other(error.to_string()))?;
     executor.run(async {
         sys::announce(&listener, "glommio")?;
-        // SAFETY: the descriptor is given up here, and nobody else has it.
+        // SAFETY: `into_raw_fd` gives up the descriptor, so nothing else owns it.
         let listener = unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) };
         loop {
             let mut stream =

@@ -44,7 +44,7 @@ pub fn serve(addr: &Addr) -> io::Result<()> {
             }
             let index = event.token().0;
             let Some(conn) = conns[index].as_mut() else { continue };
-            if !go_on(conn, &mut buffer) {
+            if !handle(conn, &mut buffer) {
                 conns[index] = None;
                 free.push(index);
             }
@@ -52,8 +52,8 @@ pub fn serve(addr: &Addr) -> io::Result<()> {
     }
 }
 
-/// False when the connection is over.
-fn go_on(conn: &mut Conn, buffer: &mut [u8]) -> bool {
+/// Handles an event. Returns false if the connection has ended.
+fn handle(conn: &mut Conn, buffer: &mut [u8]) -> bool {
     loop {
         while !conn.rest.is_empty() {
             match conn.stream.write(&conn.rest) {
@@ -74,7 +74,7 @@ fn go_on(conn: &mut Conn, buffer: &mut [u8]) -> bool {
         if sent < len {
             conn.rest.extend_from_slice(&buffer[sent..len]);
         } else if len < buffer.len() {
-            // A short read emptied the socket.
+            // After a short read the socket is empty.
             return true;
         }
     }

@@ -1,5 +1,5 @@
-//! Echo servers: the baselines, written by hand, and one on each peer, as its own documentation
-//! advises for speed. All run on one thread, echo what comes, and print where they listen.
+//! Echo servers: the hand-written baselines, and one on each other engine, as its documentation
+//! advises for speed. All run on one thread and print their address.
 
 mod a10;
 mod compio;
@@ -8,6 +8,7 @@ mod glommio;
 mod mio;
 mod monoio;
 pub mod ring;
+mod ring_options;
 mod ringline;
 mod tokio;
 mod tokio_uring;
@@ -16,12 +17,12 @@ use crate::sys::Addr;
 use clap::Subcommand;
 use std::io;
 
-/// What peers read at most at once, where each connection has a buffer of its own.
+/// The size of a read, where each connection has a buffer.
 const READ_BYTES: usize = 16 << 10;
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum Server {
-    /// The epoll loop, with 4 KiB reads unless told otherwise
+    /// The epoll loop, with 4 KiB reads by default
     Epoll(epoll::Options),
     /// The bare ring
     Ring(ring::Options),

@@ -1,5 +1,5 @@
 //! monoio: its io_uring driver, a task per connection, buffers passed by value. COOP_TASKRUN is set
-//! through the builder that it offers: without it it is a tenth slower.
+//! through its builder: without it, it is ten percent slower.
 
 use super::READ_BYTES;
 use crate::sys::{self, Addr};

@@ -1,90 +1,17 @@
-//! The bare ring: an echo server that speaks to io_uring alone, as fast as the interface allows,
-//! without what a library owes its users (limits, flow control, deadlines, reports). By default
-//! what pays: SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and receive, a ring of provided
-//! buffers, one gathered send per connection and turn. Each technique can be switched, to measure
-//! it.
+//! The bare ring: an echo server on io_uring without a library, as fast as the interface allows. It
+//! has no limits, flow control, deadlines or reports. By default it uses what is fastest:
+//! SINGLE_ISSUER and DEFER_TASKRUN, multishot accept and receive, provided buffers, one gathered
+//! send per connection and turn. Options change each technique, to measure it.
 
+use super::ring_options::{Receive, Send, Setup};
 use crate::bufring::{Buffers, GROUP, Piece};
 use crate::sys::{self, Addr};
-use clap::{Args, ValueEnum};
+
+pub use super::ring_options::Options;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setup {
-    /// SINGLE_ISSUER and DEFER_TASKRUN
-    Defer,
-    /// COOP_TASKRUN and TASKRUN_FLAG
-    Coop,
-    /// No setup flags
-    None,
-    /// SQPOLL, the kernel's thread on the server's core
-    Sqpoll,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Receive {
-    /// One entry for many receives
-    Multishot,
-    /// One entry a receive, the kernel picks a provided buffer
-    Select,
-    /// One entry a receive, into a buffer of the connection's own
-    Own,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Send {
-    /// All that a turn received on a connection in one SENDMSG
-    Gathered,
-    /// A SEND for each received piece, one after the other
-    Single,
-    /// As `gathered`, by SENDMSG_ZC
-    ZeroCopy,
-    /// As `gathered`, by sendmsg(2) instead of an entry
-    Call,
-}
-
-#[derive(Args, Clone, Debug)]
-pub struct Options {
-    #[arg(long, value_enum, default_value = "defer")]
-    pub setup: Setup,
-    #[arg(long, value_enum, default_value = "multishot")]
-    pub receive: Receive,
-    #[arg(long, value_enum, default_value = "gathered")]
-    pub send: Send,
-    /// Provided buffers, a power of two
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(2..=32_768))]
-    pub buffers: u16,
-    /// Bytes of each provided buffer, or of a connection's own
-    #[arg(
-        long, default_value_t = 4096,
-        value_parser = clap::value_parser!(u32).range(64..=16 << 20)
-    )]
-    pub buffer_size: u32,
-    /// Buffers are consumed piece by piece (6.12)
-    #[arg(long)]
-    pub incremental: bool,
-    /// A receive may take several buffers (6.10)
-    #[arg(long)]
-    pub bundle: bool,
-    /// Direct descriptors
-    #[arg(long)]
-    pub direct: bool,
-    /// The ring's own descriptor is registered
-    #[arg(long)]
-    pub registered_fd: bool,
-    /// IORING_RECVSEND_POLL_FIRST, on single receives
-    #[arg(long)]
-    pub poll_first: bool,
-    /// Waits go on for so many microseconds while fewer than 16 completions are there (6.12)
-    #[arg(long, default_value_t = 0)]
-    pub min_wait: u32,
-    /// Looks for completions so many microseconds before it sleeps
-    #[arg(long, default_value_t = 0)]
-    pub spin: u32,
-}
 
 const GATHER_MAX: usize = 64;
 const DIRECT_MAX: u32 = 19_000;
@@ -105,12 +32,15 @@ struct Conn {
     receiving: bool,
     sending: bool,
     ended: bool,
+    /// Its receive found no provided buffer.
     starved: bool,
+    /// Listed in `Server::dirty`.
     dirty: bool,
-    /// Notifications of zero-copy sends that are still to come.
-    notices: u32,
+    /// How many notifications of zero-copy sends have not come.
+    notifications: u32,
     pieces: Vec<Piece>,
     in_flight: usize,
+    /// Pieces that were sent and wait for their notification.
     held: Vec<Piece>,
     own: Vec<u8>,
     iovecs: Vec<libc::iovec>,
@@ -125,9 +55,10 @@ struct Server {
     listener: RawFd,
     buffers: Buffers,
     conns: Vec<Conn>,
+    /// Connections that may have something to start.
     dirty: Vec<u32>,
     starved: Vec<u32>,
-    /// The last wait brought nothing: then no more time is spent on waiting for company.
+    /// The last wait returned no completion, so the next one does not wait for more than one.
     quiet: bool,
 }
 
@@ -149,7 +80,7 @@ pub fn serve(addr: &Addr, options: &Options) -> io::Result<()> {
         batch.extend(server.uring.completion());
         server.quiet = batch.is_empty();
         for entry in &batch {
-            server.finish(entry)?;
+            server.handle(entry)?;
         }
     }
 }
@@ -191,13 +122,13 @@ impl Server {
     }
 
     fn push(&mut self, entry: Entry) {
-        // SAFETY: buffers are kept until the process ends; pieces and headers until the completion.
+        // SAFETY: buffers live until the process ends; pieces and headers until the completion.
         while unsafe { self.uring.submission().push(&entry) }.is_err() {
             self.enter(0).expect("a full queue can be submitted");
         }
     }
 
-    fn enter(&mut self, want: u32) -> io::Result<()> {
+    fn enter(&mut self, wait_for: u32) -> io::Result<()> {
         #[repr(C)]
         struct Argument {
             sigmask: u64,
@@ -205,10 +136,10 @@ impl Server {
             min_wait_us: u32,
             timespec: u64,
         }
-        let staged = {
+        let (staged, wakeup) = {
             let queue = self.uring.submission();
-            let wakes = self.options.setup == Setup::Sqpoll && queue.need_wakeup();
-            (queue.len(), if wakes { ENTER_SQ_WAKEUP } else { 0 })
+            let wakeup = self.options.setup == Setup::Sqpoll && queue.need_wakeup();
+            (queue.len(), if wakeup { ENTER_SQ_WAKEUP } else { 0 })
         };
         let argument = Argument {
             sigmask: 0,
@@ -221,15 +152,15 @@ impl Server {
             0 => (0, std::ptr::null(), 8),
             _ => (ENTER_EXT_ARG, std::ptr::from_ref(&argument), size_of::<Argument>()),
         };
-        let want = if want > 0 && min_wait > 0 { 16 } else { want };
-        // SAFETY: the argument lives through the call.
+        let wait_for = if wait_for > 0 && min_wait > 0 { 16 } else { wait_for };
+        // SAFETY: the argument outlives the call.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_enter,
                 self.fd,
-                staged.0 as u32,
-                want,
-                self.flags | flags | staged.1,
+                staged as u32,
+                wait_for,
+                self.flags | flags | wakeup,
                 pointer,
                 bytes,
             )
@@ -262,7 +193,7 @@ impl Server {
                 }
             }
         }
-        // What a call took at once leaves more to do at once.
+        // After a send by sendmsg(2) there is more to start, so it does not wait.
         self.enter(u32::from(self.dirty.is_empty()))
     }
 
@@ -274,7 +205,7 @@ impl Server {
         self.push(entry.flags(flags).build().user_data(ACCEPT));
     }
 
-    /// An entry that names a connection, by descriptor or by index.
+    /// Pushes an SQE for a connection, by descriptor or by direct descriptor.
     fn push_for(&mut self, index: u32, data: u64, make: impl Fn(types::Fd) -> Entry) {
         let mut entry = make(types::Fd(index as RawFd)).user_data(data | u64::from(index));
         if self.options.direct {
@@ -305,7 +236,7 @@ impl Server {
         });
     }
 
-    fn finish(&mut self, entry: &cqueue::Entry) -> io::Result<()> {
+    fn handle(&mut self, entry: &cqueue::Entry) -> io::Result<()> {
         let (kind, index) = (entry.user_data() & !u64::from(u32::MAX), entry.user_data() as u32);
         let (result, more) = (entry.result(), cqueue::more(entry.flags()));
         match kind {
@@ -335,7 +266,7 @@ impl Server {
         conn.receiving = cqueue::more(entry.flags());
         match (cqueue::buffer_select(entry.flags()), result) {
             (Some(buffer), 1..) => {
-                self.buffers.take(
+                self.buffers.add_pieces(
                     buffer,
                     result as usize,
                     cqueue::buffer_more(entry.flags()),
@@ -362,38 +293,38 @@ impl Server {
     fn sent(&mut self, index: u32, entry: &cqueue::Entry) {
         let conn = &mut self.conns[index as usize];
         if cqueue::notif(entry.flags()) {
-            conn.notices -= 1;
-            if conn.notices == 0 {
+            conn.notifications -= 1;
+            if conn.notifications == 0 {
                 for piece in std::mem::take(&mut conn.held) {
                     self.buffers.end_claim(piece.buffer);
                 }
             }
             return self.mark(index);
         }
-        conn.notices += u32::from(cqueue::more(entry.flags()));
-        self.took(index, entry.result());
+        conn.notifications += u32::from(cqueue::more(entry.flags()));
+        self.send_completed(index, entry.result());
     }
 
-    fn took(&mut self, index: u32, result: i32) {
+    fn send_completed(&mut self, index: u32, result: i32) {
         let conn = &mut self.conns[index as usize];
         (conn.sending, conn.in_flight) = (false, 0);
         conn.ended |= result < 0;
-        let mut taken = result.max(0) as usize;
+        let mut sent = result.max(0) as usize;
         let mut done = 0;
         while let Some(piece) = conn.pieces.get_mut(done) {
-            if piece.len > taken {
+            if piece.len > sent {
                 // SAFETY: within the piece.
-                piece.start = unsafe { piece.start.add(taken) };
-                piece.len -= taken;
+                piece.start = unsafe { piece.start.add(sent) };
+                piece.len -= sent;
                 break;
             }
-            taken -= piece.len;
+            sent -= piece.len;
             done += 1;
         }
         for piece in conn.pieces.drain(..done) {
             match piece.buffer {
                 u16::MAX => {}
-                _ if conn.notices > 0 => conn.held.push(piece),
+                _ if conn.notifications > 0 => conn.held.push(piece),
                 buffer => self.buffers.end_claim(buffer),
             }
         }
@@ -407,7 +338,7 @@ impl Server {
         }
     }
 
-    /// Starts what the last turn made possible.
+    /// Starts the operations that the last turn made possible.
     fn flush(&mut self) {
         for index in std::mem::take(&mut self.starved) {
             self.conns[index as usize].starved = false;
@@ -424,7 +355,7 @@ impl Server {
             let own_busy = receive == Receive::Own && !conn.pieces.is_empty();
             if conn.open && !conn.ended && !conn.receiving && !conn.starved && !own_busy {
                 self.arm_recv(index);
-            } else if conn.open && conn.ended && !conn.sending && conn.notices == 0 {
+            } else if conn.open && conn.ended && !conn.sending && conn.notifications == 0 {
                 self.close(index);
             }
         }
@@ -432,10 +363,10 @@ impl Server {
 
     fn start_send(&mut self, index: u32) {
         let mode = self.options.send;
-        let most = if mode == Send::Single { 1 } else { GATHER_MAX };
+        let pieces_max = if mode == Send::Single { 1 } else { GATHER_MAX };
         let conn = &mut self.conns[index as usize];
         conn.sending = true;
-        conn.in_flight = conn.pieces.len().min(most);
+        conn.in_flight = conn.pieces.len().min(pieces_max);
         let piece = conn.pieces[0];
         if conn.in_flight == 1 && matches!(mode, Send::Single | Send::Gathered) {
             return self.push_for(index, SEND, |fd| {
@@ -460,18 +391,18 @@ impl Server {
                 opcode::SendMsgZc::new(fd, header).flags(flags as u32).build()
             }),
             Send::Call => {
-                // SAFETY: the header and what it names live through the call.
+                // SAFETY: the header and its iovecs outlive the call.
                 let result =
                     unsafe { libc::sendmsg(index as RawFd, header, flags | libc::MSG_DONTWAIT) };
                 match sys::check(result) {
-                    Ok(sent) => self.took(index, sent as i32),
-                    // The socket is full: an entry waits for it.
+                    Ok(sent) => self.send_completed(index, sent as i32),
+                    // The socket is full: an SQE waits for it.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         self.push_for(index, SEND, |fd| {
                             opcode::SendMsg::new(fd, header).flags(flags as u32).build()
                         });
                     }
-                    Err(_) => self.took(index, -1),
+                    Err(_) => self.send_completed(index, -1),
                 }
             }
             _ => self.push_for(index, SEND, |fd| {
@@ -496,7 +427,7 @@ impl Server {
     }
 }
 
-/// IORING_REGISTER_RING_FDS: returns the index that stands for the descriptor.
+/// IORING_REGISTER_RING_FDS: returns the index of the registered descriptor.
 fn register_ring_fd(fd: RawFd) -> io::Result<RawFd> {
     const REGISTER_RING_FDS: u32 = 20;
     #[repr(C)]
@@ -507,7 +438,7 @@ fn register_ring_fd(fd: RawFd) -> io::Result<RawFd> {
     }
     let mut update = Update { offset: u32::MAX, reserved: 0, data: fd as u64 };
     let (call, pointer) = (libc::SYS_io_uring_register, std::ptr::from_mut(&mut update));
-    // SAFETY: the update lives through the call.
+    // SAFETY: the update outlives the call.
     sys::check(unsafe { libc::syscall(call, fd, REGISTER_RING_FDS, pointer, 1) } as isize)?;
     Ok(update.offset as RawFd)
 }

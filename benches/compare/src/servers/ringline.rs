@@ -1,5 +1,5 @@
-//! ringline: one worker, its default configuration but for the number of connections, as its
-//! `echo_bench` does.
+//! ringline: one worker, its default configuration except for the number of connections, as in its
+//! `echo_bench`.
 
 use crate::sys::{self, Addr};
 use ringline::{AsyncEventHandler, ConfigBuilder, ConnCtx, ParseResult, RinglineBuilder};
@@ -9,7 +9,7 @@ use std::io;
 struct Echo;
 
 impl AsyncEventHandler for Echo {
-    #[allow(clippy::manual_async_fn, reason = "as the trait wants it")]
+    #[allow(clippy::manual_async_fn, reason = "the signature of the trait")]
     fn on_accept(&self, conn: ConnCtx) -> impl Future<Output = ()> + 'static {
         async move {
             let echo = |data: &[u8]| {
@@ -28,7 +28,7 @@ impl AsyncEventHandler for Echo {
 pub fn serve(addr: &Addr) -> io::Result<()> {
     let mut addr = addr.tcp()?;
     if addr.port() == 0 {
-        // It does not tell which port it got: find a free one for it.
+        // It does not report the port that it bound, so find a free one first.
         addr = std::net::TcpListener::bind(addr)?.local_addr()?;
     }
     let config = ConfigBuilder::new()
