@@ -30,7 +30,16 @@ use std::process::{Command, ExitStatus};
 /// Set in a process that is inside an environment: its name.
 pub const CURRENT: &str = "PROACTOR_TEST_CURRENT_ENVIRONMENT";
 /// The modules that run in an environment whose list is empty, unless all are asked for.
-const DEPENDENT: &[&str] = &["connecting", "accepting", "streams", "sending", "receiving", "teardown", "hostile", "memory"];
+const DEPENDENT: &[&str] = &[
+    "connecting",
+    "accepting",
+    "streams",
+    "sending",
+    "receiving",
+    "teardown",
+    "hostile",
+    "memory",
+];
 const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
 
 /// The backend that the engine must choose in an environment.
