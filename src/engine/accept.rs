@@ -1,6 +1,7 @@
-//! Listening. Owns: the way from `listen` to `Accepted`, and what happens when descriptors run out:
-//! the listener pauses, waits for a descriptor to close or a short while, and tries again. It never
-//! spins, and never drops a connection.
+//! Listening and accepting. Owns: the steps from `listen` to `Accepted`. Invariant: a listener has
+//! at most one accept in flight; after an error such as EMFILE it pauses, and retries when a
+//! descriptor is closed or its backoff has elapsed, so that it neither spins nor drops a
+//! connection. Must not know descriptors.
 
 use super::conn::{Conn, Phase};
 use super::{Core, Engine, Full};
@@ -13,9 +14,9 @@ use crate::options::ListenOptions;
 use crate::timer::Owner;
 use std::rc::Rc;
 
-/// The first hold after running out of descriptors; it doubles up to the longest.
-const HOLD_FIRST_NS: u64 = 10_000_000;
-const HOLD_LONGEST_NS: u64 = 100_000_000;
+/// The first backoff after an accept failed; each further one is twice as long.
+const BACKOFF_MIN_NS: u64 = 10_000_000;
+const BACKOFF_MAX_NS: u64 = 100_000_000;
 
 /// The state of one listener.
 #[derive(Debug)]
@@ -24,30 +25,31 @@ pub(super) struct Listener {
     state: State,
     errno: Option<Errno>,
     timer: Option<Key>,
-    /// How long the next hold lasts.
-    hold_ns: u64,
+    /// The length of the next backoff.
+    backoff_ns: u64,
 }
 
-/// What is under way.
+/// The flags of a listener.
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// On the list of listeners that want something started.
-    dirty: bool,
-    /// An accept is in flight; it was advised to end.
+    /// On the list of listeners that have something to submit.
+    staged: bool,
+    /// An accept is in flight.
     accepting: bool,
+    /// A cancel of the accept in flight was requested.
     cancelled: bool,
-    /// Suspended, and reported so.
+    /// `ListenerPaused` was emitted, and no `ListenerResumed` after it.
     paused: bool,
-    /// Not to be armed before the timer fires or a descriptor closes.
-    holding: bool,
+    /// No accept is started before the timer fires or a descriptor is closed.
+    backing_off: bool,
     closing: bool,
     close_started: bool,
 }
 
 impl Listener {
-    /// Marks a listener that wants something started. False if it was marked before.
-    pub(super) fn mark_dirty(&mut self) -> bool {
-        !std::mem::replace(&mut self.state.dirty, true)
+    /// Marks the listener as staged. False if it was staged already.
+    pub(super) fn set_staged(&mut self) -> bool {
+        !std::mem::replace(&mut self.state.staged, true)
     }
 
     #[cfg(feature = "sim")]
@@ -60,18 +62,18 @@ impl Listener {
         self.state.paused
     }
 
-    /// Notes the error that ends it.
+    /// Sets the error of its `ListenerClosed`.
     pub(super) fn fail(&mut self, errno: Errno) {
         self.errno = Some(errno);
     }
 }
 
 impl Engine {
-    /// Listens. Connections arrive as [`Event::Accepted`].
+    /// Binds a socket and listens. Each accepted connection is an [`Event::Accepted`].
     ///
     /// # Errors
-    /// What socket(2), bind(2) or listen(2) answer, at once; [`Error::Limit`] at
-    /// `Config::listeners_max`; [`Error::Closing`].
+    /// An error of socket(2), bind(2) or listen(2); [`Error::Limit`] at `Config::listeners_max`;
+    /// [`Error::Closing`].
     ///
     /// ```
     /// use proactor::{Config, Engine, ListenOptions};
@@ -88,7 +90,7 @@ impl Engine {
         options: ListenOptions,
     ) -> Result<ListenerId, Error> {
         let addr = addr.into();
-        let core = self.own()?;
+        let core = self.core_mut()?;
         let key = core.new_listener(options)?;
         let options = core
             .endpoints
@@ -101,8 +103,8 @@ impl Engine {
         self.core.listener_opened(key, opened)
     }
 
-    /// Stops listening. Connections accepted before stay. [`Event::ListenerClosed`] tells when the
-    /// port is free.
+    /// Closes a listener. Accepted connections stay open. The port is free when
+    /// [`Event::ListenerClosed`] follows.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -120,19 +122,19 @@ impl Engine {
     /// # Ok::<(), proactor::Error>(())
     /// ```
     pub fn close_listener(&mut self, id: ListenerId) -> Result<(), Error> {
-        let core = self.own()?;
+        let core = self.core_mut()?;
         core.endpoints.listener(id.0).ok_or(Error::Stale)?;
         core.begin_close_listener(id.0);
         Ok(())
     }
 
-    /// The address that a listener is bound to: with port 0 asked for, this is how to learn the
-    /// port.
+    /// The address that a listener is bound to. If the requested port was 0, it has the port that
+    /// the kernel chose.
     ///
     /// # Errors
-    /// [`Error::Stale`], or what getsockname(2) answers.
+    /// [`Error::Stale`], or an error of getsockname(2).
     pub fn listener_addr(&self, id: ListenerId) -> Result<Addr, Error> {
-        self.check()?;
+        self.check_usable()?;
         self.core.endpoints.listener(id.0).ok_or(Error::Stale)?;
         with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Local))
             .map_err(|error| Error::os("getsockname", &error))
@@ -141,17 +143,17 @@ impl Engine {
 
 impl Core {
     pub(super) fn new_listener(&mut self, options: ListenOptions) -> Result<Key, Error> {
-        self.room_for_listener()?;
+        self.check_room_for_listener()?;
         Ok(self.endpoints.insert_listener(Box::new(Listener {
             options: Rc::new(options),
             state: State::default(),
             errno: None,
             timer: None,
-            hold_ns: HOLD_FIRST_NS,
+            backoff_ns: BACKOFF_MIN_NS,
         })))
     }
 
-    /// The backend has opened a new listener, or could not.
+    /// Stages a new listener, or removes it if the backend failed to open it.
     pub(super) fn listener_opened(
         &mut self,
         key: Key,
@@ -171,7 +173,7 @@ impl Core {
         self.staging.mark_listener(listener, key);
     }
 
-    /// Starts what a listener wants.
+    /// Starts the operation that the state of a listener asks for.
     pub(super) fn service_listener<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -180,7 +182,7 @@ impl Core {
         let full = self.is_full();
         let Some(listener) = self.endpoints.listener_mut(key) else { return Ok(()) };
         let state = &mut listener.state;
-        state.dirty = false;
+        state.staged = false;
         let unwanted = state.closing || full;
         let start = |backend: &mut B, operation| match backend.start(key, operation) {
             Started::NoRoom(_) => Err(Full),
@@ -196,15 +198,15 @@ impl Core {
                 start(backend, Operation::Close(CloseMode::Orderly))?;
                 state.close_started = true;
             }
-        } else if !unwanted && !state.holding {
+        } else if !unwanted && !state.backing_off {
             start(backend, Operation::Accept)?;
             (state.accepting, state.cancelled) = (true, false);
         }
         Ok(())
     }
 
-    /// An accept ended, or with `more` goes on.
-    fn accept_told(&mut self, key: Key, more: bool) {
+    /// An accept has a completion: the final one, or with `more` one of several.
+    fn accept_completed(&mut self, key: Key, more: bool) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         if !more {
             listener.state.accepting = false;
@@ -220,11 +222,11 @@ impl Core {
         socket: B::Socket,
         out: &mut Completions,
     ) {
-        self.accept_told(key, more);
+        self.accept_completed(key, more);
         let Some(listener) =
             self.endpoints.listener(key).filter(|listener| !listener.state.closing)
         else {
-            // Accepted by the kernel after the close was asked for: dropping the socket closes it.
+            // Accepted after `close_listener`: dropping the socket closes it.
             return;
         };
         let options = Rc::clone(&listener.options);
@@ -235,24 +237,24 @@ impl Core {
             return;
         }
         self.mark_dirty(conn_key);
-        self.resumed(key, out);
-        self.admission.came();
+        self.resume_listener(key, out);
+        self.admission.add_conn();
         self.stats.accepted += 1;
         self.start_idle_timer(conn_key);
         self.emit(conn_key, Event::Accepted { listener: ListenerId(key) }, out);
         if self.is_full() {
-            self.pause(key, None, out);
+            self.pause_listener(key, None, out);
         }
     }
 
     pub(super) fn accept_failed(&mut self, key: Key, errno: Errno, out: &mut Completions) {
-        self.accept_told(key, false);
+        self.accept_completed(key, false);
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         match errno.0 {
             libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ECONNABORTED => {}
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
-                self.pause(key, Some(errno), out);
-                self.hold(key);
+                self.pause_listener(key, Some(errno), out);
+                self.back_off(key);
             }
             libc::EBADF
             | libc::EINVAL
@@ -263,17 +265,17 @@ impl Core {
                 listener.state.closing = true;
                 listener.errno = Some(errno);
             }
-            // accept(2) passes on errors of the network: try again, but not in a tight loop.
-            _ => self.hold(key),
+            // accept(2) returns pending network errors of the new socket. Retry after a backoff.
+            _ => self.back_off(key),
         }
     }
 
-    /// Keeps a listener from being armed for a while.
-    fn hold(&mut self, key: Key) {
+    /// Starts a backoff.
+    fn back_off(&mut self, key: Key) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
-        listener.state.holding = true;
-        let delay_ns = listener.hold_ns;
-        listener.hold_ns = (delay_ns * 2).min(HOLD_LONGEST_NS);
+        listener.state.backing_off = true;
+        let delay_ns = listener.backoff_ns;
+        listener.backoff_ns = (delay_ns * 2).min(BACKOFF_MAX_NS);
         self.set_listener_timer(key, delay_ns);
     }
 
@@ -286,14 +288,14 @@ impl Core {
         );
     }
 
-    fn pause(&mut self, key: Key, errno: Option<Errno>, out: &mut Completions) {
+    fn pause_listener(&mut self, key: Key, errno: Option<Errno>, out: &mut Completions) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         self.staging.mark_listener(listener, key);
         if !std::mem::replace(&mut listener.state.paused, true) {
             let tag = listener.options.tag;
             self.admission.listener_paused();
             self.stats.listener_pauses += 1;
-            self.emit_of_listener(
+            self.emit_for_listener(
                 tag,
                 Event::ListenerPaused { listener: ListenerId(key), errno },
                 out,
@@ -301,32 +303,32 @@ impl Core {
         }
     }
 
-    fn resumed(&mut self, key: Key, out: &mut Completions) {
+    fn resume_listener(&mut self, key: Key, out: &mut Completions) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
-        listener.hold_ns = HOLD_FIRST_NS;
+        listener.backoff_ns = BACKOFF_MIN_NS;
         if std::mem::take(&mut listener.state.paused) {
             let tag = listener.options.tag;
             self.admission.listener_resumed();
-            self.emit_of_listener(tag, Event::ListenerResumed { listener: ListenerId(key) }, out);
+            self.emit_for_listener(tag, Event::ListenerResumed { listener: ListenerId(key) }, out);
         }
     }
 
-    /// The hold is over. An accept that was armed meanwhile and did not fail proves that accepting
-    /// goes on; else arm one, and look again.
+    /// The backoff is over. If an accept is in flight and has not failed, accepting works again: the
+    /// listener resumes. Otherwise an accept is started, and the timer checks it.
     pub(super) fn listener_timer_fired(&mut self, key: Key, out: &mut Completions) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         listener.timer = None;
-        listener.state.holding = false;
+        listener.state.backing_off = false;
         if listener.state.accepting {
-            return self.resumed(key, out);
+            return self.resume_listener(key, out);
         }
         if listener.state.paused {
-            self.set_listener_timer(key, HOLD_FIRST_NS);
+            self.set_listener_timer(key, BACKOFF_MIN_NS);
         }
         self.mark_listener_dirty(key);
     }
 
-    /// A descriptor was closed, or a connection ended: listeners that pause may try again.
+    /// A descriptor was closed: ends the backoff of paused listeners.
     pub(super) fn retry_paused_listeners(&mut self) {
         if self.admission.paused_listeners() == 0 {
             return;
@@ -337,8 +339,8 @@ impl Core {
             else {
                 continue;
             };
-            listener.state.holding = false;
-            self.set_listener_timer(key, HOLD_FIRST_NS);
+            listener.state.backing_off = false;
+            self.set_listener_timer(key, BACKOFF_MIN_NS);
             self.mark_listener_dirty(key);
         }
     }
@@ -348,7 +350,7 @@ impl Core {
         self.retry_paused_listeners();
     }
 
-    /// Reports the end of a listener, and frees its slot.
+    /// Emits `ListenerClosed`, and frees the slot.
     pub(super) fn end_listener(&mut self, key: Key, out: &mut Completions) {
         let Some(mut listener) = self.endpoints.remove_listener(key) else { return };
         self.timers.set(&mut listener.timer, None, Owner::Endpoint(key));
@@ -356,6 +358,6 @@ impl Core {
             self.admission.listener_resumed();
         }
         let event = Event::ListenerClosed { listener: ListenerId(key), errno: listener.errno };
-        self.emit_of_listener(listener.options.tag, event, out);
+        self.emit_for_listener(listener.options.tag, event, out);
     }
 }

@@ -1,6 +1,6 @@
-//! Who may come in. Owns: the limits of connections and listeners, how many connections the caller
-//! knows, how many listeners are paused, and whether the engine is closing. Invariant: a call that
-//! asks for room gets it before anything is opened.
+//! Admission of connections and listeners. Owns: their limits, the number of connections that the
+//! caller has an id of, the number of paused listeners, and whether the engine is closing.
+//! Invariant: the limits are checked before a socket is opened. Must not know their states.
 
 use super::Core;
 use crate::error::Error;
@@ -13,8 +13,8 @@ pub(super) struct Admission {
     live: usize,
     paused_listeners: usize,
     closing: bool,
-    /// When `close_all` gives up on what is still open.
-    closing_until: u64,
+    /// The time at which `close_all` ends what is still open.
+    close_all_deadline: u64,
 }
 
 impl Admission {
@@ -26,7 +26,7 @@ impl Admission {
             live,
             paused_listeners,
             closing: false,
-            closing_until: u64::MAX,
+            close_all_deadline: u64::MAX,
         }
     }
 
@@ -34,11 +34,11 @@ impl Admission {
         self.live
     }
 
-    pub(super) fn came(&mut self) {
+    pub(super) fn add_conn(&mut self) {
         self.live += 1;
     }
 
-    pub(super) fn left(&mut self) {
+    pub(super) fn remove_conn(&mut self) {
         self.live -= 1;
     }
 
@@ -55,12 +55,12 @@ impl Admission {
     }
 
     pub(super) fn begin_close_all(&mut self, until: u64) {
-        (self.closing, self.closing_until) = (true, until);
+        (self.closing, self.close_all_deadline) = (true, until);
     }
 
-    /// A deadline, but no later than the end of `close_all`.
-    pub(super) fn within_close_all(&self, deadline: u64) -> u64 {
-        deadline.min(self.closing_until)
+    /// `deadline`, but no later than the deadline of `close_all`.
+    pub(super) fn clamp_deadline(&self, deadline: u64) -> u64 {
+        deadline.min(self.close_all_deadline)
     }
 }
 
@@ -69,7 +69,7 @@ impl Core {
         self.endpoints.conns_len() >= self.admission.connections_max
     }
 
-    pub(super) fn room_for_conn(&self) -> Result<(), Error> {
+    pub(super) fn check_room_for_conn(&self) -> Result<(), Error> {
         if self.admission.closing {
             return Err(Error::Closing);
         }
@@ -82,7 +82,7 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn room_for_listener(&self) -> Result<(), Error> {
+    pub(super) fn check_room_for_listener(&self) -> Result<(), Error> {
         if self.admission.closing {
             return Err(Error::Closing);
         }

@@ -1,4 +1,6 @@
-//! Descriptors that come from the caller, and go back. Owns: the checks on both ways.
+//! Adopting descriptors and releasing them. Owns: the checks of both. Invariant: a connection is
+//! released only while no operation can read from it or write to it. Must not know how a backend
+//! uses a descriptor.
 
 use super::conn::{Conn, Phase};
 use super::{Core, Engine};
@@ -9,23 +11,23 @@ use crate::net::socket::{self, Adopted};
 use crate::options::{ListenOptions, SocketOptions};
 use std::os::fd::OwnedFd;
 
-/// What [`Engine::adopt`] made of a descriptor.
+/// The result of [`Engine::adopt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdoptedId {
-    /// It was a connected stream.
+    /// The descriptor is a connected stream socket.
     Conn(ConnId),
-    /// It was a listener.
+    /// The descriptor is a listening socket.
     Listener(ListenerId),
 }
 
 impl Engine {
-    /// Takes over a descriptor: a connected stream socket (one end of a socketpair, one passed by
-    /// another process), or a listener (socket activation). A stream is open at once, without
-    /// `Connected`.
+    /// Takes ownership of a descriptor: a connected stream socket (for instance of socketpair(2), or
+    /// received from another process), or a listening socket (socket activation). A stream is open
+    /// at once: there is no `Connected`.
     ///
     /// # Errors
-    /// No stream socket, or neither connected nor listening; the limits of `connect` and `listen`.
-    /// The descriptor is closed then.
+    /// If the descriptor is no stream socket, or neither connected nor listening; the limits of
+    /// [`Engine::connect`] and [`Engine::listen`]. The descriptor is closed on an error.
     ///
     /// ```
     /// use proactor::{AdoptedId, Config, Engine, SocketOptions};
@@ -39,10 +41,10 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn adopt(&mut self, fd: OwnedFd, options: SocketOptions) -> Result<AdoptedId, Error> {
-        self.check()?;
+        self.check_usable()?;
         match socket::adopt(&fd, self.wants_nonblocking())? {
             Adopted::Stream => {
-                self.core.room_for_conn()?;
+                self.core.check_room_for_conn()?;
                 let conn = Conn::new(Phase::Open, 0, &options, self.core.config.idle_timeout);
                 let key = self.core.endpoints.insert_conn(conn);
                 let opened = with_backend!(&mut *self.backend, backend => {
@@ -52,7 +54,7 @@ impl Engine {
                     self.core.endpoints.remove_conn(key);
                     return Err(error);
                 }
-                self.core.admission.came();
+                self.core.admission.add_conn();
                 self.refresh_clock();
                 self.core.start_idle_timer(key);
                 self.core.mark_dirty(key);
@@ -70,16 +72,16 @@ impl Engine {
         }
     }
 
-    /// Gives the descriptor of a quiet connection back. Quiet means: reads are paused, nothing is
-    /// queued or in flight, and nothing received waits to be delivered. The id is stale afterwards,
-    /// and there is no `Closed`.
+    /// Returns the descriptor of a quiet connection to the caller. A connection is quiet if its
+    /// reads are paused, nothing is queued or in flight, and no received data waits for delivery.
+    /// The id is stale afterwards, and there is no `Closed`.
     ///
     /// # Errors
-    /// [`Error::State`] while it is not quiet: pause reads, poll, and try again.
+    /// [`Error::State`] if it is not quiet: pause reads, poll, and try again. [`Error::Stale`].
     ///
     /// # Backends
     /// The descriptor is blocking on io_uring and non-blocking on epoll. The simulated backend has
-    /// none to give, and answers [`Error::Unsupported`]; so it does to `adopt`.
+    /// no descriptors: `release` and [`Engine::adopt`] fail with [`Error::Unsupported`].
     ///
     /// ```
     /// use proactor::{AdoptedId, Config, Engine, ReadMode, SocketOptions};
@@ -93,20 +95,20 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn release(&mut self, id: ConnId) -> Result<OwnedFd, Error> {
-        self.own()?.check_quiet(id)?;
+        self.core_mut()?.check_quiet(id)?;
         let fd = with_backend!(&mut *self.backend, backend => backend.release(id.0))?;
         self.core.set_conn_timer(id.0, None);
         if let Some(mut conn) = self.core.endpoints.remove_conn(id.0) {
             conn.send.retire(&mut self.core.send_memory);
         }
-        self.core.admission.left();
+        self.core.admission.remove_conn();
         Ok(fd)
     }
 }
 
 impl Core {
     fn check_quiet(&mut self, id: ConnId) -> Result<(), Error> {
-        let conn = self.conn(id.0)?;
+        let conn = self.conn_mut(id.0)?;
         let busy = !conn.is_quiet() || !conn.send.is_empty() || conn.is_receiving_into();
         if conn.phase != Phase::Open || busy || conn.has_held() || conn.quota.has_deferred() {
             return Err(Error::State(

@@ -1,17 +1,17 @@
-//! Whether the engine's books agree with each other. Owns: nothing; looks at everything, for tests.
+//! Consistency checks of an engine's state, for tests. Owns: nothing. Invariant: changes nothing.
 
 use super::conn::flag;
 use super::{Core, Engine};
 use crate::error::Error;
 
 impl Engine {
-    /// Checks the engine's own books: each connection that wants something is on a list, each timer
-    /// belongs to somebody, counts are the lengths of what they count. For tests and fuzzers; takes
-    /// time in proportion to what is open.
+    /// Checks that the engine's state is consistent: flags agree with lists, each timer has an
+    /// owner, and counters agree with what they count. For tests and fuzzers. Takes time in
+    /// proportion to the number of connections and listeners.
     ///
     /// # Errors
-    /// What does not agree, in words: that would be a bug of this crate. In a forked child, the
-    /// text of [`Error::Forked`].
+    /// A description of the inconsistency, which is a bug of this crate. In a forked child, the text
+    /// of [`Error::Forked`].
     pub fn audit(&self) -> Result<(), String> {
         if self.is_child() {
             return Err(Error::Forked.to_string());
@@ -22,9 +22,9 @@ impl Engine {
 
 impl Core {
     fn audit(&self) -> Result<(), String> {
-        let agree = |what: &str, counted: usize, booked: usize| match counted == booked {
+        let agree = |what: &str, counted: usize, recorded: usize| match counted == recorded {
             true => Ok(()),
-            false => Err(format!("{what}: {counted} counted, {booked} booked")),
+            false => Err(format!("{what}: {counted} counted, {recorded} recorded")),
         };
         let conns = || self.endpoints.conns();
         let listeners = || self.endpoints.listeners().map(|(_, listener)| listener);
@@ -44,19 +44,19 @@ impl Core {
             deferred,
         )?;
         for (key, conn) in conns() {
-            let listed = self.staging.lists(key);
+            let listed = self.staging.contains(key);
             if conn.has(flag::DIRTY) != listed {
                 return Err(format!(
-                    "connection {key:?}: marked {}, listed {listed}",
+                    "connection {key:?}: staged {}, on the list {listed}",
                     conn.has(flag::DIRTY)
                 ));
             }
             if conn.has(flag::PARKED) && !self.parking.contains(key) {
-                return Err(format!("connection {key:?} waits for a buffer on no list"));
+                return Err(format!("connection {key:?} is parked, but not on the list"));
             }
             if !conn.cancels_agree() {
                 return Err(format!(
-                    "connection {key:?}: cancels of operations that are not in flight"
+                    "connection {key:?}: a cancel of an operation that is not in flight"
                 ));
             }
         }

@@ -1,11 +1,11 @@
-//! Ending connections. Owns: the way from `close` or a failure to `Closed`. Invariant: each
-//! connection goes through [`Core::end_conn`] once; nothing is closed while an operation on it is
-//! in flight.
+//! Closing connections. Owns: the steps from `close`, `abort` or a failure to `Closed`. Invariant:
+//! each connection passes [`Core::end_conn`] once; a close starts when no other operation of the
+//! connection is in flight.
 //!
 //! ```text
-//! close:  flush the queue -> FIN -> discard input until the peer's FIN, at most fin_wait
-//!         -> cancel what is left -> close
-//! abort:  cancel -> reset
+//! close:  send the queue -> FIN -> discard input until the peer's FIN, at most fin_wait
+//!         -> cancel what is in flight -> close
+//! abort:  cancel what is in flight -> reset
 //! ```
 
 use super::conn::{Phase, flag};
@@ -17,9 +17,9 @@ use crate::id::{ConnId, Key};
 use std::time::Duration;
 
 impl Engine {
-    /// Closes a connection in good order: what is queued is sent, then the FIN; input is discarded
-    /// from now on. If the peer does not take everything within `Config::linger`, the connection is
-    /// reset. Ends with [`Event::Closed`]. Closing twice is no error.
+    /// Closes a connection gracefully: sends what is queued, then the FIN. Input is discarded from
+    /// now on. If the kernel has not taken all queued bytes within `Config::linger`, the connection
+    /// is reset. [`Event::Closed`] follows. Closing a connection twice is no error.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -43,9 +43,9 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn close(&mut self, id: ConnId) -> Result<(), Error> {
-        let conn = self.own()?.conn(id.0)?;
+        let conn = self.core_mut()?.conn_mut(id.0)?;
         if !conn.send.is_empty() || conn.has(flag::FIN_SENT) {
-            // A deadline counts from now, not from the last turn.
+            // The linger and `fin_wait` deadlines count from this call, not from the last turn.
             self.refresh_clock();
         }
         self.core.discard_held(id.0);
@@ -53,15 +53,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Resets a connection: what is queued is dropped, the peer gets an RST. Ends with
-    /// [`Event::Closed`], as soon as the kernel has let go of what was in flight.
+    /// Resets a connection: drops what is queued, and sends an RST. [`Event::Closed`] follows once
+    /// the operations in flight have completed.
     ///
     /// # Errors
     /// [`Error::Stale`].
     ///
     /// # Backends
-    /// A unix socket knows no reset: the peer sees an end of stream, or ECONNRESET if data was left
-    /// unread here.
+    /// A unix socket has no reset (unix(7)): the peer receives the end of the stream, or ECONNRESET
+    /// if received data was left unread.
     ///
     /// ```
     /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
@@ -80,19 +80,19 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn abort(&mut self, id: ConnId) -> Result<(), Error> {
-        let core = self.own()?;
-        let conn = core.conn(id.0)?;
+        let core = self.core_mut()?;
+        let conn = core.conn_mut(id.0)?;
         if conn.phase != Phase::Terminating {
             conn.set(flag::RESET);
             conn.replace_reason(CloseKind::Aborted, None);
-            core.end_phase(id.0);
+            core.begin_termination(id.0);
         }
         Ok(())
     }
 
-    /// Ends everything: closes the listeners, and each connection as by [`Engine::close`], with
-    /// `deadline` from now instead of the linger time. Returns at once; go on polling until
-    /// [`Engine::is_closed`]. New connects and listens are refused.
+    /// Closes all listeners, and all connections as by [`Engine::close`], with `deadline` from now
+    /// instead of `Config::linger`. Returns at once: poll until [`Engine::is_closed`]. Later calls
+    /// of [`Engine::connect`] and [`Engine::listen`] fail with [`Error::Closing`].
     ///
     /// ```
     /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
@@ -112,15 +112,15 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn close_all(&mut self, deadline: Duration) {
-        if self.check().is_err() {
+        if self.check_usable().is_err() {
             return;
         }
         self.refresh_clock();
-        let until = self.core.later(deadline);
+        let until = self.core.deadline_after(deadline);
         self.core.close_all(until);
     }
 
-    /// True when no connection and no listener is left, and every completion was handed out.
+    /// True when no connection, no listener and no event to deliver is left.
     pub fn is_closed(&self) -> bool {
         let core = &*self.core;
         self.is_child()
@@ -145,7 +145,8 @@ impl Core {
     }
 
     pub(super) fn begin_close(&mut self, key: Key, kind: CloseKind) {
-        let (linger, fin_wait) = (self.later(self.config.linger), self.later(self.config.fin_wait));
+        let (linger, fin_wait) =
+            (self.deadline_after(self.config.linger), self.deadline_after(self.config.fin_wait));
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         let kind = if conn.has(flag::READ_CLOSED) && kind == CloseKind::Local {
             CloseKind::PeerClosed
@@ -158,7 +159,7 @@ impl Core {
                 let nothing_to_send = conn.send.is_empty();
                 conn.set_reason(kind, None);
                 if nothing_to_send {
-                    return self.end_phase(key);
+                    return self.begin_termination(key);
                 }
                 self.set_conn_timer(key, Some(linger));
             }
@@ -167,14 +168,14 @@ impl Core {
                 if kind != CloseKind::Local {
                     conn.set_reason(kind, None);
                 }
-                if conn.has(flag::WRITE_DEAD) {
-                    return self.end_phase(key);
+                if conn.has(flag::WRITE_FAILED) {
+                    return self.begin_termination(key);
                 }
                 conn.phase = Phase::Closing;
                 let deadline = match (conn.has(flag::FIN_SENT), conn.send.is_empty()) {
                     (true, _) => Some(fin_wait),
                     (false, false) => Some(linger),
-                    // Nothing has to be taken by the peer: the FIN leaves with the next turn.
+                    // Nothing to send: the next turn sends the FIN.
                     (false, true) => None,
                 };
                 self.set_conn_timer(key, deadline);
@@ -184,22 +185,22 @@ impl Core {
         self.mark_dirty(key);
     }
 
-    /// Decides the end, for this reason.
+    /// Begins to terminate a connection, with this reason.
     pub(super) fn terminate(&mut self, key: Key, kind: CloseKind, errno: Option<Errno>) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if conn.phase == Phase::Terminating {
             return;
         }
-        // While data could still be lost, a failure overrules "closed here".
-        match conn.has(flag::WRITE_DEAD) {
+        // A failure replaces an earlier reason. After a failed send the error of that send stays.
+        match conn.has(flag::WRITE_FAILED) {
             true => conn.set_reason(kind, errno),
             false => conn.replace_reason(kind, errno),
         }
-        self.end_phase(key);
+        self.begin_termination(key);
     }
 
-    /// Decides the end, for the reason already known.
-    pub(super) fn end_phase(&mut self, key: Key) {
+    /// Begins to terminate a connection, with the reason that is set.
+    pub(super) fn begin_termination(&mut self, key: Key) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if conn.phase != Phase::Terminating {
             conn.phase = Phase::Terminating;
@@ -208,14 +209,14 @@ impl Core {
         }
     }
 
-    /// After the send side: is it time for the next step of a close?
+    /// Takes the next step of a close, once the FIN is sent.
     pub(super) fn service_close(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if !conn.has(flag::FIN_SENT) || conn.in_flight(OpKind::Send) {
             return;
         }
         if conn.phase == Phase::Open && conn.has(flag::READ_CLOSED) && !conn.has(flag::EOF_HELD) {
-            // Both directions are shut: there is nothing left to happen.
+            // Both directions are shut down: the stream is complete.
             return self.terminate(key, CloseKind::PeerClosed, None);
         }
         if conn.phase != Phase::Closing {
@@ -226,14 +227,14 @@ impl Core {
         }
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if conn.has(flag::READ_CLOSED) || self.config.fin_wait.is_zero() {
-            self.end_phase(key);
+            self.begin_termination(key);
         }
     }
 
-    /// The FIN is out: from now on only the peer's FIN is waited for.
-    pub(super) fn fin_sent(&mut self, key: Key) {
+    /// The FIN of a close is sent: waits for the peer's FIN, at most `Config::fin_wait`.
+    pub(super) fn start_fin_wait(&mut self, key: Key) {
         if self.endpoints.conn(key).is_some_and(|conn| conn.phase == Phase::Closing) {
-            let deadline = self.admission.within_close_all(self.later(self.config.fin_wait));
+            let deadline = self.admission.clamp_deadline(self.deadline_after(self.config.fin_wait));
             self.set_conn_timer(key, Some(deadline));
         }
     }
@@ -257,7 +258,7 @@ impl Core {
             Started::NoRoom(_) => return Err(Full),
             Started::InFlight | Started::Done | Started::Sent(..) => conn.started(OpKind::Close),
         }
-        self.release_held(key, out);
+        self.deliver_held_at_end(key, out);
         self.end_recv_into(key, out);
         Ok(())
     }
@@ -268,12 +269,12 @@ impl Core {
         self.retry_paused_listeners();
     }
 
-    /// Reports the end of a connection, and frees its slot.
+    /// Emits `Closed`, and frees the slot.
     pub(super) fn end_conn(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn(key) else { return };
         let reason = conn.close_reason();
         self.stats.closed += 1;
-        self.admission.left();
+        self.admission.remove_conn();
         self.emit(key, Event::Closed(reason), out);
         self.set_conn_timer(key, None);
         if let Some(mut conn) = self.endpoints.remove_conn(key) {
@@ -293,13 +294,13 @@ impl Core {
                 self.terminate(key, kind, None);
             }
             Phase::Open => {
-                let Some(due) = conn.idle_until() else { return };
+                let Some(due) = conn.idle_deadline() else { return };
                 match due <= now {
                     true => self.terminate(key, CloseKind::IdleTimedOut, None),
                     false => self.set_conn_timer(key, Some(due)),
                 }
             }
-            Phase::Closing if conn.has(flag::FIN_SENT) => self.end_phase(key),
+            Phase::Closing if conn.has(flag::FIN_SENT) => self.begin_termination(key),
             Phase::Closing => {
                 conn.set(flag::RESET);
                 self.terminate(key, CloseKind::LingerTimedOut, None);
@@ -312,7 +313,7 @@ impl Core {
         let now = self.now;
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.note_activity(now);
-        if let Some(due) = conn.idle_until() {
+        if let Some(due) = conn.idle_deadline() {
             self.set_conn_timer(key, Some(due));
         }
     }

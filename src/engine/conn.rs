@@ -1,5 +1,6 @@
-//! The state of one connection. Owns: the data, and the questions that can be answered from it
-//! alone. No behaviour that needs the engine or a backend.
+//! The state of one connection. Owns: its fields, and the predicates that depend on them alone.
+//! Invariant: a cancel is requested only for an operation in flight. Must not know the engine or a
+//! backend.
 
 use super::deliver::Quota;
 use super::send::SendSide;
@@ -12,52 +13,52 @@ use crate::options::{ReadMode, SocketOptions};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Where a connection is between its first and its last event.
+/// The phase of a connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Connecting,
     Open,
     /// `close` was called: flush, send the FIN, discard input until the peer's FIN or a deadline.
     Closing,
-    /// The end is decided: cancel what is in flight, then close the descriptor.
+    /// Cancel what is in flight, then close the descriptor.
     Terminating,
 }
 
 /// Bits of [`Conn::flags`].
 pub(super) mod flag {
-    /// On the list of connections that want something started.
+    /// Staged: on the list of connections that have something to submit.
     pub(in crate::engine) const DIRTY: u16 = 1;
     /// The caller paused reads.
     pub(in crate::engine) const PAUSED: u16 = 1 << 1;
-    /// The peer's FIN was seen.
+    /// The peer's FIN was received, or a receive failed.
     pub(in crate::engine) const READ_CLOSED: u16 = 1 << 2;
-    /// Nothing more may be queued.
+    /// The send queue takes no more payloads; the FIN follows the last one.
     pub(in crate::engine) const WRITE_SHUT: u16 = 1 << 3;
     pub(in crate::engine) const FIN_SENT: u16 = 1 << 4;
-    /// Waits for a receive buffer.
+    /// Parked: waits for a receive buffer.
     pub(in crate::engine) const PARKED: u16 = 1 << 5;
-    /// The send queue reached its limit; `Drained` is owed.
+    /// The send queue reached its high watermark; `Drained` follows at the low one.
     pub(in crate::engine) const FULL: u16 = 1 << 6;
     /// The close will be a reset.
     pub(in crate::engine) const RESET: u16 = 1 << 7;
-    /// The engine closes when the peer does.
+    /// The engine closes the connection when the peer's FIN is received.
     pub(in crate::engine) const CLOSE_WITH_PEER: u16 = 1 << 8;
-    /// `ReadClosed` is held back with the data before it, until reads are resumed.
+    /// `ReadClosed` is held, with the data before it, until reads are resumed.
     pub(in crate::engine) const EOF_HELD: u16 = 1 << 9;
-    /// `HungUp` was told.
-    pub(in crate::engine) const HANGUP_TOLD: u16 = 1 << 10;
-    /// The receive in flight is one into the caller's buffer, and has it.
+    /// `HungUp` was emitted.
+    pub(in crate::engine) const HANGUP_REPORTED: u16 = 1 << 10;
+    /// The receive in flight is a `RecvInto`, which owns the caller's buffer.
     pub(in crate::engine) const RECV_INTO: u16 = 1 << 11;
-    /// Sending failed; data that came before the failure is still delivered.
-    pub(in crate::engine) const WRITE_DEAD: u16 = 1 << 12;
-    /// Zero-copy cannot pay (the peer is local), or was refused.
+    /// A send failed. Data received before the failure is still delivered.
+    pub(in crate::engine) const WRITE_FAILED: u16 = 1 << 12;
+    /// Zero-copy is off: the peer is on this machine, or the kernel refused it.
     pub(in crate::engine) const NO_ZERO_COPY: u16 = 1 << 13;
-    /// The peer's address was looked at, to decide on zero-copy.
-    pub(in crate::engine) const PEER_KNOWN: u16 = 1 << 14;
+    /// It was checked whether the peer is on this machine, which decides on zero-copy.
+    pub(in crate::engine) const PEER_ADDR_CHECKED: u16 = 1 << 14;
 }
 
-/// The operations in flight, and those of them that were advised to end. Invariant: only what is in
-/// flight is advised.
+/// Two bit sets over [`OpKind`]: the operations in flight, and those of them with a cancel
+/// requested.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ops {
     in_flight: u8,
@@ -73,7 +74,7 @@ pub(super) struct Conn {
     pub(super) tag: u64,
     pub(super) send: SendSide,
     cold: Option<Box<Cold>>,
-    /// The one deadline that matters in the present phase: connect, idle or linger.
+    /// The timer of the phase's deadline: connect, idle, linger or `fin_wait`.
     pub(super) timer: Option<Key>,
     pub(super) quota: Quota,
     flags: u16,
@@ -81,29 +82,29 @@ pub(super) struct Conn {
     ops: Ops,
 }
 
-/// What most connections do not have, most of the time.
+/// The fields that most connections do not use, allocated on demand.
 #[derive(Debug, Default)]
 struct Cold {
-    /// A connect that was not started yet.
+    /// A connect that is not started yet.
     connect: Option<Box<Connect>>,
-    idle: Option<Idle>,
+    idle: Option<IdleTimeout>,
     reason: Option<(CloseKind, Option<Errno>)>,
-    /// Received data that waits until reads are resumed.
+    /// Held data: received while reads were paused.
     held: VecDeque<Lease>,
-    /// The caller's buffer, unless a receive in flight has it.
+    /// The caller's buffer, unless a receive in flight owns it.
     recv_buf: Option<Box<RecvBuf>>,
 }
 
 /// An idle timeout.
 #[derive(Clone, Copy, Debug)]
-struct Idle {
-    after_ns: u64,
-    /// When a byte last moved.
-    active_at: u64,
+struct IdleTimeout {
+    timeout_ns: u64,
+    /// The time at which bytes were last received or sent.
+    active_at_ns: u64,
 }
 
 impl Cold {
-    fn is_vacant(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.connect.is_none()
             && self.idle.is_none()
             && self.reason.is_none()
@@ -137,8 +138,8 @@ impl Conn {
             ops: Ops::default(),
         };
         if let Some(idle) = options.idle_timeout.or(default_idle) {
-            let after_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-            conn.cold().idle = Some(Idle { after_ns, active_at: 0 });
+            let timeout_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+            conn.cold().idle = Some(IdleTimeout { timeout_ns, active_at_ns: 0 });
         }
         conn
     }
@@ -167,7 +168,7 @@ impl Conn {
         self.ops.in_flight == 0
     }
 
-    /// Nothing is in flight that reads, writes or may end the connection.
+    /// No operation is in flight but a watch for a hang-up.
     pub(super) fn is_quiet(&self) -> bool {
         self.ops.in_flight & !bit(OpKind::Hangup) == 0
     }
@@ -184,7 +185,8 @@ impl Conn {
         self.ops.cancelled &= !bit(kind);
     }
 
-    /// Notes a cancel. False if the operation is not in flight, or was advised to end before.
+    /// Records that a cancel is requested. False if the operation is not in flight, or a cancel was
+    /// requested before.
     #[inline]
     pub(super) fn begin_cancel(&mut self, kind: OpKind) -> bool {
         let cancellable = self.cancellable(kind);
@@ -204,13 +206,13 @@ impl Conn {
         self.ops.cancelled & !self.ops.in_flight == 0
     }
 
-    /// The rare part, made if it is not there.
+    /// The rarely used fields, allocated if need be.
     #[inline]
     fn cold(&mut self) -> &mut Cold {
         self.cold.get_or_insert_default()
     }
 
-    /// Keeps a connect that was not started yet.
+    /// Stores a connect that is not started yet.
     #[inline]
     pub(super) fn put_connect(&mut self, connect: Box<Connect>) {
         self.cold().connect = Some(connect);
@@ -221,20 +223,20 @@ impl Conn {
         self.cold.as_mut()?.connect.take()
     }
 
-    /// Holds received data back, behind what is held already.
+    /// Appends received data to the held data.
     #[inline]
     pub(super) fn hold(&mut self, lease: Lease) {
         self.cold().held.push_back(lease);
     }
 
-    /// Takes all data that is held back.
+    /// Takes all held data.
     #[inline]
     pub(super) fn take_held(&mut self) -> VecDeque<Lease> {
         self.cold.as_mut().map_or_else(VecDeque::new, |cold| std::mem::take(&mut cold.held))
     }
 
-    /// Keeps the caller's buffer. The rare part stays when it is taken: who receives into a buffer
-    /// once will do so again, and that must not allocate.
+    /// Stores the caller's buffer. The allocation stays when the buffer is taken out: the next
+    /// receive into a buffer then allocates nothing.
     #[inline]
     pub(super) fn put_recv_buf(&mut self, recv_buf: Box<RecvBuf>) {
         self.cold().recv_buf = Some(recv_buf);
@@ -245,36 +247,36 @@ impl Conn {
         self.cold.as_mut()?.recv_buf.take()
     }
 
-    /// Gives the rare part back when nothing is in it.
-    pub(super) fn shed_cold(&mut self) {
-        if self.cold.as_ref().is_some_and(|cold| cold.is_vacant()) {
+    /// Frees the rarely used fields if all are empty.
+    pub(super) fn free_empty_cold(&mut self) {
+        if self.cold.as_ref().is_some_and(|cold| cold.is_empty()) {
             self.cold = None;
         }
     }
 
-    /// A byte moved.
+    /// Restarts the idle timeout: bytes were received or sent.
     #[inline]
     pub(super) fn note_activity(&mut self, now: u64) {
         if let Some(cold) = &mut self.cold
             && let Some(idle) = &mut cold.idle
         {
-            idle.active_at = now;
+            idle.active_at_ns = now;
         }
     }
 
-    /// When the idle timeout ends the connection, if no byte moves until then.
-    pub(super) fn idle_until(&self) -> Option<u64> {
+    /// The time at which the connection has been idle for its timeout.
+    pub(super) fn idle_deadline(&self) -> Option<u64> {
         let idle = self.cold.as_ref()?.idle?;
-        Some(idle.active_at.saturating_add(idle.after_ns))
+        Some(idle.active_at_ns.saturating_add(idle.timeout_ns))
     }
 
-    /// The caller's buffer, unless a receive in flight has it.
+    /// The caller's buffer, unless a receive in flight owns it.
     #[inline]
     pub(super) fn recv_buf(&mut self) -> Option<&mut Box<RecvBuf>> {
         self.cold.as_mut()?.recv_buf.as_mut()
     }
 
-    /// A caller's buffer is being filled.
+    /// There is a caller's buffer to fill.
     #[inline]
     pub(super) fn is_receiving_into(&self) -> bool {
         self.has(flag::RECV_INTO) || self.cold.as_ref().is_some_and(|cold| cold.recv_buf.is_some())
@@ -285,16 +287,17 @@ impl Conn {
         self.cold.as_ref().is_some_and(|cold| !cold.held.is_empty())
     }
 
-    /// Nothing stands between what arrives and the caller: the common case.
+    /// Received data can be delivered at once: reads are not paused, there is no buffer to fill, and
+    /// no earlier event or data waits. The common case.
     #[inline]
-    pub(super) fn takes_data_as_it_comes(&self) -> bool {
-        let plain = |cold: &Cold| cold.recv_buf.is_none() && cold.held.is_empty();
+    pub(super) fn delivers_directly(&self) -> bool {
+        let direct = |cold: &Cold| cold.recv_buf.is_none() && cold.held.is_empty();
         let waits = self.has(flag::PAUSED) || self.quota.has_deferred();
-        self.phase == Phase::Open && !waits && self.cold.as_deref().is_none_or(plain)
+        self.phase == Phase::Open && !waits && self.cold.as_deref().is_none_or(direct)
     }
 
-    /// A receive is in flight as it should be, and nothing of a close or of the caller's wishes is
-    /// left to do.
+    /// Only sends have to be serviced: a receive into the pool is in flight, received data is
+    /// delivered directly, and no shutdown or close has begun. The common case.
     #[inline]
     pub(super) fn is_steady(&self) -> bool {
         const RARE: u16 = flag::PAUSED
@@ -305,10 +308,10 @@ impl Conn {
             | flag::EOF_HELD
             | flag::RECV_INTO;
         let rare = self.has(RARE) || !self.cancellable(OpKind::Recv);
-        !rare && self.takes_data_as_it_comes()
+        !rare && self.delivers_directly()
     }
 
-    /// Data may still be delivered to the caller.
+    /// Received data is delivered, not discarded.
     #[inline]
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
@@ -327,12 +330,12 @@ impl Conn {
         }
     }
 
-    /// Remembers why the connection ends; the first reason stands. Without one it was closed here.
+    /// Sets the reason of the end, unless one is set. The default is [`CloseKind::Local`].
     pub(super) fn set_reason(&mut self, kind: CloseKind, errno: Option<Errno>) {
         self.cold().reason.get_or_insert((kind, errno));
     }
 
-    /// Remembers a reason that overrules what was thought before.
+    /// Sets the reason of the end, and replaces an earlier one.
     pub(super) fn replace_reason(&mut self, kind: CloseKind, errno: Option<Errno>) {
         self.cold().reason = Some((kind, errno));
     }
@@ -342,7 +345,7 @@ impl Conn {
     }
 
     pub(super) fn close_mode(&self) -> CloseMode {
-        // A FIN would make a stream that is cut short look complete.
+        // With unsent bytes a FIN would make the truncated stream look complete.
         if self.has(flag::RESET) || self.send.bytes() > 0 {
             CloseMode::Reset
         } else {

@@ -1,5 +1,5 @@
-//! Opening connections. Owns: the way from `connect` to `Connected`, or to the reason why not.
-//! Invariant: the request is with the connection, or with the one connect in flight.
+//! Connecting. Owns: the steps from `connect` to `Connected`, or to the reason of the failure.
+//! Invariant: the connection owns the request until the connect is started, then the backend does.
 
 use super::conn::{Conn, Phase, flag};
 use super::{Core, Engine, Full};
@@ -11,21 +11,21 @@ use crate::net::Addr;
 use crate::options::ConnectOptions;
 
 impl Engine {
-    /// Opens a connection. Returns at once; what comes of it is [`Event::Connected`] or
-    /// [`Event::Closed`]. Sends queued in the meantime wait behind the connect.
+    /// Opens a connection. Returns at once; [`Event::Connected`] or [`Event::Closed`] follows.
+    /// Payloads can be queued at once; they are sent when the connection is open.
     ///
     /// # Errors
-    /// An address that no socket can use, [`Error::Limit`] at `Config::connections_max`,
-    /// [`Error::Closing`]. Whatever the kernel has against it, EMFILE included, arrives as
-    /// `Closed`.
+    /// [`Error::Address`] if no socket can use the address, [`Error::Limit`] at
+    /// `Config::connections_max`, [`Error::Closing`]. All errors of the kernel, EMFILE included, are
+    /// reported by `Closed`.
     ///
     /// # Backends
-    /// A unix socket whose listener's backlog is full makes the connect wait on both backends,
-    /// until its timeout.
+    /// If the backlog of a unix listener is full, the connect waits on both backends, until its
+    /// timeout.
     ///
-    /// What is queued before the next poll leaves as soon as the connection is there, without a
-    /// turn in between: on io_uring (5.19) if it is one payload, by an entry linked to the connect;
-    /// on epoll if the peer is on this machine. `Tuning::early_sends` turns it off.
+    /// What is queued before the next poll is sent as soon as the connection is open, without a
+    /// turn in between: on io_uring (Linux 5.19) if it is one payload, by an SQE linked to the
+    /// connect; on epoll if the peer is on this machine. `Tuning::early_sends` turns it off.
     ///
     /// ```
     /// use proactor::{CloseKind, Completions, Config, ConnectOptions, Engine, Event};
@@ -43,7 +43,7 @@ impl Engine {
         addr: impl Into<Addr>,
         options: ConnectOptions,
     ) -> Result<ConnId, Error> {
-        self.check()?;
+        self.check_usable()?;
         let addr = addr.into();
         if addr.is_unix() {
             addr.to_sockaddr()?;
@@ -60,27 +60,27 @@ impl Engine {
                 why: "a unix socket takes no local internet address",
             });
         }
-        self.core.room_for_conn()?;
+        self.core.check_room_for_conn()?;
         self.refresh_clock();
         Ok(ConnId(self.core.connect(addr, options)))
     }
 }
 
 impl Core {
-    /// There must be room.
+    /// Stages a connect. The caller has checked the limit.
     fn connect(&mut self, addr: Addr, options: ConnectOptions) -> Key {
         let mut conn =
             Conn::new(Phase::Connecting, options.tag, &options.socket, self.config.idle_timeout);
         if addr.is_local() && !self.config.tuning.zero_copy.includes_local() {
             conn.set(flag::NO_ZERO_COPY);
         }
-        conn.set(flag::PEER_KNOWN);
+        conn.set(flag::PEER_ADDR_CHECKED);
         let timeout = options.timeout.or(self.config.connect_timeout);
         conn.put_connect(Box::new(Connect { addr, options, first: None }));
         let key = self.endpoints.insert_conn(conn);
-        self.admission.came();
+        self.admission.add_conn();
         if let Some(timeout) = timeout {
-            let deadline = self.later(timeout);
+            let deadline = self.deadline_after(timeout);
             self.set_conn_timer(key, Some(deadline));
         }
         self.mark_dirty(key);
@@ -96,10 +96,10 @@ impl Core {
         let Some(mut connect) = conn.take_connect() else { return Ok(()) };
         let tuning = &self.config.tuning;
         if tuning.early_sends {
-            let least_zero_copy = tuning.zero_copy.bytes_min().unwrap_or(usize::MAX);
-            connect.first = conn.send.take_early(B::EARLY_PAYLOADS, least_zero_copy);
+            let zero_copy_bytes_min = tuning.zero_copy.bytes_min().unwrap_or(usize::MAX);
+            connect.first = conn.send.take_early_batch(B::EARLY_PAYLOADS, zero_copy_bytes_min);
         }
-        let sends = connect.first.is_some();
+        let has_early_send = connect.first.is_some();
         match backend.start(key, Operation::Connect(connect)) {
             Started::NoRoom(Operation::Connect(mut connect)) => {
                 if let Some(batch) = connect.first.take() {
@@ -111,7 +111,7 @@ impl Core {
             Started::InFlight | Started::Done | Started::Sent(..) | Started::NoRoom(_) => {}
         }
         conn.started(OpKind::Connect);
-        if sends {
+        if has_early_send {
             conn.started(OpKind::Send);
         }
         Ok(())
@@ -125,14 +125,14 @@ impl Core {
             return;
         }
         if let Err(errno) = result {
-            conn.replace_reason(connect_failure(errno), Some(errno));
+            conn.replace_reason(connect_failure_kind(errno), Some(errno));
             conn.phase = Phase::Terminating;
             return;
         }
         self.stats.connected += 1;
         conn.phase = Phase::Open;
-        conn.shed_cold();
-        // `close` during the connect set a reason and the linger deadline.
+        conn.free_empty_cold();
+        // A `close` during the connect has set a reason, and the linger timer.
         if conn.reason().is_some() {
             conn.phase = Phase::Closing;
         } else {
@@ -143,9 +143,9 @@ impl Core {
     }
 }
 
-fn connect_failure(errno: Errno) -> CloseKind {
+fn connect_failure_kind(errno: Errno) -> CloseKind {
     match errno.0 {
-        // A unix path without a socket is as good as nobody listening.
+        // ENOENT: a unix path without a socket, so without a listener.
         libc::ECONNREFUSED | libc::ENOENT => CloseKind::Refused,
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => {
             CloseKind::Unreachable

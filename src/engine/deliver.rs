@@ -28,7 +28,7 @@ use crate::id::{ConnId, Key};
 use std::collections::VecDeque;
 
 /// At least so many events may wait for the next poll.
-const WAITING_MIN: usize = 64;
+const DEFERRED_MIN: usize = 64;
 
 /// What a connection was given in a turn, and what of it waits.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,7 +55,7 @@ impl Quota {
 
     /// Counts an event with data; false, and not counted, if the budget of the turn is used up.
     #[inline]
-    fn spend(&mut self, turn: u16, budget: u16) -> bool {
+    fn consume(&mut self, turn: u16, budget: u16) -> bool {
         if self.turn != turn {
             (self.turn, self.delivered) = (turn, 0);
         }
@@ -68,7 +68,7 @@ impl Quota {
 #[derive(Debug)]
 pub(super) struct Delivery {
     /// Events beyond a budget or the room of the caller's buffer.
-    waiting: VecDeque<Completion>,
+    deferred: VecDeque<Completion>,
     turn: u16,
     budget: u16,
     turn_bytes: u64,
@@ -77,7 +77,7 @@ pub(super) struct Delivery {
 impl Delivery {
     pub(super) fn new(budget: u32, turn_bytes: usize) -> Delivery {
         Delivery {
-            waiting: VecDeque::new(),
+            deferred: VecDeque::new(),
             turn: 0,
             budget: budget as u16,
             turn_bytes: turn_bytes as u64,
@@ -91,42 +91,42 @@ impl Delivery {
     /// True if nothing waits.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.deferred.is_empty()
     }
 
     /// Forgets what waits: nobody will ask any more.
     pub(super) fn clear(&mut self) {
-        self.waiting.clear();
+        self.deferred.clear();
     }
 
     /// How many events with a live connection wait, as `is_live` sees it.
     #[cfg(feature = "sim")]
     pub(super) fn count(&self, is_live: impl Fn(Key) -> bool) -> usize {
-        self.waiting.iter().filter(|completion| is_live(completion.conn.0)).count()
+        self.deferred.iter().filter(|completion| is_live(completion.conn.0)).count()
     }
 
     /// True while another completion may be taken from the backend.
     #[inline]
-    pub(super) fn takes_more(&self, out: &Completions) -> bool {
-        !out.is_full() && self.waiting.len() < out.capacity().max(WAITING_MIN)
+    pub(super) fn has_room(&self, out: &Completions) -> bool {
+        !out.is_full() && self.deferred.len() < out.capacity().max(DEFERRED_MIN)
     }
 
     /// The number of received bytes at which a turn ends, where receives happen as they are asked
     /// for.
     #[inline]
-    pub(super) fn turn_ends_at(&self, received: u64, receives_when_asked: bool) -> u64 {
+    pub(super) fn received_bytes_max(&self, received: u64, receives_when_asked: bool) -> u64 {
         let most = if receives_when_asked { self.turn_bytes } else { u64::MAX };
         received.saturating_add(most)
     }
 
     /// Hands data to the caller at once, if nothing stands in between and the budget allows it.
     #[inline(always)]
-    pub(super) fn data_at_once(&self, conn: &mut Conn, out: &Completions) -> bool {
-        conn.takes_data_as_it_comes() && !out.is_full() && conn.quota.spend(self.turn, self.budget)
+    pub(super) fn may_deliver_now(&self, conn: &mut Conn, out: &Completions) -> bool {
+        conn.delivers_directly() && !out.is_full() && conn.quota.consume(self.turn, self.budget)
     }
 
     /// The room that what waited may take before others had their turn.
-    pub(super) fn first_share(out: &Completions) -> usize {
+    pub(super) fn deferred_share(out: &Completions) -> usize {
         out.capacity().div_ceil(4)
     }
 }
@@ -134,14 +134,14 @@ impl Delivery {
 impl Core {
     /// Tells the caller something about a connection: now, or in the next poll.
     pub(super) fn emit(&mut self, key: Key, event: Event, out: &mut Completions) {
-        let Delivery { waiting, turn, budget, .. } = &mut self.delivery;
+        let Delivery { deferred, turn, budget, .. } = &mut self.delivery;
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        let over = matches!(event, Event::Received(_)) && !conn.quota.spend(*turn, *budget);
+        let over = matches!(event, Event::Received(_)) && !conn.quota.consume(*turn, *budget);
         self.stats.budget_deferrals += u64::from(over);
         let completion = Completion { conn: ConnId(key), tag: conn.tag, event };
         let behind = conn.quota.has_deferred();
         if over || behind || out.is_full() {
-            waiting.push_back(completion);
+            deferred.push_back(completion);
             conn.quota.deferred += 1;
         } else {
             out.push(completion);
@@ -149,30 +149,32 @@ impl Core {
     }
 
     /// Tells the caller something that is about no connection.
-    pub(super) fn emit_other(&mut self, tag: u64, event: Event, out: &mut Completions) {
+    pub(super) fn emit_without_conn(&mut self, tag: u64, event: Event, out: &mut Completions) {
         let completion = Completion { conn: ConnId::NONE, tag, event };
         if out.is_full() {
-            self.delivery.waiting.push_back(completion)
+            self.delivery.deferred.push_back(completion)
         } else {
             out.push(completion)
         }
     }
 
     /// Tells the caller something about a listener.
-    pub(super) fn emit_of_listener(&mut self, tag: u64, event: Event, out: &mut Completions) {
-        match self.delivery.waiting.is_empty() {
-            true => self.emit_other(tag, event, out),
-            false => self.delivery.waiting.push_back(Completion { conn: ConnId::NONE, tag, event }),
+    pub(super) fn emit_for_listener(&mut self, tag: u64, event: Event, out: &mut Completions) {
+        match self.delivery.deferred.is_empty() {
+            true => self.emit_without_conn(tag, event, out),
+            false => {
+                self.delivery.deferred.push_back(Completion { conn: ConnId::NONE, tag, event })
+            }
         }
     }
 
     /// Delivers what waits, at most `most` of it.
-    pub(super) fn deliver_waiting(&mut self, most: usize, out: &mut Completions) {
+    pub(super) fn deliver_deferred(&mut self, most: usize, out: &mut Completions) {
         for _ in 0..most {
             if out.is_full() {
                 return;
             }
-            let Some(completion) = self.delivery.waiting.pop_front() else { return };
+            let Some(completion) = self.delivery.deferred.pop_front() else { return };
             if let Some(conn) = self.endpoints.conn_mut(completion.conn.0) {
                 conn.quota.deferred = conn.quota.deferred.saturating_sub(1);
             }
@@ -181,12 +183,12 @@ impl Core {
     }
 
     /// Takes back received data that waits: the caller wants it later, or elsewhere.
-    pub(super) fn recall_waiting(&mut self, key: Key) {
+    pub(super) fn hold_deferred(&mut self, key: Key) {
         let Some(conn) = self.endpoints.conn_mut(key).filter(|conn| conn.quota.has_deferred())
         else {
             return;
         };
-        for completion in std::mem::take(&mut self.delivery.waiting) {
+        for completion in std::mem::take(&mut self.delivery.deferred) {
             match completion.event {
                 Event::Received(lease) if completion.conn.0 == key => {
                     conn.quota.deferred -= 1;
@@ -196,7 +198,7 @@ impl Core {
                     conn.quota.deferred -= 1;
                     conn.set(flag::EOF_HELD);
                 }
-                event => self.delivery.waiting.push_back(Completion { event, ..completion }),
+                event => self.delivery.deferred.push_back(Completion { event, ..completion }),
             }
         }
     }

@@ -37,7 +37,7 @@ impl Core {
         out: &mut Completions,
     ) -> Result<usize, Error> {
         let before = out.len();
-        self.deliver_waiting(usize::MAX, out);
+        self.deliver_deferred(usize::MAX, out);
         self.send_memory.drop_retired();
         match out.len() - before {
             0 => Err(Error::EngineFailed(what)),

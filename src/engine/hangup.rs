@@ -18,7 +18,7 @@ impl Conn {
         self.is_open()
             && self.has(flag::PAUSED)
             && !self.is_receiving_into()
-            && !self.has(flag::HANGUP_TOLD)
+            && !self.has(flag::HANGUP_REPORTED)
     }
 }
 
@@ -62,7 +62,7 @@ impl Core {
 
     fn emit_hung_up(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        conn.set(flag::HANGUP_TOLD);
+        conn.set(flag::HANGUP_REPORTED);
         self.emit(key, Event::HungUp, out);
     }
 }

@@ -1,15 +1,15 @@
-//! The engine: one per thread, polled by its owner. Owns: the facade, and the [`Core`], which falls
-//! into parts that each keep their own invariant. The logic is in the files beside this one, one
-//! subject each, and knows no backend.
+//! The engine. Owns: the public [`Engine`] and its state, the [`Core`]. Invariant: each part of the
+//! core keeps its own invariant, in a file of its own. Must not know: descriptors, system calls and
+//! clocks; the core is generic over the backend.
 //!
 //! | file | subject |
 //! |---|---|
-//! | `connect` `accept` `recv` `recv_into` `send` `hangup` `shutdown` `close` | an operation each: its calls, when it is started, what its completion means |
-//! | `adopt` `timers` `foreign` | other calls |
-//! | `turn` `deliver` `staging` `parking` `spin` | a poll: its steps; what the caller is told and in which order; what waits to be started |
-//! | `endpoints` `conn` `admission` | what is open |
-//! | `failure` `teardown` | the end of an engine |
-//! | `simulated` `audit` | engines in simulated worlds, and checks (feature `sim`) |
+//! | `connect` `accept` `recv` `recv_into` `send` `hangup` `shutdown` `close` | one operation each: its public calls, when it is started, how its completion is handled |
+//! | `adopt` `timers` `poll_fd` | the other public calls |
+//! | `turn` `deliver` `staging` `parking` `spin` | a poll: its steps, the order of events, the lists of endpoints that have something to submit or wait for a buffer |
+//! | `endpoints` `conn` `admission` | the open connections and listeners, and their limits |
+//! | `failure` `teardown` | the failure of an engine, and its drop |
+//! | `simulated` `audit` | engines on a simulated network, and consistency checks (feature `sim`) |
 
 mod accept;
 mod admission;
@@ -22,9 +22,9 @@ mod connect;
 mod deliver;
 mod endpoints;
 mod failure;
-mod foreign;
 mod hangup;
 mod parking;
+mod poll_fd;
 mod recv;
 mod recv_into;
 mod send;
@@ -55,8 +55,8 @@ pub use adopt::AdoptedId;
 use conn::Conn;
 use deliver::Delivery;
 use endpoints::Endpoints;
-use foreign::Watch;
 use parking::Parking;
+use poll_fd::PollFd;
 use spin::Spin;
 use staging::Staging;
 use std::os::fd::BorrowedFd;
@@ -68,31 +68,32 @@ use timers::Timers;
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// How many engines of this process were dropped while the kernel would not let go of their memory
-/// in time (`Config::teardown_max`). That memory was leaked, so that nothing is ever used after it
-/// is freed.
+/// The number of engines of this process whose drop leaked memory: operations were still in flight
+/// after `Config::teardown_max`, or the engine had failed. The memory of these operations is leaked,
+/// because the kernel may still use it.
 pub fn leaked_engines() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
 
-/// A completion networking engine. One per thread; it does not leave the thread that made it.
+/// A completion networking engine. It is neither `Send` nor `Sync`: it stays on the thread that
+/// created it.
 ///
-/// Calls only note what is wanted; [`Engine::poll`] hands it to the kernel. They may be made at any
-/// time, also from within the loop over the completions of a poll.
+/// Calls stage operations; [`Engine::poll`] submits them. Calls may be made at any time, also while
+/// iterating over the completions of a poll.
 ///
-/// Dropping an engine closes everything it has open, without flushing: call [`Engine::close_all`]
-/// first where that matters.
+/// Dropping an engine closes all connections and listeners without sending what is queued. Call
+/// [`Engine::close_all`] first to send it.
 ///
 /// # Forks
-/// An engine belongs to the process that made it. In a forked child each call that returns a
-/// `Result` answers [`Error::Forked`] (or [`SendError::Forked`](crate::SendError::Forked),
-/// [`WriteError::Forked`](crate::WriteError::Forked)). The other calls answer as for an engine that
-/// has nothing open, except those that only read the engine's own memory or a clock
+/// An engine belongs to the process that created it. In a forked child each call that returns a
+/// `Result` fails with [`Error::Forked`] (or [`SendError::Forked`](crate::SendError::Forked),
+/// [`WriteError::Forked`](crate::WriteError::Forked)). The other calls return what they return for
+/// an engine without connections, except those that only read the engine's memory or a clock
 /// ([`Engine::info`], [`Engine::stats`], [`Engine::now`]). Its [`Waker`]s do nothing.
 ///
-/// Dropping it in a child does nothing: no payload is dropped, no descriptor closed, no memory
-/// unmapped. The engine's descriptors are close-on-exec (adopted ones as they came), and stay open
-/// in the child until it calls execve(2) or exits. A child that needs an engine makes one of its
+/// Dropping it in a child does nothing: it drops no payload, closes no descriptor and unmaps no
+/// memory. The engine's descriptors are close-on-exec (adopted descriptors keep their flag), and
+/// stay open in the child until it calls execve(2) or exits. A child can create an engine of its
 /// own, before or after it drops the inherited one.
 ///
 /// ```
@@ -131,16 +132,16 @@ pub struct Engine {
     core: Leakable<Core>,
     backend: Leakable<AnyBackend>,
     info: Info,
-    watch: Option<Watch>,
+    poll_fd: Option<PollFd>,
     epoch: Instant,
 }
 
-/// No room to start an operation before the next wait.
+/// The backend has no room for another operation before its next wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Full;
 
-/// What an engine is apart from its backend. Invariant: a connection that wants something started
-/// is staged; one that ended is in no table.
+/// The state of an engine without its backend. Invariant: an endpoint that has something to submit
+/// is staged; one that has ended is not in the table.
 #[derive(Debug)]
 struct Core {
     config: Config,
@@ -153,29 +154,29 @@ struct Core {
     timers: Timers,
     send_memory: SendMemory,
     recv_bufs: RecvBufPool,
-    /// Tags of payloads that an operation sent, on their way to the caller. Empty between
-    /// operations.
+    /// Tags of the payloads that a completed send took, until their events are emitted. Kept for
+    /// its capacity; empty otherwise.
     sent_tags: Vec<u64>,
-    /// Payloads of at least so many bytes may be sent without a copy; `usize::MAX` where that is
-    /// not done.
+    /// The least size in bytes of a payload that is sent with zero-copy; `usize::MAX` if zero-copy
+    /// is off.
     zero_copy_threshold: usize,
     stats: Stats,
-    /// Nanoseconds since the backend's epoch, read once or twice a turn.
+    /// Nanoseconds since the backend's epoch, read once or twice per turn.
     now: u64,
     spin: Spin,
     inbox: Arc<Inbox>,
-    /// What the kernel said that cannot be true.
+    /// Set when the backend has failed: the claim of the kernel that did not hold.
     failed: Option<&'static str>,
-    /// The last poll ended in a panic: some of its turn is left to do.
+    /// The last poll panicked: its turn is incomplete, and the next poll must not wait.
     interrupted: bool,
 }
 
 impl Engine {
-    /// Makes an engine.
+    /// Creates an engine.
     ///
     /// # Errors
-    /// [`Error::Config`] for values that make no sense; [`Error::Unsupported`] if a backend, tier
-    /// or capability was asked for by name and is not to be had; [`Error::Os`] if the process is
+    /// [`Error::Config`] if a value is invalid; [`Error::Unsupported`] if a backend, tier or
+    /// capability that the configuration requires is unavailable; [`Error::Os`] if the process is
     /// out of descriptors or memory.
     ///
     /// ```
@@ -191,10 +192,10 @@ impl Engine {
         let inbox = Inbox::new()?;
         let number = EngineNumberGuard::new();
         let (backend, info) = select::open(&config, number.number(), &inbox)?;
-        Ok(Engine::on(config, number, inbox, backend, info))
+        Ok(Engine::from_parts(config, number, inbox, backend, info))
     }
 
-    fn on(
+    fn from_parts(
         config: Config,
         number: EngineNumberGuard,
         inbox: Arc<Inbox>,
@@ -205,17 +206,18 @@ impl Engine {
         let zero_copy = info.caps.uses(Capability::SendZc);
         let core = Leakable::new(Core::new(config, number, inbox, zero_copy));
         let backend = Leakable::new(backend);
-        Engine { core, backend, info, watch: None, epoch }
+        Engine { core, backend, info, poll_fd: None, epoch }
     }
 
-    /// Each public call goes through this, [`Engine::check`] or [`Engine::own`].
+    /// True in a forked child. Each public call goes through this, [`Engine::check_usable`] or
+    /// [`Engine::core_mut`].
     #[inline]
     fn is_child(&self) -> bool {
         self.core.inbox.is_child()
     }
 
     #[inline]
-    fn check(&self) -> Result<(), Error> {
+    fn check_usable(&self) -> Result<(), Error> {
         match self.core.failed {
             _ if self.is_child() => Err(Error::Forked),
             Some(what) => Err(Error::EngineFailed(what)),
@@ -223,29 +225,29 @@ impl Engine {
         }
     }
 
-    /// The engine's state, in the process that made it.
+    /// The engine's state, if it may be used.
     #[inline]
-    fn own(&mut self) -> Result<&mut Core, Error> {
-        self.check()?;
+    fn core_mut(&mut self) -> Result<&mut Core, Error> {
+        self.check_usable()?;
         Ok(&mut self.core)
     }
 
-    /// Hands what was staged to the kernel, waits until something happened or `timeout` has passed
-    /// (`None`: for ever; zero: not at all), and adds what happened to `completions`, at most up to
-    /// its capacity. Returns how many were added: a timeout that passes is `Ok(0)`. Signals do not
-    /// end the wait.
+    /// Submits the staged operations, waits for events, and appends them to `completions`, up to
+    /// its capacity. The wait ends when there is an event or `timeout` has elapsed (`None`: no
+    /// timeout; zero: no wait). Returns the number of events appended: `Ok(0)` after a timeout.
+    /// Signals do not end the wait.
     ///
-    /// If `completions` is full already, nothing is waited for, and 0 returned.
+    /// If `completions` is already full, it does not wait, and returns 0.
     ///
     /// # Errors
     /// [`Error::Forked`] in a forked child. `Error::Simulation` if the host of a simulated engine
-    /// crashed, or nothing will ever happen in its world. [`Error::Os`] if the kernel refuses to go
-    /// on; connections cannot cause that. [`Error::EngineFailed`] if the kernel said something that
-    /// cannot be true, once all connections were reported closed.
+    /// crashed, or no event can happen in its world any more. [`Error::Os`] if the kernel refuses
+    /// to submit or to wait; no connection can cause that. [`Error::EngineFailed`] if the kernel
+    /// reported something impossible, after all connections were reported closed.
     ///
     /// # Panics
-    /// A panic of a payload's own `drop` goes on to the caller. The engine stays usable: nothing is
-    /// lost, and what the poll has added to `completions` is there.
+    /// If the `drop` of a payload panics. The engine stays usable: no event is lost, and those
+    /// already appended to `completions` stay there.
     ///
     /// ```
     /// use proactor::{Completions, Config, Engine};
@@ -264,10 +266,10 @@ impl Engine {
         if self.is_child() {
             return Err(Error::Forked);
         }
-        self.enter_foreign();
+        self.reset_poll_fd();
         self.refresh_clock();
-        let deadline = timeout.map(|timeout| self.core.later(timeout));
-        // A payload's own drop may panic: what follows a poll is done all the same.
+        let deadline = timeout.map(|timeout| self.core.deadline_after(timeout));
+        // The drop of a payload may panic. The steps after a poll are done in that case too.
         let polled = catch_unwind(AssertUnwindSafe(|| match self.core.failed {
             None => with_backend!(&mut *self.backend, backend => {
                 self.core.poll(&mut **backend, completions, deadline)
@@ -275,21 +277,22 @@ impl Engine {
             Some(what) => self.core.poll_failed(what, completions),
         }));
         self.core.interrupted = polled.is_err();
-        self.leave_foreign();
+        self.update_poll_fd();
         self.backend.note_deadline(|| self.core.next_deadline());
         polled.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// The time by the engine's clock: the monotonic clock of the system, or that of the simulated
-    /// world. For [`Engine::timer_at`], and for programs that are to run in both.
+    /// The time of the engine's clock: CLOCK_MONOTONIC, or the virtual time of the simulated world.
+    /// For [`Engine::timer_at`], and for programs that run on both.
     pub fn now(&self) -> Instant {
-        self.epoch + Duration::from_nanos(self.clock())
+        self.epoch + Duration::from_nanos(self.now_ns())
     }
 
-    /// True if a poll has something to do that is known without asking the kernel: something is
-    /// staged, finished and not yet handed out, or a timer is due. For those who drive several
-    /// engines from one loop; false does not mean that a poll finds nothing, except on the
-    /// simulated backend.
+    /// True if a poll would not wait: an operation is staged, an event is ready, or a timer is due.
+    /// Makes no system call except to read the clock. For a loop that drives several engines.
+    ///
+    /// # Backends
+    /// False does not mean that the kernel has no completion, except on the simulated backend.
     ///
     /// ```
     /// use proactor::{Config, Engine, ListenOptions};
@@ -306,12 +309,12 @@ impl Engine {
         if self.core.failed.is_some() {
             return !self.core.delivery.is_empty() || self.core.interrupted;
         }
-        let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.clock());
+        let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.now_ns());
         due || self.backend.is_expected()
             || with_backend!(&*self.backend, backend => backend.has_next())
     }
 
-    /// Receive buffers that are free now.
+    /// The number of free receive buffers.
     pub fn free_buffers(&self) -> usize {
         if self.is_child() {
             return 0;
@@ -319,12 +322,12 @@ impl Engine {
         with_backend!(&*self.backend, backend => backend.free_buffers())
     }
 
-    /// What the engine stands on, which capabilities it uses, and why not the others.
+    /// The backend, its tier and its capabilities, and for each unused one the reason.
     pub fn info(&self) -> &Info {
         &self.info
     }
 
-    /// Counters since the engine was made.
+    /// Counters since the engine was created.
     pub fn stats(&self) -> Stats {
         let backend = with_backend!(&*self.backend, backend => backend.stats());
         Stats {
@@ -348,7 +351,7 @@ impl Engine {
         Waker(Arc::clone(&self.core.inbox))
     }
 
-    /// Gives a connection a tag, which comes back with each of its completions from later polls.
+    /// Sets the tag of a connection, which is in each of its completions from later polls.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -370,7 +373,7 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_tag(&mut self, id: ConnId, tag: u64) -> Result<(), Error> {
-        self.own()?.conn(id.0)?.tag = tag;
+        self.core_mut()?.conn_mut(id.0)?.tag = tag;
         Ok(())
     }
 
@@ -379,10 +382,11 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn tag(&self, id: ConnId) -> Result<u64, Error> {
-        Ok(self.look(id)?.tag)
+        Ok(self.conn(id)?.tag)
     }
 
-    /// True if the id names a connection that was not yet told to be closed.
+    /// True if the id names a connection whose [`Event::Closed`](crate::Event::Closed) was not
+    /// emitted yet.
     ///
     /// ```
     /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
@@ -400,36 +404,37 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn is_live(&self, id: ConnId) -> bool {
-        self.look(id).is_ok()
+        self.conn(id).is_ok()
     }
 
-    /// The number of connections: opened or accepted, and not yet told to be closed.
+    /// The number of connections whose [`Event::Closed`](crate::Event::Closed) was not emitted yet.
     pub fn connections(&self) -> usize {
         if self.is_child() { 0 } else { self.core.admission.live() }
     }
 
-    /// The address of the peer. A system call.
+    /// The address of the peer. Makes a system call.
     ///
     /// # Errors
-    /// [`Error::Stale`], or what getpeername(2) answers.
+    /// [`Error::Stale`], or an error of getpeername(2).
     pub fn peer_addr(&self, id: ConnId) -> Result<Addr, Error> {
-        self.look(id)?;
+        self.conn(id)?;
         with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Peer))
             .map_err(|error| Error::os("getpeername", &error))
     }
 
-    /// The address on this side. A system call.
+    /// The local address. Makes a system call.
     ///
     /// # Errors
-    /// [`Error::Stale`], or what getsockname(2) answers.
+    /// [`Error::Stale`], or an error of getsockname(2).
     pub fn local_addr(&self, id: ConnId) -> Result<Addr, Error> {
-        self.look(id)?;
+        self.conn(id)?;
         with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Local))
             .map_err(|error| Error::os("getsockname", &error))
     }
 
-    /// The descriptor of a connection, where there is one yet: for socket options. Reading from it,
-    /// writing to it or closing it behind the engine's back breaks the order of bytes.
+    /// The descriptor of a connection, for setsockopt(2) and the like. `None` before the socket
+    /// exists, and on the simulated backend. The caller must not read from it, write to it or close
+    /// it.
     ///
     /// ```
     /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
@@ -446,29 +451,29 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn fd(&self, id: ConnId) -> Option<BorrowedFd<'_>> {
-        self.look(id).ok()?;
+        self.conn(id).ok()?;
         with_backend!(&*self.backend, backend => backend.fd(id.0))
     }
 
-    /// The connection behind an id, in the process that made the engine.
-    fn look(&self, id: ConnId) -> Result<&Conn, Error> {
-        self.check()?;
-        self.core.look(id.0)
+    /// The connection of an id, if the engine may be used.
+    fn conn(&self, id: ConnId) -> Result<&Conn, Error> {
+        self.check_usable()?;
+        self.core.conn(id.0)
     }
 
     fn wants_nonblocking(&self) -> bool {
         self.info.backend == Backend::Epoll
     }
 
-    fn clock(&self) -> u64 {
+    fn now_ns(&self) -> u64 {
         with_backend!(&*self.backend, backend => backend.now())
     }
 
     fn refresh_clock(&mut self) {
-        self.core.now = self.clock();
+        self.core.now = self.now_ns();
     }
 
-    fn nanoseconds_of(&self, when: Instant) -> u64 {
+    fn ns_since_epoch(&self, when: Instant) -> u64 {
         u64::try_from(when.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
     }
 }
@@ -505,13 +510,13 @@ impl Core {
         }
     }
 
-    /// The connection behind an id that the caller holds, to look at.
-    fn look(&self, key: Key) -> Result<&Conn, Error> {
+    /// The connection of an id that the caller gave.
+    fn conn(&self, key: Key) -> Result<&Conn, Error> {
         self.endpoints.conn(key).ok_or(Error::Stale)
     }
 
-    /// The connection behind an id that the caller holds.
-    fn conn(&mut self, key: Key) -> Result<&mut Conn, Error> {
+    /// The connection of an id that the caller gave.
+    fn conn_mut(&mut self, key: Key) -> Result<&mut Conn, Error> {
         self.endpoints.conn_mut(key).ok_or(Error::Stale)
     }
 
@@ -528,12 +533,12 @@ impl Core {
         }
     }
 
-    /// True if a poll has something to do at once.
+    /// True if a poll must not wait.
     fn has_work(&self) -> bool {
         !self.staging.is_empty() || !self.delivery.is_empty() || self.interrupted
     }
 
-    /// When `poll` has something to do although nothing happened.
+    /// The time at which the next poll has something to do even if nothing completes.
     fn next_deadline(&self) -> Option<u64> {
         match self.has_work() {
             true => Some(self.now),
@@ -541,7 +546,7 @@ impl Core {
         }
     }
 
-    fn later(&self, delay: Duration) -> u64 {
+    fn deadline_after(&self, delay: Duration) -> u64 {
         self.now.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX))
     }
 }

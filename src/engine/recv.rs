@@ -42,9 +42,9 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn pause_reads(&mut self, id: ConnId) -> Result<(), Error> {
-        let core = self.own()?;
-        core.conn(id.0)?.set(flag::PAUSED);
-        core.recall_waiting(id.0);
+        let core = self.core_mut()?;
+        core.conn_mut(id.0)?.set(flag::PAUSED);
+        core.hold_deferred(id.0);
         core.mark_dirty(id.0);
         Ok(())
     }
@@ -54,8 +54,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn resume_reads(&mut self, id: ConnId) -> Result<(), Error> {
-        let core = self.own()?;
-        core.conn(id.0)?.unset(flag::PAUSED);
+        let core = self.core_mut()?;
+        core.conn_mut(id.0)?.unset(flag::PAUSED);
         core.mark_dirty(id.0);
         Ok(())
     }
@@ -113,14 +113,14 @@ impl Core {
             conn.ended(OpKind::Recv);
             self.staging.mark(conn, key);
         }
-        if self.delivery.data_at_once(conn, out) {
+        if self.delivery.may_deliver_now(conn, out) {
             out.push(Completion {
                 conn: ConnId(key),
                 tag: conn.tag,
                 event: Event::Received(lease),
             });
         } else {
-            self.absorb(key, lease, out);
+            self.deliver_or_hold(key, lease, out);
         }
     }
 
@@ -142,7 +142,7 @@ impl Core {
 
     /// Received bytes go where the caller wants them.
     #[inline(never)]
-    fn absorb(&mut self, key: Key, lease: Lease, out: &mut Completions) {
+    fn deliver_or_hold(&mut self, key: Key, lease: Lease, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if !conn.is_open() {
             self.stats.bytes_discarded += lease.len() as u64;
@@ -181,7 +181,7 @@ impl Core {
         // overtaken here.
         let held = conn.take_held();
         for lease in held {
-            self.absorb(key, lease, out);
+            self.deliver_or_hold(key, lease, out);
         }
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if conn.has(flag::EOF_HELD) && !conn.has_held() {
@@ -189,7 +189,7 @@ impl Core {
             self.emit_read_closed(key, out);
         }
         if let Some(conn) = self.endpoints.conn_mut(key) {
-            conn.shed_cold();
+            conn.free_empty_cold();
         }
     }
 
@@ -202,7 +202,7 @@ impl Core {
                 let Some(conn) = self.endpoints.conn_mut(key) else { return };
                 conn.set(flag::READ_CLOSED);
                 self.end_recv_into(key, out);
-                self.broke(key, errno);
+                self.fail_conn(key, errno);
             }
         }
     }
@@ -213,7 +213,7 @@ impl Core {
         conn.set(flag::READ_CLOSED);
         match conn.phase {
             Phase::Closing => self.staging.mark(conn, key),
-            Phase::Open if conn.has(flag::WRITE_DEAD) => {
+            Phase::Open if conn.has(flag::WRITE_FAILED) => {
                 self.end_recv_into(key, out);
                 self.terminate(key, CloseKind::Reset, None);
             }
@@ -240,7 +240,7 @@ impl Core {
 
     /// Received data that the end of the connection finds still held back: the peer sent it in good
     /// faith.
-    pub(super) fn release_held(&mut self, key: Key, out: &mut Completions) {
+    pub(super) fn deliver_held_at_end(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if matches!(
             conn.reason(),

@@ -42,7 +42,7 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn recv_into(&mut self, id: ConnId, buffer: BytesMut, len: usize) -> Result<(), Error> {
-        self.own()?.begin_recv_into(id.0, buffer, len)
+        self.core_mut()?.begin_recv_into(id.0, buffer, len)
     }
 }
 
@@ -87,7 +87,7 @@ impl Core {
         conn.put_recv_buf(self.recv_bufs.begin(buffer, len));
         self.staging.mark(conn, key);
         if conn.quota.has_deferred() {
-            self.recall_waiting(key);
+            self.hold_deferred(key);
         }
         Ok(())
     }

@@ -118,7 +118,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Stale`].
     pub fn queued_bytes(&self, id: ConnId) -> Result<usize, Error> {
-        Ok(self.look(id)?.send.bytes())
+        Ok(self.conn(id)?.send.bytes())
     }
 }
 
@@ -127,25 +127,25 @@ impl Engine {
 pub(super) struct SendSide {
     /// What is queued, but for what is in flight.
     queue: Option<SendBatch>,
-    in_flight: Away,
+    in_flight: BatchSize,
 }
 
 /// The size of what is in flight: 44 bits for bytes, 20 for payloads (`Config::send_entries_max` is
 /// below that).
 #[derive(Clone, Copy, Debug, Default)]
-struct Away(u64);
+struct BatchSize(u64);
 
-const AWAY_BYTES_MAX: u64 = (1 << 44) - 1;
+const BATCH_BYTES_MAX: u64 = (1 << 44) - 1;
 
-impl Away {
+impl BatchSize {
     #[inline]
-    fn of(batch: &SendBatch) -> Away {
-        Away((batch.bytes() as u64).min(AWAY_BYTES_MAX) | (batch.entries() as u64) << 44)
+    fn of(batch: &SendBatch) -> BatchSize {
+        BatchSize((batch.bytes() as u64).min(BATCH_BYTES_MAX) | (batch.entries() as u64) << 44)
     }
 
     #[inline]
     fn bytes(self) -> usize {
-        (self.0 & AWAY_BYTES_MAX) as usize
+        (self.0 & BATCH_BYTES_MAX) as usize
     }
 
     #[inline]
@@ -187,17 +187,17 @@ impl SendSide {
     fn take(&mut self) -> Option<SendBatch> {
         self.waiting()?;
         let batch = self.queue.take()?;
-        self.in_flight = Away::of(&batch);
+        self.in_flight = BatchSize::of(&batch);
         Some(batch)
     }
 
     /// Takes the first send of a connect, if it is one that can go along.
-    pub(super) fn take_early(
+    pub(super) fn take_early_batch(
         &mut self,
         payloads_max: usize,
-        least_zero_copy: usize,
+        zero_copy_bytes_min: usize,
     ) -> Option<SendBatch> {
-        let small = 1..least_zero_copy;
+        let small = 1..zero_copy_bytes_min;
         let fits = |queue: &&SendBatch| {
             small.contains(&queue.front_len()) && queue.entries() <= payloads_max
         };
@@ -207,7 +207,7 @@ impl SendSide {
 
     /// What was taken comes back unsent, in front of what was queued meanwhile.
     pub(super) fn put_back(&mut self, mut batch: SendBatch, memory: &mut SendMemory) {
-        self.in_flight = Away::default();
+        self.in_flight = BatchSize::default();
         if let Some(mut later) = self.queue.take() {
             batch.append(&mut later);
             memory.retire_queue(later);
@@ -231,7 +231,7 @@ impl SendSide {
 }
 
 /// Why nothing more is queued.
-enum Refusal {
+enum EnqueueError {
     Stale,
     Closed,
     Full,
@@ -240,13 +240,13 @@ enum Refusal {
 impl Conn {
     /// Something is queued, or the write side is to be shut or is dead.
     #[inline]
-    pub(super) fn wants_service_of_sends(&self) -> bool {
-        self.send.queue.is_some() || self.has(flag::WRITE_SHUT | flag::WRITE_DEAD)
+    pub(super) fn needs_send_service(&self) -> bool {
+        self.send.queue.is_some() || self.has(flag::WRITE_SHUT | flag::WRITE_FAILED)
     }
 
     fn may_queue(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Connecting)
-            && !self.has(flag::WRITE_SHUT | flag::WRITE_DEAD)
+            && !self.has(flag::WRITE_SHUT | flag::WRITE_FAILED)
     }
 }
 
@@ -258,12 +258,12 @@ impl Core {
         &mut self,
         key: Key,
         add: impl FnOnce(&mut SendBatch, &mut SendMemory),
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), EnqueueError> {
         let (high, entries_max) =
             (self.config.send_high_watermark, self.config.tuning.send_entries_max);
-        let Some(conn) = self.endpoints.conn_mut(key) else { return Err(Refusal::Stale) };
+        let Some(conn) = self.endpoints.conn_mut(key) else { return Err(EnqueueError::Stale) };
         if !conn.may_queue() {
-            return Err(Refusal::Closed);
+            return Err(EnqueueError::Closed);
         }
         let in_flight = conn.send.in_flight;
         let queue = conn.send.queue(&mut self.send_memory);
@@ -272,7 +272,7 @@ impl Core {
         {
             conn.set(flag::FULL);
             self.stats.sends_refused += 1;
-            return Err(Refusal::Full);
+            return Err(EnqueueError::Full);
         }
         add(queue, &mut self.send_memory);
         if queue.bytes() + in_flight.bytes() >= high {
@@ -296,9 +296,9 @@ impl Core {
             }
         });
         match (result, payload) {
-            (Err(Refusal::Stale), Some(payload)) => Err(SendError::Stale(payload)),
-            (Err(Refusal::Closed), Some(payload)) => Err(SendError::Closed(payload)),
-            (Err(Refusal::Full), Some(payload)) => Err(SendError::Full(payload)),
+            (Err(EnqueueError::Stale), Some(payload)) => Err(SendError::Stale(payload)),
+            (Err(EnqueueError::Closed), Some(payload)) => Err(SendError::Closed(payload)),
+            (Err(EnqueueError::Full), Some(payload)) => Err(SendError::Full(payload)),
             _ => Ok(()),
         }
     }
@@ -311,9 +311,9 @@ impl Core {
             }
         });
         result.map_err(|refusal| match refusal {
-            Refusal::Stale => WriteError::Stale,
-            Refusal::Closed => WriteError::Closed,
-            Refusal::Full => WriteError::Full,
+            EnqueueError::Stale => WriteError::Stale,
+            EnqueueError::Closed => WriteError::Closed,
+            EnqueueError::Full => WriteError::Full,
         })
     }
 
@@ -330,18 +330,18 @@ impl Core {
         }
         let mut front_len = conn.send.waiting().map(|queue| queue.front_len());
         if front_len == Some(0) {
-            self.skip_empty(key, out);
+            self.skip_empty_payloads(key, out);
             conn = match self.endpoints.conn_mut(key) {
                 Some(conn) => conn,
                 None => return Ok(()),
             };
             front_len = conn.send.waiting().map(|queue| queue.front_len());
         }
-        if conn.has(flag::WRITE_DEAD) {
+        if conn.has(flag::WRITE_FAILED) {
             // Only data that came before the failure is still waited for; if that is not wanted,
             // this is the end.
             if conn.is_open() && conn.has(flag::PAUSED) && !conn.is_receiving_into() {
-                self.end_phase(key);
+                self.begin_termination(key);
             }
             return Ok(());
         }
@@ -374,7 +374,7 @@ impl Core {
     }
 
     /// Payloads without bytes at the front need no operation.
-    fn skip_empty(&mut self, key: Key, out: &mut Completions) {
+    fn skip_empty_payloads(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if let Some(queue) = &mut conn.send.queue {
             queue.advance(0, &mut self.send_memory, &mut self.sent_tags);
@@ -388,8 +388,8 @@ impl Core {
     fn wants_zero_copy<B: Backend>(&mut self, backend: &B, key: Key) -> bool {
         let local_too = self.config.tuning.zero_copy.includes_local();
         let Some(conn) = self.endpoints.conn_mut(key) else { return false };
-        if !conn.has(flag::PEER_KNOWN) {
-            conn.set(flag::PEER_KNOWN);
+        if !conn.has(flag::PEER_ADDR_CHECKED) {
+            conn.set(flag::PEER_ADDR_CHECKED);
             if !local_too && backend.addr(key, Side::Peer).map_or(true, |addr| addr.is_local()) {
                 conn.set(flag::NO_ZERO_COPY);
             }
@@ -410,7 +410,7 @@ impl Core {
             return self.send_memory.retire_queue(batch);
         };
         conn.ended(OpKind::Send);
-        conn.send.in_flight = Away::default();
+        conn.send.in_flight = BatchSize::default();
         conn.note_activity(self.now);
         let (taken, failure) = match result.get() {
             Ok(taken) => (taken, None),
@@ -427,11 +427,11 @@ impl Core {
             }
             return self.send_memory.retire_queue(batch);
         }
-        self.sent_in_part(key, batch, (taken, failure), out);
+        self.sent_slow(key, batch, (taken, failure), out);
     }
 
     #[inline(never)]
-    fn sent_in_part(
+    fn sent_slow(
         &mut self,
         key: Key,
         batch: SendBatch,
@@ -488,34 +488,34 @@ impl Core {
             // Zero-copy was refused: this kind of socket cannot, or its memory may not be locked.
             // Copy instead.
             libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM if !conn.has(flag::NO_ZERO_COPY) => {
-                conn.set(flag::NO_ZERO_COPY | flag::PEER_KNOWN);
+                conn.set(flag::NO_ZERO_COPY | flag::PEER_ADDR_CHECKED);
                 self.staging.mark(conn, key);
             }
             // Data that came before the failure is still there: read it, up to the error or the
             // end.
             _ if conn.is_open() && conn.wants_recv() => {
-                conn.set(flag::WRITE_DEAD);
-                conn.set_reason(broken_kind(errno), Some(errno));
+                conn.set(flag::WRITE_FAILED);
+                conn.set_reason(failure_kind(errno), Some(errno));
                 self.staging.mark(conn, key);
             }
-            _ => self.broke(key, errno),
+            _ => self.fail_conn(key, errno),
         }
     }
 
     /// The connection broke: the end, for this reason, unless all was well already.
-    pub(super) fn broke(&mut self, key: Key, errno: Errno) {
+    pub(super) fn fail_conn(&mut self, key: Key, errno: Errno) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         // After a local close, a reset that finds nothing left to send changes nothing.
         let harmless =
             conn.phase == Phase::Closing && conn.send.is_empty() && conn.has(flag::FIN_SENT);
         match harmless {
-            true => self.end_phase(key),
-            false => self.terminate(key, broken_kind(errno), Some(errno)),
+            true => self.begin_termination(key),
+            false => self.terminate(key, failure_kind(errno), Some(errno)),
         }
     }
 }
 
-fn broken_kind(errno: Errno) -> CloseKind {
+fn failure_kind(errno: Errno) -> CloseKind {
     match errno.0 {
         libc::ECONNRESET
         | libc::EPIPE

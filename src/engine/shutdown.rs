@@ -38,8 +38,8 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn shutdown_write(&mut self, id: ConnId) -> Result<(), Error> {
-        let core = self.own()?;
-        core.conn(id.0)?.set(flag::WRITE_SHUT);
+        let core = self.core_mut()?;
+        core.conn_mut(id.0)?.set(flag::WRITE_SHUT);
         core.mark_dirty(id.0);
         Ok(())
     }

@@ -35,6 +35,6 @@ impl Engine {
             caps: Caps::not_probed("the network is simulated"),
         };
         let sim = place(parameters, Arc::clone(&inbox))?;
-        Ok(Engine::on(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
+        Ok(Engine::from_parts(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
     }
 }

@@ -63,7 +63,7 @@ impl Spin {
 impl Core {
     /// Looks for something to do, without sleeping, for as long as that is allowed and seems to
     /// pay. True if there is something.
-    pub(super) fn look_before_sleep<B: Backend>(
+    pub(super) fn spin_before_wait<B: Backend>(
         &mut self,
         backend: &mut B,
         until: Option<u64>,

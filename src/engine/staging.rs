@@ -14,8 +14,8 @@ pub(super) struct Staging {
     conns: VecDeque<Key>,
     listeners: VecDeque<Key>,
     /// Set when the engine is polled from a foreign loop, which must hear of what is staged.
-    foreign: Option<Arc<EventFd>>,
-    kicked: bool,
+    event_fd: Option<Arc<EventFd>>,
+    signalled: bool,
 }
 
 impl Staging {
@@ -25,14 +25,14 @@ impl Staging {
         if !conn.has(flag::DIRTY) {
             conn.set(flag::DIRTY);
             self.conns.push_back(key);
-            self.kick();
+            self.signal();
         }
     }
 
     pub(super) fn mark_listener(&mut self, listener: &mut Listener, key: Key) {
-        if listener.mark_dirty() {
+        if listener.set_staged() {
             self.listeners.push_back(key);
-            self.kick();
+            self.signal();
         }
     }
 
@@ -59,28 +59,28 @@ impl Staging {
     }
 
     #[cfg(feature = "sim")]
-    pub(super) fn lists(&self, conn: Key) -> bool {
+    pub(super) fn contains(&self, conn: Key) -> bool {
         self.conns.contains(&conn)
     }
 
-    pub(super) fn set_foreign(&mut self, event_fd: Arc<EventFd>) {
-        self.foreign = Some(event_fd);
+    pub(super) fn set_event_fd(&mut self, event_fd: Arc<EventFd>) {
+        self.event_fd = Some(event_fd);
     }
 
-    pub(super) fn is_foreign(&self) -> bool {
-        self.foreign.is_some()
+    pub(super) fn has_event_fd(&self) -> bool {
+        self.event_fd.is_some()
     }
 
     /// Tells a foreign loop that `poll` has something to do.
     #[inline]
-    pub(super) fn kick(&mut self) {
-        if let Some(event_fd) = self.foreign.as_ref().filter(|_| !self.kicked) {
-            self.kicked = true;
+    pub(super) fn signal(&mut self) {
+        if let Some(event_fd) = self.event_fd.as_ref().filter(|_| !self.signalled) {
+            self.signalled = true;
             event_fd.signal();
         }
     }
 
-    pub(super) fn unkick(&mut self) {
-        self.kicked = false;
+    pub(super) fn clear_signalled(&mut self) {
+        self.signalled = false;
     }
 }

@@ -15,7 +15,7 @@ impl Drop for Engine {
             // payloads whose owners never gave this process anything.
             self.core.leak();
             self.backend.leak();
-            std::mem::forget(self.watch.take());
+            std::mem::forget(self.poll_fd.take());
             return;
         }
         let patience = self.core.config.teardown_max;
@@ -48,9 +48,9 @@ impl Drop for Engine {
 impl Core {
     /// Ends everything at once and takes what comes of it, until nothing more came for `patience`.
     fn tear_down<B: Backend>(&mut self, backend: &mut B, patience: Duration) {
-        let mut until = self.later(patience);
+        let mut until = self.deadline_after(patience);
         let mut out = Completions::with_capacity(1024);
-        self.endpoints.conn_keys().into_iter().for_each(|key| self.end_phase(key));
+        self.endpoints.conn_keys().into_iter().for_each(|key| self.begin_termination(key));
         self.endpoints.listener_keys().into_iter().for_each(|key| self.begin_close_listener(key));
         // Once also without any patience: what the kernel lets go of at once is freed.
         while !self.endpoints.is_empty() {
@@ -60,10 +60,10 @@ impl Core {
                 return;
             }
             self.now = backend.now();
-            while self.take_next(backend, &mut out) {
+            while self.process_next(backend, &mut out) {
                 out.drain();
                 self.delivery.clear();
-                until = self.later(patience);
+                until = self.deadline_after(patience);
             }
             if self.now >= until && self.staging.is_empty() && !backend.has_next() {
                 return;

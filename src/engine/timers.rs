@@ -28,9 +28,9 @@ impl Engine {
     /// # Ok::<(), proactor::Error>(())
     /// ```
     pub fn timer_after(&mut self, delay: Duration, tag: u64) -> Result<TimerId, Error> {
-        self.check()?;
+        self.check_usable()?;
         self.refresh_clock();
-        let deadline = self.core.later(delay);
+        let deadline = self.core.deadline_after(delay);
         self.core.add_timer(deadline, tag)
     }
 
@@ -39,8 +39,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::timer_after`].
     pub fn timer_at(&mut self, when: Instant, tag: u64) -> Result<TimerId, Error> {
-        self.check()?;
-        let deadline = self.nanoseconds_of(when);
+        self.check_usable()?;
+        let deadline = self.ns_since_epoch(when);
         self.core.add_timer(deadline, tag)
     }
 
@@ -71,8 +71,8 @@ impl Engine {
             return false;
         }
         self.refresh_clock();
-        let deadline = self.core.later(delay);
-        self.core.staging.kick();
+        let deadline = self.core.deadline_after(delay);
+        self.core.staging.signal();
         self.core.timers.wheel.reset(id.0, deadline)
     }
 
@@ -138,7 +138,7 @@ impl Core {
             return Err(Error::Limit { limit: "timers_max", value: self.timers.user_max });
         }
         self.timers.user += 1;
-        self.staging.kick();
+        self.staging.signal();
         Ok(TimerId(self.timers.wheel.add(deadline, Owner::User { tag })))
     }
 
@@ -156,7 +156,7 @@ impl Core {
                 Owner::User { tag } => {
                     self.timers.user -= 1;
                     self.stats.timers_fired += 1;
-                    self.emit_other(tag, Event::Timer { id: TimerId(key) }, out);
+                    self.emit_without_conn(tag, Event::Timer { id: TimerId(key) }, out);
                 }
                 Owner::Endpoint(listener) if self.endpoints.is_listener(listener) => {
                     self.listener_timer_fired(listener, out);

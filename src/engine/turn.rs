@@ -1,6 +1,7 @@
-//! The one turn: start what is wanted, wait, take what has completed, fire what is due. Generic
-//! over the backend, so that everything in it is compiled for each one by itself. What the caller
-//! is told, and in which order, is in `deliver.rs`.
+//! A poll and its turns. Owns: the order of the steps of a turn: flush, wait, reap, fire timers.
+//! Invariant: a poll ends with an event, at its deadline, or with an error. Generic over the
+//! backend, so that it is compiled for each backend separately. Must not know how events are
+//! ordered and limited: see `deliver.rs`.
 
 use super::conn::{Phase, flag};
 use super::deliver::Delivery;
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::id::Key;
 
 impl Core {
-    /// Turns until there is something to tell, or the time `deadline` has come.
+    /// Runs turns until there is an event, or the time is `deadline`.
     pub(super) fn poll<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -19,16 +20,16 @@ impl Core {
         deadline: Option<u64>,
     ) -> Result<usize, Error> {
         let before = out.len();
-        // Without room for an event there is nothing to wait for.
+        // A full buffer takes no event, so there is no reason to wait.
         let deadline = if out.is_full() { Some(0) } else { deadline };
         loop {
             match self.turn(backend, out, deadline, before) {
                 Err(Error::EngineFailed(what)) => {
                     self.fail(what, out);
                     self.send_memory.drop_retired();
-                    let told = out.len() - before;
-                    return if told > 0 || out.is_full() {
-                        Ok(told)
+                    let added = out.len() - before;
+                    return if added > 0 || out.is_full() {
+                        Ok(added)
                     } else {
                         Err(Error::EngineFailed(what))
                     };
@@ -53,40 +54,41 @@ impl Core {
     ) -> Result<(), Error> {
         self.stats.turns += 1;
         self.delivery.begin_turn();
-        self.deliver_waiting(Delivery::first_share(out), out);
+        self.deliver_deferred(Delivery::deferred_share(out), out);
         self.flush(backend, out);
-        // Before anything is received: a lease that left makes its buffer fit to be filled from the
-        // start.
+        // Before any receive: a payload may be a lease, whose drop makes its provided buffer free
+        // from the start again.
         self.send_memory.drop_retired();
         let nothing_yet = out.len() == before && self.delivery.is_empty();
-        // A connection that was let go on may have nothing to receive: the next parked one then
-        // gets its chance at once.
-        let parked_may_try = !self.parking.is_empty() && backend.free_buffers() > 0;
-        let idle = nothing_yet && self.staging.is_empty() && !parked_may_try && !backend.has_next();
-        let until = earlier(deadline, self.timers.next_deadline_ns());
-        let found = idle && self.look_before_sleep(backend, until)?;
-        if !found {
-            let sleeps = idle && self.inbox.signal.may_sleep();
-            backend.wait(if sleeps { until } else { Some(0) })?;
+        // An unparked connection may have nothing to receive. The buffer is then free for the next
+        // parked one, without a wait.
+        let can_unpark = !self.parking.is_empty() && backend.free_buffers() > 0;
+        let idle = nothing_yet && self.staging.is_empty() && !can_unpark && !backend.has_next();
+        let until = min_deadline(deadline, self.timers.next_deadline_ns());
+        let ready = idle && self.spin_before_wait(backend, until)?;
+        if !ready {
+            let may_block = idle && self.inbox.signal.may_sleep();
+            backend.wait(if may_block { until } else { Some(0) })?;
         }
         self.now = backend.now();
-        let called = self.inbox.signal.take(self.staging.is_foreign());
+        let called = self.inbox.signal.take(self.staging.has_event_fd());
         if called {
             self.stats.wakes += 1;
-            self.emit_other(0, Event::Woken, out);
+            self.emit_without_conn(0, Event::Woken, out);
         }
-        let enough = self.delivery.turn_ends_at(self.stats.bytes_received, B::RECEIVES_WHEN_ASKED);
-        while self.delivery.takes_more(out)
-            && self.stats.bytes_received < enough
-            && self.take_next(backend, out)
+        let bytes_max =
+            self.delivery.received_bytes_max(self.stats.bytes_received, B::RECEIVES_WHEN_ASKED);
+        while self.delivery.has_room(out)
+            && self.stats.bytes_received < bytes_max
+            && self.process_next(backend, out)
         {}
         self.fire_timers(out);
-        self.deliver_waiting(usize::MAX, out);
+        self.deliver_deferred(usize::MAX, out);
         self.send_memory.drop_retired();
         Ok(())
     }
 
-    /// Starts what is wanted, as far as the backend has room.
+    /// Starts the staged operations, until the backend has no room.
     pub(super) fn flush<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) {
         if !self.parking.is_empty() {
             self.unpark(backend.free_buffers());
@@ -98,8 +100,7 @@ impl Core {
                 return;
             }
         }
-        // Servicing one step of a connection can make the next one possible: go on, but not for
-        // ever.
+        // Servicing a connection may stage it again, for its next step. The factor bounds the loop.
         for _ in 0..self.staging.conns_len() * 4 {
             let Some(key) = self.staging.pop_conn() else { return };
             let Some(conn) = self.endpoints.conn_mut(key) else { continue };
@@ -111,7 +112,7 @@ impl Core {
         }
     }
 
-    /// Starts what a connection wants.
+    /// Starts the operations that the state of a connection asks for.
     fn service<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -123,19 +124,19 @@ impl Core {
             Phase::Connecting => self.service_connect(backend, key),
             Phase::Open | Phase::Closing => {
                 let fin_before = conn.has(flag::FIN_SENT);
-                if conn.wants_service_of_sends() {
+                if conn.needs_send_service() {
                     self.service_send(backend, key, out)?;
                 }
                 let Some(conn) = self.endpoints.conn(key).filter(|conn| !conn.is_steady()) else {
                     return Ok(());
                 };
                 let (fin_sent, paused) = (conn.has(flag::FIN_SENT), conn.has(flag::PAUSED));
-                // With no wait for the peer's FIN there is nothing more to receive either.
+                // Without a wait for the peer's FIN (`Config::fin_wait`) no receive is needed.
                 let ends_at_once =
                     fin_sent && conn.phase == Phase::Closing && self.config.fin_wait.is_zero();
                 if !ends_at_once {
                     if fin_sent && !fin_before {
-                        self.fin_sent(key);
+                        self.start_fin_wait(key);
                     }
                     self.service_recv(backend, key, out)?;
                     if paused {
@@ -152,21 +153,25 @@ impl Core {
         }
     }
 
-    /// Takes the next completion. False if there is none.
+    /// Handles the next completed operation. False if there is none.
     #[inline(always)]
-    pub(super) fn take_next<B: Backend>(&mut self, backend: &mut B, out: &mut Completions) -> bool {
+    pub(super) fn process_next<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        out: &mut Completions,
+    ) -> bool {
         let Some(Completed { key, more, outcome }) = backend.next() else { return false };
         match outcome {
             Outcome::Received(lease) => self.received(key, more, lease, out),
             Outcome::Sent(batch, result) => self.sent(key, batch, result, out),
-            outcome => self.completed(backend, Completed { key, more, outcome }, out),
+            outcome => self.process_rare(backend, Completed { key, more, outcome }, out),
         }
         true
     }
 
-    /// What completes less often.
+    /// Handles the outcomes that are not on the hot path.
     #[inline(never)]
-    fn completed<B: Backend>(
+    fn process_rare<B: Backend>(
         &mut self,
         backend: &mut B,
         completed: Completed<B::Socket>,
@@ -190,7 +195,7 @@ impl Core {
     }
 }
 
-fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+fn min_deadline(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct PollFd {
     outer: Epoll,
     timer: OwnedFd,
     /// The backend's own descriptor; registered in `outer`, so it lives as long.
@@ -23,14 +23,14 @@ pub(super) struct Watch {
     armed_ns: Option<u64>,
 }
 
-impl Watch {
-    fn new(inner: OwnedFd, inbox: BorrowedFd<'_>) -> io::Result<Watch> {
+impl PollFd {
+    fn new(inner: OwnedFd, inbox: BorrowedFd<'_>) -> io::Result<PollFd> {
         let (outer, timer, event_fd) = (Epoll::new()?, sys::timerfd()?, Arc::new(EventFd::new()?));
         for (token, fd) in [(0, inner.as_fd()), (1, timer.as_fd()), (2, event_fd.fd()), (3, inbox)]
         {
             outer.add(fd, libc::EPOLLIN, token)?;
         }
-        Ok(Watch { outer, timer, _inner: inner, event_fd, armed_ns: None })
+        Ok(PollFd { outer, timer, _inner: inner, event_fd, armed_ns: None })
     }
 }
 
@@ -65,44 +65,44 @@ impl Engine {
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
         // A failed engine still has events to hand out.
         if self.is_child() || self.core.delivery.is_empty() {
-            self.check()?;
+            self.check_usable()?;
         }
-        if self.watch.is_none() {
+        if self.poll_fd.is_none() {
             let inner = with_backend!(&mut *self.backend, backend => backend.watch_fd())?;
             // The waker's descriptor too, although the backend waits for it: a ring's registered
             // eventfd that another eventfd's write has to signal may be signalled late, or not at
             // all.
-            let watch = Watch::new(inner, self.core.inbox.fd())
+            let watch = PollFd::new(inner, self.core.inbox.fd())
                 .map_err(|error| Error::os("as_fd", &error))?;
-            self.core.staging.set_foreign(Arc::clone(&watch.event_fd));
-            self.watch = Some(watch);
+            self.core.staging.set_event_fd(Arc::clone(&watch.event_fd));
+            self.poll_fd = Some(watch);
             // From here on calls of the waker write the descriptor, whether the engine sleeps or
             // not.
             if self.core.inbox.signal.take(true) {
                 self.waker().wake();
             }
-            self.core.staging.kick();
+            self.core.staging.signal();
         }
-        Ok(self.watch.as_ref().expect("just made").outer.fd().as_fd())
+        Ok(self.poll_fd.as_ref().expect("just made").outer.fd().as_fd())
     }
 
-    pub(super) fn enter_foreign(&mut self) {
-        if let Some(watch) = &self.watch {
-            self.core.staging.unkick();
+    pub(super) fn reset_poll_fd(&mut self) {
+        if let Some(watch) = &self.poll_fd {
+            self.core.staging.clear_signalled();
             watch.event_fd.reset();
         }
     }
 
     /// Sets the descriptor to what is left to do.
-    pub(super) fn leave_foreign(&mut self) {
-        let Some(watch) = &mut self.watch else { return };
+    pub(super) fn update_poll_fd(&mut self) {
+        let Some(watch) = &mut self.poll_fd else { return };
         let core = &mut *self.core;
         let left_over = with_backend!(&mut *self.backend, backend => {
             backend.watch_reset();
             backend.has_next()
         });
         if left_over || core.has_work() || core.failed.is_some() {
-            core.staging.kick();
+            core.staging.signal();
         }
         let deadline = core.timers.next_deadline_ns();
         if deadline != watch.armed_ns {
