@@ -375,7 +375,7 @@ fn read_bounds() -> Result<(BTreeMap<String, Bound>, String), Failure> {
 
 fn write_bounds() -> Result<(), Failure> {
     let mut text = format!(
-        "# Instructions per request in user space; benches/instructions.rs says what is counted.\n\
+        "# Instructions per request in user space; benches/instructions.rs has the details.\n\
          # Written by `cargo bench --bench instructions -- --write`\n\
          # with {}\n\
          #\n\

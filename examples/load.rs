@@ -1,7 +1,7 @@
 //! A load generator for echo servers. It verifies every byte that comes back.
 //!
 //! ```text
-//! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --size 64 --seconds 5
+//! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --depth 4 --size 1000
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --mode connect --conns 64 --json
 //! cargo run --release --example load -- --addr 127.0.0.1:7000 --conns 50 --rate 50000
 //! ```

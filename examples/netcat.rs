@@ -1,5 +1,5 @@
 //! Sends standard input to a peer and writes what the peer sends to standard output. At the end of
-//! the input it closes its write side, and goes on receiving until the peer closes.
+//! the input it closes its write side, and receives until the peer closes.
 //!
 //! ```text
 //! printf 'GET / HTTP/1.0\r\n\r\n' | cargo run --release --example netcat -- 127.0.0.1 8080

@@ -266,8 +266,8 @@ impl Counters {
         match (primary, backup) == (INCREMENTS, INCREMENTS) {
             true => Ok(()),
             false => Err(format!(
-                "{INCREMENTS} increments have responses; the primary is at {primary}, the backup at \
-                 {backup}"
+                "{INCREMENTS} increments have responses; the primary is at {primary}, \
+                 the backup at {backup}"
             )),
         }
     }

@@ -137,7 +137,7 @@ impl Server {
             }
             if Instant::now() > deadline {
                 return Err(format!(
-                    "not at rest after all clients have ended: {sample:?}, at the start {at_start:?}"
+                    "not at rest after the last client: {sample:?}, at the start {at_start:?}"
                 ));
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -99,7 +99,7 @@ impl Choice {
         }
     }
 
-    fn wants(&self, workload: &str) -> bool {
+    fn selects(&self, workload: &str) -> bool {
         workload.contains(&self.only)
     }
 

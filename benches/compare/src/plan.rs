@@ -184,7 +184,7 @@ impl Plan<'_> {
         ];
         let mut tables = Vec::new();
         for (name, echo, base, note) in workloads {
-            if !self.choice.wants(name) {
+            if !self.choice.selects(name) {
                 continue;
             }
             self.progress.begin(name);
@@ -209,7 +209,7 @@ impl Plan<'_> {
         ];
         let mut tables = Vec::new();
         for (name, arguments) in workloads {
-            if !self.choice.wants(name) {
+            if !self.choice.selects(name) {
                 continue;
             }
             self.progress.begin(name);
@@ -251,7 +251,7 @@ impl Plan<'_> {
 
     fn round_trip(&mut self) -> Vec<Table> {
         let name = "round trip on one connection, 64 B, p50";
-        if !self.choice.wants(name) {
+        if !self.choice.selects(name) {
             return Vec::new();
         }
         self.progress.begin(name);
@@ -270,7 +270,7 @@ impl Plan<'_> {
     /// At half of the rate that the epoll loop reaches.
     fn tail(&mut self) -> Vec<Table> {
         let name = "tail latency at half of the peak rate";
-        if !self.choice.wants(name) {
+        if !self.choice.selects(name) {
             return Vec::new();
         }
         self.progress.begin(name);
@@ -335,7 +335,7 @@ impl Plan<'_> {
 
     fn memory(&mut self) -> Vec<Table> {
         let name = "memory of idle connections";
-        if !self.choice.wants(name) {
+        if !self.choice.selects(name) {
             return Vec::new();
         }
         self.progress.begin(name);

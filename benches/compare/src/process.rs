@@ -93,7 +93,7 @@ impl Program {
 pub struct Server {
     child: Child,
     pub addr: Addr,
-    /// The address that it was told to bind.
+    /// The address argument.
     bound: String,
 }
 

@@ -138,7 +138,7 @@ fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Se
     ];
     let mut columns = Vec::new();
     for (name, conns, size, depth, unix) in workloads {
-        if !choice.wants(name) {
+        if !choice.selects(name) {
             continue;
         }
         progress.begin(name);
@@ -153,7 +153,7 @@ fn servers<'a>(choice: &Choice, progress: &mut Progress) -> Vec<(&'a str, Vec<Se
 
 fn clients(choice: &Choice, progress: &mut Progress) -> Option<Table> {
     let (title, arguments) = CONNECTS;
-    if !choice.wants(title) {
+    if !choice.selects(title) {
         return None;
     }
     let mut programs = vec![
