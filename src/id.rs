@@ -1,7 +1,7 @@
-//! Identifiers with a generation. Owns: the 8-byte ids handed to callers, the [`Key`] behind them,
-//! and the numbers of the engines of this process. Invariant: a slot, a generation and the number
-//! of an engine together are never used twice (a slot whose generations are used up is retired by
-//! the table). Must not know what the ids name.
+//! Identifiers with a generation. Owns: the 8-byte ids of callers, the [`Key`] in them, and the
+//! numbers of the engines of this process. Invariant: a combination of slot, generation and engine
+//! number is used once (the table retires a slot whose generations are used up). Must not know what
+//! an id names.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -11,19 +11,18 @@ const SLOT_BITS: u32 = 24;
 const ENGINE_BITS: u32 = 12;
 const GENERATION_SHIFT: u32 = SLOT_BITS + ENGINE_BITS;
 
-/// A slot of a table, the generation of its occupant, and the engine that it belongs to: 24, 28 and
-/// 12 bits.
+/// A slot of a table, the generation of the slot, and the number of the engine: 24, 28 and 12 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key(NonZeroU64);
 
 impl Key {
-    /// Names nothing: its slot is beyond [`Key::SLOTS_MAX`].
+    /// Names nothing: no table has this slot.
     pub(crate) const NONE: Key = Key(NonZeroU64::MAX);
-    /// The most slots of a table.
+    /// The most slots that a table has.
     pub(crate) const SLOTS_MAX: usize = (1 << SLOT_BITS) - 1;
     pub(crate) const GENERATION_MAX: u32 = (1 << (64 - GENERATION_SHIFT)) - 1;
-    /// The bits that hold the number of the engine. What goes through the kernel as `user_data` has
-    /// the kind of the submission there instead.
+    /// The bits of the engine number. In the `user_data` of an SQE they have the kind of the
+    /// operation instead.
     pub(crate) const ENGINE_MASK: u64 = ((1 << ENGINE_BITS) - 1) << SLOT_BITS;
     pub(crate) const ENGINE_SHIFT: u32 = SLOT_BITS;
 
@@ -33,7 +32,7 @@ impl Key {
     pub(crate) fn new(slot: usize, generation: u32, engine: EngineNumber) -> Key {
         assert!(
             slot <= Key::SLOTS_MAX && generation <= Key::GENERATION_MAX,
-            "parts of a key fit their bits"
+            "slot and generation fit their bits"
         );
         let bits = u64::from(generation) << GENERATION_SHIFT
             | u64::from(engine.0) << SLOT_BITS
@@ -42,13 +41,13 @@ impl Key {
         Key(NonZeroU64::new(bits).expect("the generation is not 0"))
     }
 
-    /// The key that these bits stand for; `None` if the generation is 0.
+    /// The key with these bits; `None` if the generation is 0.
     #[inline]
     pub(crate) fn from_bits(bits: u64) -> Option<Key> {
         NonZeroU64::new(bits).map(Key).filter(|key| key.generation() > 0)
     }
 
-    /// The same slot and generation, with the number of an engine.
+    /// The key with the same slot and generation, and the number of `engine`.
     #[inline]
     pub(crate) fn of_engine(self, engine: EngineNumber) -> Key {
         let bits = self.0.get() & !Key::ENGINE_MASK;
@@ -81,33 +80,35 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The number of an engine: no two engines of a process that exist at the same time have the same
-/// one (while there are at most 4,096), and a number is used again only after all others were.
+/// The number of an engine. Engines of a process that exist at the same time have different
+/// numbers, as long as there are at most 4,096. A number is reused only after all others were used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EngineNumber(u16);
 
-/// A number that is in use as long as this exists.
+/// Reserves a number until it is dropped.
 #[derive(Debug)]
 pub(crate) struct EngineNumberGuard(EngineNumber);
 
-struct Numbers {
+struct NumberPool {
     next: u16,
-    users: [u16; 1 << ENGINE_BITS],
+    /// The number of engines per number.
+    engines: [u16; 1 << ENGINE_BITS],
 }
 
-static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { next: 0, users: [0; 1 << ENGINE_BITS] });
+static NUMBERS: Mutex<NumberPool> =
+    Mutex::new(NumberPool { next: 0, engines: [0; 1 << ENGINE_BITS] });
 
 impl EngineNumberGuard {
     pub(crate) fn new() -> EngineNumberGuard {
         let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = numbers.users.len();
+        let count = numbers.engines.len();
         let first = usize::from(numbers.next);
         let number = (first..first + count)
             .map(|n| n % count)
-            .find(|n| numbers.users[*n] == 0)
+            .find(|n| numbers.engines[*n] == 0)
             .unwrap_or(first);
         numbers.next = ((number + 1) % count) as u16;
-        numbers.users[number] = numbers.users[number].saturating_add(1);
+        numbers.engines[number] = numbers.engines[number].saturating_add(1);
         EngineNumberGuard(EngineNumber(number as u16))
     }
 
@@ -119,8 +120,8 @@ impl EngineNumberGuard {
 impl Drop for EngineNumberGuard {
     fn drop(&mut self) {
         let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
-        let users = &mut numbers.users[usize::from(self.0.0)];
-        *users = users.saturating_sub(1);
+        let engines = &mut numbers.engines[usize::from(self.0.0)];
+        *engines = engines.saturating_sub(1);
     }
 }
 
@@ -137,16 +138,16 @@ macro_rules! id {
         pub struct $name(pub(crate) Key);
 
         impl $name {
-            /// An id that names nothing; every call refuses it as stale.
+            /// An id that names nothing. Every call with it fails as for a stale id.
             pub const NONE: $name = $name(Key::NONE);
 
-            /// The dense slot number: small integers that are used again, fit to index a `Vec` of
-            /// the caller's own state. Another occupant of the same slot has another id.
+            /// The slot number. Slot numbers are small and are reused, so that they can index a
+            /// `Vec` of the caller's state. Ids with the same slot differ in the generation.
             pub fn slot(self) -> usize {
                 self.0.slot()
             }
 
-            /// How often the slot was given out before, plus one.
+            /// The generation of the slot: 1 for its first id, and one more for each further one.
             pub fn generation(self) -> u32 {
                 self.0.generation()
             }
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_back() {
+    fn a_key_keeps_its_parts() {
         let key = Key::new(0x00fe_dcba, 0x0abc_def1, EngineNumber(0xfed));
         assert_eq!((key.slot(), key.generation()), (0x00fe_dcba, 0x0abc_def1));
         assert_eq!(Key::from_bits(key.bits()), Some(key));
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_that_exist_have_different_numbers() {
+    fn live_engines_have_different_numbers() {
         let guards: Vec<EngineNumberGuard> = (0..500).map(|_| EngineNumberGuard::new()).collect();
         let mut numbers: Vec<u16> = guards.iter().map(|guard| guard.number().0).collect();
         let last = numbers[499];
@@ -230,15 +231,11 @@ mod tests {
         numbers.dedup();
         assert_eq!(numbers.len(), 500);
         drop(guards);
-        assert_ne!(
-            EngineNumberGuard::new().number().0,
-            last,
-            "a number rests before it is used again"
-        );
+        assert_ne!(EngineNumberGuard::new().number().0, last, "a number is reused last");
     }
 
     #[test]
-    fn none_says_so() {
+    fn none_is_none() {
         assert!(ConnId::NONE.is_none());
         assert_eq!(format!("{:?}", ConnId::NONE), "ConnId(none)");
     }

@@ -1,49 +1,49 @@
-//! A completion networking engine for Linux: you submit connect, accept, recv, send and close, and
-//! get back what happened.
+//! A completion networking engine for Linux. The caller submits connect, accept, recv, send and
+//! close, and reaps their completions.
 //!
-//! One [`Engine`] belongs to one thread. Calls such as [`Engine::connect`] and [`Engine::send`]
-//! only note what is wanted; [`Engine::poll`] hands all of it to the kernel in one go, waits, and
-//! fills a [`Completions`] buffer with what came of it. There are no callbacks and no async
-//! runtime: the loop is yours.
+//! Each [`Engine`] belongs to one thread. Calls such as [`Engine::connect`] and [`Engine::send`]
+//! stage operations. [`Engine::poll`] submits all staged operations at once, waits, and appends
+//! their completions to a [`Completions`] buffer. There are no callbacks and no async runtime: the
+//! program runs its own loop.
 //!
-//! Two backends speak the same language. `uring` turns each wish into an io_uring submission and
-//! runs on kernels 5.6 and later that allow it; `epoll` runs the same operations on readiness, for
-//! older kernels and for containers whose seccomp profile or sysctl forbids io_uring. Which one is
-//! in use, which capabilities, and why not the others is never a guess: see [`Engine::info`].
+//! Two backends have the same semantics. `uring` submits each operation to io_uring, on Linux 5.6
+//! and later. `epoll` performs the same operations on readiness, on older kernels, and in
+//! containers whose seccomp profile or sysctl forbids io_uring. [`Engine::info`] reports the
+//! backend, its capabilities, and for each unused one the reason.
 //!
-//! For tests there is a third backend, behind the feature `sim`: `proactor::sim` runs engines, and
-//! the programs on them, on a network in memory, in virtual time, with faults drawn from a seed.
+//! A third backend is for tests, behind the feature `sim`: `proactor::sim` runs engines and the
+//! programs on them on a simulated network, in virtual time, with faults drawn from a seed.
 //!
 //! ```no_run
 #![doc = include_str!("../examples/ping.rs")]
 //! ```
 //!
-//! # The contracts
+//! # Guarantees
 //!
-//! - **Terminal contract.** Each [`ConnId`] ever handed out, by [`Engine::connect`],
-//!   [`Engine::adopt`] or [`Event::Accepted`], gets exactly one [`Event::Closed`], and nothing
-//!   after it. (The exception is a connection that the caller takes back with
-//!   [`Engine::release`].)
-//! - **Order.** The bytes of one connection arrive in order, and leave in the order of the calls.
-//!   One send operation is in flight per connection; all that was queued in the meantime leaves
-//!   gathered in the next one.
-//! - **Stale ids.** An id carries a generation. After `Closed` it names nothing: calls with it
-//!   return an error, never touch another connection.
-//! - **Bounds.** Every queue has a limit in [`Config`]. At the limit a call hands the data back
-//!   ([`SendError::Full`]); nothing is dropped.
-//! - **Nothing blocks** but [`Engine::poll`], and that only as long as its timeout.
+//! - **Terminal event.** Each [`ConnId`] from [`Engine::connect`], [`Engine::adopt`] or
+//!   [`Event::Accepted`] gets exactly one [`Event::Closed`], and no event after it. The exception
+//!   is a connection that the caller takes out with [`Engine::release`].
+//! - **Order.** The bytes of a connection are received in order, and sent in the order of the
+//!   calls. Each connection has at most one send operation in flight; all payloads that are queued
+//!   meanwhile are sent by the next one.
+//! - **Stale ids.** An id has a generation. After `Closed` it is stale: calls with it return an
+//!   error, and never affect another connection.
+//! - **Limits.** Every queue has a limit in [`Config`]. A call at the limit returns the payload
+//!   ([`SendError::Full`]); the engine drops nothing.
+//! - **No blocking.** Only [`Engine::poll`] blocks, for at most its timeout.
 //!
-//! # Where the backends differ
+//! # Differences between the backends
 //!
-//! A cancelled operation is exact on epoll and a race on io_uring (it may still succeed; the engine
-//! handles both, and the simulated backend plays both). Sizes of partial receives, pacing, the
-//! order between different connections, batch sizes, and the moment at which descriptor exhaustion
-//! is noticed are unspecified everywhere.
+//! A cancel takes effect at once on epoll. On io_uring it is a race: the operation may still
+//! succeed. The engine handles both cases, and the simulated backend produces both. Unspecified on
+//! all backends are the sizes of partial receives, pacing, the order of events of different
+//! connections, the sizes of batches, and the time at which the exhaustion of descriptors is
+//! noticed.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(missing_docs, unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("proactor is for Linux: it stands on io_uring and epoll");
+compile_error!("proactor needs Linux: it is built on io_uring and epoll");
 
 mod backend;
 mod buf;

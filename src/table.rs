@@ -1,6 +1,6 @@
-//! A slot table with generations. Owns: who occupies which slot. Invariant: a [`Key`] that was
-//! removed never finds an entry again, nor does a key of another engine's table; a slot whose
-//! generations are used up is retired. Must not know what is stored, and does no syscall.
+//! A slot table with generations. Owns: its slots and their values. Invariant: a removed [`Key`]
+//! finds no entry again, and neither does the key of another engine; a slot whose generations are
+//! used up is retired. Must not know what is stored, and makes no system call.
 
 use crate::id::{EngineNumber, Key};
 
@@ -11,15 +11,15 @@ const NO_SLOT: u32 = u32::MAX;
 pub(crate) struct Table<T> {
     entries: Vec<Entry<T>>,
     engine: EngineNumber,
-    /// The slot that is used next: the one left last.
+    /// The head of the list of free slots: the slot that was freed last.
     free: u32,
     len: usize,
 }
 
-/// The key lies beside what is looked up, so that a look-up touches one cache line.
+/// A slot. The key is stored next to the value, so that a lookup touches one cache line.
 #[derive(Debug)]
 struct Entry<T> {
-    /// Of the present occupant, or of the next one.
+    /// The key of the value in the slot, or of the next one.
     key: Key,
     place: Place<T>,
 }
@@ -29,22 +29,22 @@ enum Place<T> {
     Taken(T),
     /// The next free slot.
     Free(u32),
-    /// All generations are used up.
+    /// All generations of the slot are used up.
     Retired,
 }
 
-/// Address space for so many entries is set aside at once: memory comes as slots are used, and
-/// growing moves nothing.
+/// The most entries for which a new table reserves address space. The kernel allocates pages as
+/// slots are used, and no growth copies entries.
 pub(crate) const RESERVED_MAX: usize = 1 << 18;
 
 impl<T> Table<T> {
     #[cfg(test)]
     pub(crate) const ENTRY_BYTES: usize = size_of::<Entry<T>>();
 
-    /// An empty table of an engine, with address space for `expected` entries.
-    pub(crate) fn new(engine: EngineNumber, expected: usize) -> Self {
+    /// An empty table of an engine, with address space for `reserved` entries.
+    pub(crate) fn new(engine: EngineNumber, reserved: usize) -> Self {
         Table {
-            entries: Vec::with_capacity(expected.min(RESERVED_MAX)),
+            entries: Vec::with_capacity(reserved.min(RESERVED_MAX)),
             engine,
             free: NO_SLOT,
             len: 0,
@@ -59,10 +59,10 @@ impl<T> Table<T> {
         self.len == 0
     }
 
-    /// Puts `value` in a free slot. Limits are the caller's affair.
+    /// Stores `value` in a free slot. The caller enforces limits.
     ///
     /// # Panics
-    /// If there are [`Key::SLOTS_MAX`] values already.
+    /// If all [`Key::SLOTS_MAX`] slots are in use.
     pub(crate) fn insert(&mut self, value: T) -> Key {
         self.len += 1;
         if self.free == NO_SLOT {
@@ -139,7 +139,7 @@ mod tests {
     use std::collections::HashMap;
 
     #[test]
-    fn a_slot_out_of_generations_is_retired() {
+    fn a_slot_without_generations_left_is_retired() {
         let mut table = Table::new(EngineNumber::TEST, 8);
         let first = table.insert('a');
         let last = Key::new(0, Key::GENERATION_MAX, EngineNumber::TEST);
@@ -151,13 +151,10 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map that never forgets a key.
+        /// Compares the table with a map that keeps all keys ever given out.
         #[test]
         fn behaves_like_a_map_of_unique_keys(
-            steps in prop::collection::vec(
-                (any::<bool>(), any::<prop::sample::Index>()),
-                1..400,
-            ),
+            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..400)
         ) {
             let mut table = Table::new(EngineNumber::TEST, 0);
             let mut model: HashMap<Key, usize> = HashMap::new();
@@ -165,7 +162,8 @@ mod tests {
             for (count, (insert, pick)) in steps.into_iter().enumerate() {
                 if insert || given.is_empty() {
                     let key = table.insert(count);
-                    prop_assert!(model.insert(key, count).is_none() && !given.contains(&key), "key given out twice");
+                    let is_new = model.insert(key, count).is_none() && !given.contains(&key);
+                    prop_assert!(is_new, "key given out twice");
                     given.push(key);
                 } else {
                     let key = *pick.get(&given);

@@ -1,10 +1,10 @@
-//! A hierarchical timer wheel. Owns: pending deadlines. Invariant: a timer never fires early, and
-//! at most one tick (65.5 µs) late by the wheel's doing; add, move and cancel are O(1). Reads no
-//! clock: time comes in as nanoseconds since the engine's epoch.
+//! A hierarchical timer wheel. Owns: the pending timers. Invariant: a timer never fires early, and
+//! the wheel delays it by at most one tick (65.5 microseconds); add, reset and cancel are O(1).
+//! Must not know a clock: the caller passes the time, in nanoseconds since the engine's epoch.
 //!
-//! Seven levels of 64 lists each. A timer sits on the level of the highest six-bit digit in which
-//! its tick differs from the present one, so each timer moves down at most six times. Lists are
-//! circular and doubly linked through the table.
+//! The wheel has seven levels of 64 lists. The level of a timer is the highest six-bit digit in
+//! which its tick differs from the current tick, so that each timer moves down at most six times.
+//! Lists are circular and doubly linked, by keys of the table.
 
 use crate::id::{EngineNumber, Key};
 use crate::table::Table;
@@ -13,15 +13,14 @@ const TICK_SHIFT: u32 = 16;
 const DIGIT_BITS: u32 = 6;
 const LISTS: usize = 1 << DIGIT_BITS;
 const LEVELS: usize = 7;
-/// The list of timers that are due and wait to be taken.
+/// The list of due timers.
 const DUE: usize = LEVELS * LISTS;
 
-/// Who set a timer.
+/// The owner of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    User {
-        tag: u64,
-    },
+    /// The caller of the engine.
+    User { tag: u64 },
     /// A connection or listener.
     Endpoint(Key),
 }
@@ -40,7 +39,7 @@ pub(crate) struct Wheel {
     now: u64,
     nodes: Table<Node>,
     heads: Box<[Key; DUE + 1]>,
-    /// A bit for each list that is not empty.
+    /// One bit per list: set if it is not empty.
     occupied: [u64; LEVELS],
 }
 
@@ -59,7 +58,7 @@ impl Wheel {
         self.nodes.len()
     }
 
-    /// Adds a timer. Limits are the caller's affair.
+    /// Adds a timer. The caller enforces limits.
     pub(crate) fn add(&mut self, deadline_ns: u64, owner: Owner) -> Key {
         let node = Node {
             tick: tick_of(deadline_ns),
@@ -81,7 +80,7 @@ impl Wheel {
         self.nodes.remove(key).is_some()
     }
 
-    /// Moves a timer, due or not, to another deadline.
+    /// Gives a timer another deadline, also if it is due.
     pub(crate) fn reset(&mut self, key: Key, deadline_ns: u64) -> bool {
         if !self.nodes.contains(key) {
             return false;
@@ -92,8 +91,8 @@ impl Wheel {
         true
     }
 
-    /// When [`Wheel::advance`] has something to do next; may be earlier than the next timer, never
-    /// later.
+    /// The time at which [`Wheel::advance`] has to be called next: the deadline of the next timer,
+    /// or earlier.
     pub(crate) fn next_deadline_ns(&self) -> Option<u64> {
         if self.heads[DUE] != Key::NONE {
             return Some(self.now << TICK_SHIFT);
@@ -101,7 +100,7 @@ impl Wheel {
         self.next_list().map(|(_, tick)| tick << TICK_SHIFT)
     }
 
-    /// Marks as due all timers whose deadline is not after `now_ns`.
+    /// Sets the time, and moves timers whose deadline has come to the list of due timers.
     pub(crate) fn advance(&mut self, now_ns: u64) {
         let target = now_ns >> TICK_SHIFT;
         while let Some((list, tick)) = self.next_list() {
@@ -119,7 +118,7 @@ impl Wheel {
         self.now = self.now.max(target);
     }
 
-    /// Takes the due timer that was found first.
+    /// Removes the first due timer.
     pub(crate) fn pop_due(&mut self) -> Option<(Key, Owner)> {
         let key = self.heads[DUE];
         if key == Key::NONE {
@@ -130,10 +129,10 @@ impl Wheel {
     }
 
     fn node(&mut self, key: Key) -> &mut Node {
-        self.nodes.get_mut(key).expect("links point at live timers")
+        self.nodes.get_mut(key).expect("links are keys of pending timers")
     }
 
-    /// The list to look at next and the tick at which to look.
+    /// The next list to process, and the tick at which it is processed.
     fn next_list(&self) -> Option<(usize, u64)> {
         (0..LEVELS)
             .filter(|level| self.occupied[*level] != 0)
@@ -143,11 +142,11 @@ impl Wheel {
 
     fn first_of_level(&self, level: usize) -> (usize, u64) {
         let shift = level as u32 * DIGIT_BITS;
-        let here = (self.now >> shift) as u32 % LISTS as u32;
-        let distance = self.occupied[level].rotate_right(here).trailing_zeros();
-        let index = (here + distance) as usize % LISTS;
-        // A list at distance 0 on the top level is a whole revolution away, or due by the clamp of
-        // `link`.
+        let current = (self.now >> shift) as u32 % LISTS as u32;
+        let distance = self.occupied[level].rotate_right(current).trailing_zeros();
+        let index = (current + distance) as usize % LISTS;
+        // On the top level a list at distance 0 is one revolution away, or due because `link`
+        // clamps ticks.
         let tick = ((self.now >> shift) + u64::from(distance)) << shift;
         (level * LISTS + index, tick.max(self.now))
     }
@@ -158,7 +157,8 @@ impl Wheel {
         let list = if node.tick <= now {
             DUE
         } else {
-            // Beyond the wheel's nine years a timer waits on the last list and is looked at again.
+            // A timer beyond the range of the wheel (nine years) goes to the last list, and is
+            // linked again when that list is processed.
             let horizon = now.saturating_add((1 << (DIGIT_BITS * LEVELS as u32 - 1)) - 1);
             let tick = node.tick.min(horizon);
             let digit = (63 - ((tick ^ now) | (LISTS as u64 - 1)).leading_zeros()) / DIGIT_BITS;
@@ -200,8 +200,8 @@ impl Wheel {
     }
 }
 
-/// Rounds up: a timer must not fire before its deadline. (The end of time, 584 years from the
-/// epoch, is the last whole tick.)
+/// The tick of a deadline, rounded up, because a timer must not fire early. The largest deadline,
+/// 584 years after the epoch, is rounded down to the last whole tick.
 fn tick_of(deadline_ns: u64) -> u64 {
     deadline_ns.div_ceil(1 << TICK_SHIFT).min(u64::MAX >> TICK_SHIFT)
 }
@@ -235,10 +235,10 @@ mod tests {
     #[test]
     fn a_due_timer_can_still_be_cancelled_or_moved() {
         let mut wheel = Wheel::new(EngineNumber::TEST);
-        let gone = wheel.add(1, Owner::User { tag: 1 });
+        let cancelled = wheel.add(1, Owner::User { tag: 1 });
         let moved = wheel.add(1, Owner::User { tag: 2 });
         wheel.advance(TICK_NS * 2);
-        assert!(wheel.cancel(gone) && !wheel.cancel(gone));
+        assert!(wheel.cancel(cancelled) && !wheel.cancel(cancelled));
         assert!(wheel.reset(moved, 100 * TICK_NS));
         assert_eq!(drain(&mut wheel), []);
         wheel.advance(100 * TICK_NS);
@@ -262,7 +262,7 @@ mod tests {
             wheel.advance(next);
             assert!(wheel.now > before, "the wheel must make progress");
         }
-        panic!("never came near the deadline");
+        panic!("the wheel did not reach the deadline");
     }
 
     #[derive(Clone, Debug)]
@@ -271,8 +271,8 @@ mod tests {
         Cancel(prop::sample::Index),
         Reset(prop::sample::Index, u64),
         Advance(u64),
-        /// Advance exactly to what `next_deadline_ns` says.
-        Follow,
+        /// Advance to `next_deadline_ns`.
+        AdvanceToNext,
     }
 
     fn span() -> impl Strategy<Value = u64> {
@@ -285,14 +285,14 @@ mod tests {
             1 => any::<prop::sample::Index>().prop_map(Step::Cancel),
             1 => (any::<prop::sample::Index>(), span()).prop_map(|(i, s)| Step::Reset(i, s)),
             2 => span().prop_map(Step::Advance),
-            2 => Just(Step::Follow),
+            2 => Just(Step::AdvanceToNext),
         ]
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
-        /// Against a sorted map: fires exactly what is due, in order of ticks, and never names too
-        /// late a deadline.
+        /// Compares the wheel with a sorted map: it fires exactly the due timers, in order of
+        /// ticks, and `next_deadline_ns` is never too late.
         #[test]
         fn behaves_like_a_sorted_map(steps in prop::collection::vec(step(), 1..200)) {
             let mut wheel = Wheel::new(EngineNumber::TEST);
@@ -318,19 +318,19 @@ mod tests {
                         prop_assert!(wheel.reset(entry.0, now + span));
                     }
                     Step::Advance(span) => now += span,
-                    Step::Follow => now = now.max(wheel.next_deadline_ns().unwrap_or(now)),
+                    Step::AdvanceToNext => now = now.max(wheel.next_deadline_ns().unwrap_or(now)),
                     _ => {}
                 }
                 wheel.advance(now);
                 let fired = drain(&mut wheel);
                 let mut last = 0;
                 for tag in fired {
-                    let (_, deadline) = model.remove(&tag).expect("fired once, and only while pending");
+                    let (_, deadline) =
+                        model.remove(&tag).expect("a timer fires once, while it is pending");
                     prop_assert!(deadline <= now, "fired early");
-                    // Timers added when already overdue come in the order of adding, not of
-                    // deadlines.
+                    // Timers that were overdue when added fire in the order of adding.
                     let tick = tick_of(deadline);
-                    if matches!(step, Step::Advance(_) | Step::Follow) {
+                    if matches!(step, Step::Advance(_) | Step::AdvanceToNext) {
                         prop_assert!(tick >= last, "out of order");
                         last = tick;
                     }

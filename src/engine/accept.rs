@@ -313,8 +313,8 @@ impl Core {
         }
     }
 
-    /// The backoff is over. If an accept is in flight and has not failed, accepting works again: the
-    /// listener resumes. Otherwise an accept is started, and the timer checks it.
+    /// The backoff is over. If an accept is in flight and has not failed, accepting works again:
+    /// the listener resumes. Otherwise an accept is started, and the timer checks it.
     pub(super) fn listener_timer_fired(&mut self, key: Key, out: &mut Completions) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         listener.timer = None;

@@ -21,9 +21,9 @@ pub enum AdoptedId {
 }
 
 impl Engine {
-    /// Takes ownership of a descriptor: a connected stream socket (for instance of socketpair(2), or
-    /// received from another process), or a listening socket (socket activation). A stream is open
-    /// at once: there is no `Connected`.
+    /// Takes ownership of a descriptor: a connected stream socket (for instance of socketpair(2),
+    /// or received from another process), or a listening socket (socket activation). A stream is
+    /// open at once: there is no `Connected`.
     ///
     /// # Errors
     /// If the descriptor is no stream socket, or neither connected nor listening; the limits of

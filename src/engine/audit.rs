@@ -10,8 +10,8 @@ impl Engine {
     /// proportion to the number of connections and listeners.
     ///
     /// # Errors
-    /// A description of the inconsistency, which is a bug of this crate. In a forked child, the text
-    /// of [`Error::Forked`].
+    /// A description of the inconsistency, which is a bug of this crate. In a forked child, the
+    /// text of [`Error::Forked`].
     pub fn audit(&self) -> Result<(), String> {
         if self.is_child() {
             return Err(Error::Forked.to_string());

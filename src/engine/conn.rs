@@ -287,8 +287,8 @@ impl Conn {
         self.cold.as_ref().is_some_and(|cold| !cold.held.is_empty())
     }
 
-    /// Received data can be delivered at once: reads are not paused, there is no buffer to fill, and
-    /// no earlier event or data waits. The common case.
+    /// Received data can be delivered at once: reads are not paused, there is no buffer to fill,
+    /// and no earlier event or data waits. The common case.
     #[inline]
     pub(super) fn delivers_directly(&self) -> bool {
         let direct = |cold: &Cold| cold.recv_buf.is_none() && cold.held.is_empty();

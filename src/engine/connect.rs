@@ -16,8 +16,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Address`] if no socket can use the address, [`Error::Limit`] at
-    /// `Config::connections_max`, [`Error::Closing`]. All errors of the kernel, EMFILE included, are
-    /// reported by `Closed`.
+    /// `Config::connections_max`, [`Error::Closing`]. All errors of the kernel, EMFILE included,
+    /// are reported by `Closed`.
     ///
     /// # Backends
     /// If the backlog of a unix listener is full, the connect waits on both backends, until its

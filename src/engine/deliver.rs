@@ -1,25 +1,25 @@
-//! What the caller is told, and when: fairness, budgets and the order of events.
+//! Delivery of events to the caller. Owns: the deferred events, and the [`Quota`] of each
+//! connection. Invariant: the count of deferred events in a connection's quota is their number.
+//! Must not know why an event happened.
 //!
-//! # The rules
+//! # Rules
 //!
-//! 1. **Order of a connection.** Its events reach the caller in the order in which they happened.
-//!    While one of them waits for the next poll, all later ones wait behind it.
-//! 2. **Order of a listener.** Nothing of a listener overtakes anything that waits.
-//! 3. **Budget of a connection.** A connection gets at most `Config::budget` events with data in
-//!    one turn. What is beyond that waits, and the others get their turn.
-//! 4. **Room for all.** What waited from the poll before is delivered first, but takes at most a
-//!    quarter of the caller's buffer before others had their turn; what is then left of the room is
-//!    filled with the rest of it.
-//! 5. **Bound.** When as many events wait as the caller's buffer holds (at least 64), or the buffer
-//!    is full, nothing more is taken from the backend in this turn: it stays with the kernel, which
-//!    holds the peers back.
-//! 6. **Bytes of a turn.** Where receives happen as they are asked for (epoll), a turn ends after
+//! 1. **Order per connection.** The events of a connection are delivered in the order in which they
+//!    happened. While one of them is deferred, all later ones are deferred too.
+//! 2. **Order per listener.** While any event is deferred, the events of listeners are deferred
+//!    too.
+//! 3. **Budget per connection.** In one turn at most `Tuning::budget` data events of a connection
+//!    are delivered. Further ones are deferred, so that other connections get their share.
+//! 4. **Share of the buffer.** Deferred events are delivered first, but at first they use at most a
+//!    quarter of the caller's buffer. At the end of the turn further ones use the room that is
+//!    left.
+//! 5. **Bound.** If the caller's buffer is full, or the number of deferred events reaches its
+//!    capacity (at least 64), the turn takes no more completions from the backend. They stay in the
+//!    kernel, which applies backpressure to the peers.
+//! 6. **Bytes per turn.** Where `Backend::next` receives (epoll), a turn ends after
 //!    `Tuning::turn_bytes`.
-//! 7. **Order of a turn.** What waited; what the flush completes at once; completions; timers; what
-//!    waited once more.
-//!
-//! Owns: the events that wait, and the account of each connection ([`Quota`]). Invariant: a
-//! connection's count of waiting events is their number.
+//! 7. **Order of a turn.** Deferred events; events of the flush; completions; timers; the rest of
+//!    the deferred events.
 
 use super::Core;
 use super::conn::{Conn, flag};
@@ -27,18 +27,18 @@ use crate::completion::{Completion, Completions, Event};
 use crate::id::{ConnId, Key};
 use std::collections::VecDeque;
 
-/// At least so many events may wait for the next poll.
+/// The least bound on the number of deferred events.
 const DEFERRED_MIN: usize = 64;
 
-/// What a connection was given in a turn, and what of it waits.
+/// The data events of a connection in a turn, and the number of its deferred events.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quota {
-    /// The turn that `delivered` counts in. (After 65,536 turns a count can be taken for one of
-    /// now; it only defers.)
+    /// The turn that `delivered` belongs to. The number wraps after 65,536 turns; a stale count
+    /// then only defers events.
     turn: u16,
-    /// Events with data.
+    /// Data events in that turn.
     delivered: u16,
-    /// Events that wait for the next poll.
+    /// Deferred events.
     deferred: u32,
 }
 
@@ -53,7 +53,7 @@ impl Quota {
         self.deferred as usize
     }
 
-    /// Counts an event with data; false, and not counted, if the budget of the turn is used up.
+    /// Counts a data event. False, and nothing is counted, if the budget of the turn is used up.
     #[inline]
     fn consume(&mut self, turn: u16, budget: u16) -> bool {
         if self.turn != turn {
@@ -67,7 +67,7 @@ impl Quota {
 
 #[derive(Debug)]
 pub(super) struct Delivery {
-    /// Events beyond a budget or the room of the caller's buffer.
+    /// Events that wait for room in the caller's buffer, or for a later turn.
     deferred: VecDeque<Completion>,
     turn: u16,
     budget: u16,
@@ -88,51 +88,50 @@ impl Delivery {
         self.turn = self.turn.wrapping_add(1);
     }
 
-    /// True if nothing waits.
+    /// True if no event is deferred.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.deferred.is_empty()
     }
 
-    /// Forgets what waits: nobody will ask any more.
+    /// Drops the deferred events. For the drop of an engine, after which no poll follows.
     pub(super) fn clear(&mut self) {
         self.deferred.clear();
     }
 
-    /// How many events with a live connection wait, as `is_live` sees it.
+    /// The number of deferred events of connections that satisfy `is_live`.
     #[cfg(feature = "sim")]
     pub(super) fn count(&self, is_live: impl Fn(Key) -> bool) -> usize {
         self.deferred.iter().filter(|completion| is_live(completion.conn.0)).count()
     }
 
-    /// True while another completion may be taken from the backend.
+    /// True while a turn may take another completion from the backend.
     #[inline]
     pub(super) fn has_room(&self, out: &Completions) -> bool {
         !out.is_full() && self.deferred.len() < out.capacity().max(DEFERRED_MIN)
     }
 
-    /// The number of received bytes at which a turn ends, where receives happen as they are asked
-    /// for.
+    /// The total of received bytes at which a turn ends; `received` is the total at its begin.
     #[inline]
-    pub(super) fn received_bytes_max(&self, received: u64, receives_when_asked: bool) -> u64 {
-        let most = if receives_when_asked { self.turn_bytes } else { u64::MAX };
-        received.saturating_add(most)
+    pub(super) fn received_bytes_max(&self, received: u64, receives_in_next: bool) -> u64 {
+        let turn_bytes = if receives_in_next { self.turn_bytes } else { u64::MAX };
+        received.saturating_add(turn_bytes)
     }
 
-    /// Hands data to the caller at once, if nothing stands in between and the budget allows it.
+    /// True, and the event is counted, if a data event can be delivered at once.
     #[inline(always)]
     pub(super) fn may_deliver_now(&self, conn: &mut Conn, out: &Completions) -> bool {
         conn.delivers_directly() && !out.is_full() && conn.quota.consume(self.turn, self.budget)
     }
 
-    /// The room that what waited may take before others had their turn.
+    /// How many deferred events are delivered at the begin of a turn.
     pub(super) fn deferred_share(out: &Completions) -> usize {
         out.capacity().div_ceil(4)
     }
 }
 
 impl Core {
-    /// Tells the caller something about a connection: now, or in the next poll.
+    /// Delivers or defers an event of a connection.
     pub(super) fn emit(&mut self, key: Key, event: Event, out: &mut Completions) {
         let Delivery { deferred, turn, budget, .. } = &mut self.delivery;
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
@@ -148,7 +147,7 @@ impl Core {
         }
     }
 
-    /// Tells the caller something that is about no connection.
+    /// Delivers or defers an event of a timer or a waker.
     pub(super) fn emit_without_conn(&mut self, tag: u64, event: Event, out: &mut Completions) {
         let completion = Completion { conn: ConnId::NONE, tag, event };
         if out.is_full() {
@@ -158,7 +157,7 @@ impl Core {
         }
     }
 
-    /// Tells the caller something about a listener.
+    /// Delivers or defers an event of a listener.
     pub(super) fn emit_for_listener(&mut self, tag: u64, event: Event, out: &mut Completions) {
         match self.delivery.deferred.is_empty() {
             true => self.emit_without_conn(tag, event, out),
@@ -168,9 +167,9 @@ impl Core {
         }
     }
 
-    /// Delivers what waits, at most `most` of it.
-    pub(super) fn deliver_deferred(&mut self, most: usize, out: &mut Completions) {
-        for _ in 0..most {
+    /// Delivers the oldest deferred events, at most `count_max`.
+    pub(super) fn deliver_deferred(&mut self, count_max: usize, out: &mut Completions) {
+        for _ in 0..count_max {
             if out.is_full() {
                 return;
             }
@@ -182,7 +181,8 @@ impl Core {
         }
     }
 
-    /// Takes back received data that waits: the caller wants it later, or elsewhere.
+    /// Turns the deferred data of a connection into held data: the caller has paused reads, or gave
+    /// a buffer to fill.
     pub(super) fn hold_deferred(&mut self, key: Key) {
         let Some(conn) = self.endpoints.conn_mut(key).filter(|conn| conn.quota.has_deferred())
         else {

@@ -1,5 +1,5 @@
-//! The one table of connections and listeners. Owns: them, and how many there are of each.
-//! Invariant: a key names one endpoint of one engine, once.
+//! The table of endpoints: connections and listeners. Owns: the endpoints, and the number of each
+//! kind. Invariant: a key names at most one endpoint of one engine. Must not know their states.
 
 use super::accept::Listener;
 use super::conn::Conn;
@@ -19,8 +19,8 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    pub(super) fn new(engine: EngineNumber, expected: usize) -> Endpoints {
-        Endpoints { table: Table::new(engine, expected), listeners: 0 }
+    pub(super) fn new(engine: EngineNumber, reserved: usize) -> Endpoints {
+        Endpoints { table: Table::new(engine, reserved), listeners: 0 }
     }
 
     pub(super) fn conns_len(&self) -> usize {

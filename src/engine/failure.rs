@@ -1,6 +1,6 @@
-//! The end of an engine whose kernel cannot be believed. Owns: what the caller is told then.
-//! Invariant: every connection and listener ends with its terminal event, and after those every
-//! call is an error.
+//! The failure of an engine: the kernel reported something impossible. Owns: how the engine ends
+//! then. Invariant: each connection and listener gets its terminal event, and every call after
+//! these is an error. Must not know what the backend found.
 
 use super::Core;
 use crate::completion::{CloseKind, Completions};
@@ -10,11 +10,11 @@ use crate::error::{Errno, Error};
 mod tests;
 
 impl Core {
-    /// The backend has failed: all that is open ends with it. The events come in this poll and, as
-    /// far as there is no room, in those after it.
+    /// The backend has failed: ends all connections and listeners. Events for which `out` has no
+    /// room are delivered by later polls.
     #[cold]
-    pub(super) fn fail(&mut self, what: &'static str, out: &mut Completions) {
-        self.failed = Some(what);
+    pub(super) fn fail(&mut self, violation: &'static str, out: &mut Completions) {
+        self.failed = Some(violation);
         for key in self.endpoints.conn_keys() {
             if let Some(conn) = self.endpoints.conn_mut(key) {
                 conn.replace_reason(CloseKind::Failed, None);
@@ -30,18 +30,18 @@ impl Core {
         self.timers.clear(self.number.number());
     }
 
-    /// The poll of a failed engine: what waits to be told, then the error.
+    /// The poll of a failed engine: the deferred events, then the error.
     pub(super) fn poll_failed(
         &mut self,
-        what: &'static str,
+        violation: &'static str,
         out: &mut Completions,
     ) -> Result<usize, Error> {
         let before = out.len();
         self.deliver_deferred(usize::MAX, out);
         self.send_memory.drop_retired();
         match out.len() - before {
-            0 => Err(Error::EngineFailed(what)),
-            told => Ok(told),
+            0 => Err(Error::EngineFailed(violation)),
+            added => Ok(added),
         }
     }
 }

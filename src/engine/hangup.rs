@@ -1,9 +1,9 @@
-//! Hang-ups of paused connections. Owns: when a watch is in flight, and what its completion means.
-//! Invariant: a connection tells of a hang-up once, and only while its reads are paused, as
-//! otherwise a receive tells of it.
+//! Hang-ups of connections with paused reads. Owns: when a watch (`WatchHangup`) is started, and
+//! how its completion is handled. Invariant: `HungUp` is emitted at most once per connection, and
+//! only while reads are paused; otherwise a receive reports the end. Must not know how a backend
+//! detects a hang-up.
 //!
-//! A watch that is in flight when reads are resumed stays: it costs nothing, and the next pause
-//! needs none.
+//! A watch in flight is not cancelled when reads are resumed: the next pause uses it.
 
 use super::conn::{Conn, flag};
 use super::{Core, Full};
@@ -13,7 +13,7 @@ use crate::error::Errno;
 use crate::id::Key;
 
 impl Conn {
-    /// Nothing but a watch would notice that the peer has gone.
+    /// Only a watch can report that the peer has hung up.
     fn wants_watch(&self) -> bool {
         self.is_open()
             && self.has(flag::PAUSED)
@@ -23,8 +23,8 @@ impl Conn {
 }
 
 impl Core {
-    /// Starts a watch if one is wanted. The end of the stream that is held back already is a
-    /// hang-up too.
+    /// Starts a watch if one is needed. If the end of the stream was received already, emits
+    /// `HungUp` at once.
     pub(super) fn service_hangup<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -50,7 +50,7 @@ impl Core {
         }
     }
 
-    /// A watch ended.
+    /// A watch completed.
     pub(super) fn hung_up(&mut self, key: Key, result: Result<(), Errno>, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.ended(OpKind::Hangup);

@@ -69,8 +69,8 @@ use timers::Timers;
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
 /// The number of engines of this process whose drop leaked memory: operations were still in flight
-/// after `Config::teardown_max`, or the engine had failed. The memory of these operations is leaked,
-/// because the kernel may still use it.
+/// after `Config::teardown_max`, or the engine had failed. The memory of these operations is
+/// leaked, because the kernel may still use it.
 pub fn leaked_engines() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
@@ -220,7 +220,7 @@ impl Engine {
     fn check_usable(&self) -> Result<(), Error> {
         match self.core.failed {
             _ if self.is_child() => Err(Error::Forked),
-            Some(what) => Err(Error::EngineFailed(what)),
+            Some(violation) => Err(Error::EngineFailed(violation)),
             None => Ok(()),
         }
     }
@@ -274,7 +274,7 @@ impl Engine {
             None => with_backend!(&mut *self.backend, backend => {
                 self.core.poll(&mut **backend, completions, deadline)
             }),
-            Some(what) => self.core.poll_failed(what, completions),
+            Some(violation) => self.core.poll_failed(violation, completions),
         }));
         self.core.interrupted = polled.is_err();
         self.update_poll_fd();

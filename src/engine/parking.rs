@@ -1,5 +1,5 @@
-//! Connections that wait for a receive buffer. Owns: their list. Invariant: first come, first
-//! served; as many go on as buffers came back.
+//! Parked connections: those that wait for a receive buffer. Owns: their queue. Invariant: first
+//! in, first out; at most as many are unparked as buffers are free. Must not know the buffers.
 
 use super::Core;
 use super::conn::flag;
@@ -21,7 +21,7 @@ impl Parking {
 }
 
 impl Core {
-    /// A receive found no buffer.
+    /// A receive failed with ENOBUFS: parks the connection.
     pub(super) fn park(&mut self, key: Key) {
         self.stats.pool_exhausted += 1;
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
@@ -31,7 +31,7 @@ impl Core {
         }
     }
 
-    /// Buffers came back: as many parked connections may receive again.
+    /// Unparks at most as many connections as there are free buffers.
     pub(super) fn unpark(&mut self, free_buffers: usize) {
         for _ in 0..free_buffers.min(self.parking.0.len()) {
             let Some(key) = self.parking.0.pop_front() else { return };

@@ -1,6 +1,7 @@
-//! An engine inside somebody else's loop. Owns: the one descriptor that says when `poll` has
-//! something to do: when an operation finished, a timer is due, somebody called, or something was
-//! staged.
+//! The descriptor of an engine, for another event loop. Owns: an epoll instance that is readable
+//! when `poll` has something to do: an operation completed, a timer is due, a waker was called, or
+//! an operation is staged. Invariant: no work waits while the descriptor is not readable. Must not
+//! know the event loop around it.
 
 use super::Engine;
 use crate::backend::{Backend as _, with_backend};
@@ -14,36 +15,38 @@ use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) struct PollFd {
-    outer: Epoll,
+    epoll: Epoll,
     timer: OwnedFd,
-    /// The backend's own descriptor; registered in `outer`, so it lives as long.
-    _inner: OwnedFd,
-    /// Rung when something is staged or left over.
+    /// The backend's descriptor. Kept open, because it is registered in `epoll`.
+    _completions: OwnedFd,
+    /// Signalled when an operation is staged, or a poll leaves work for the next one.
     event_fd: Arc<EventFd>,
+    /// The expiration of `timer`.
     armed_ns: Option<u64>,
 }
 
 impl PollFd {
-    fn new(inner: OwnedFd, inbox: BorrowedFd<'_>) -> io::Result<PollFd> {
-        let (outer, timer, event_fd) = (Epoll::new()?, sys::timerfd()?, Arc::new(EventFd::new()?));
-        for (token, fd) in [(0, inner.as_fd()), (1, timer.as_fd()), (2, event_fd.fd()), (3, inbox)]
+    fn new(completions: OwnedFd, waker: BorrowedFd<'_>) -> io::Result<PollFd> {
+        let (epoll, timer, event_fd) = (Epoll::new()?, sys::timerfd()?, Arc::new(EventFd::new()?));
+        for (token, fd) in
+            [(0, completions.as_fd()), (1, timer.as_fd()), (2, event_fd.fd()), (3, waker)]
         {
-            outer.add(fd, libc::EPOLLIN, token)?;
+            epoll.add(fd, libc::EPOLLIN, token)?;
         }
-        Ok(PollFd { outer, timer, _inner: inner, event_fd, armed_ns: None })
+        Ok(PollFd { epoll, timer, _completions: completions, event_fd, armed_ns: None })
     }
 }
 
 impl Engine {
-    /// A descriptor that is readable (level-triggered) when [`Engine::poll`] has something to do,
-    /// for use in a foreign epoll, poll or select loop: when it is, call `poll` with a timeout of
-    /// zero until that returns 0. After calls made outside of that (sends, timers), the descriptor
-    /// becomes readable by itself, so that nothing staged is forgotten.
+    /// A descriptor that is readable when [`Engine::poll`] has something to do. Register it in the
+    /// epoll, poll or select loop of the program, level-triggered. When it is readable, call `poll`
+    /// with a timeout of zero until it returns 0. The descriptor also becomes readable when another
+    /// call stages an operation or sets a timer.
     ///
-    /// From the first call on each poll costs a few more system calls.
+    /// From the first call on each poll makes a few more system calls.
     ///
     /// # Errors
-    /// What epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD answer;
+    /// An error of epoll_create1(2), timerfd_create(2) or IORING_REGISTER_EVENTFD;
     /// [`Error::Unsupported`] on the simulated backend.
     ///
     /// ```
@@ -63,52 +66,52 @@ impl Engine {
     /// # Ok::<(), proactor::Error>(())
     /// ```
     pub fn as_fd(&mut self) -> Result<BorrowedFd<'_>, Error> {
-        // A failed engine still has events to hand out.
+        // A failed engine may have deferred events: its descriptor is needed to deliver them.
         if self.is_child() || self.core.delivery.is_empty() {
             self.check_usable()?;
         }
         if self.poll_fd.is_none() {
-            let inner = with_backend!(&mut *self.backend, backend => backend.watch_fd())?;
-            // The waker's descriptor too, although the backend waits for it: a ring's registered
-            // eventfd that another eventfd's write has to signal may be signalled late, or not at
-            // all.
-            let watch = PollFd::new(inner, self.core.inbox.fd())
+            let completions = with_backend!(&mut *self.backend, backend => backend.watch_fd())?;
+            // The backend polls the waker's eventfd too. But a write to it may signal the eventfd
+            // that is registered with the ring late, or never.
+            let poll_fd = PollFd::new(completions, self.core.inbox.fd())
                 .map_err(|error| Error::os("as_fd", &error))?;
-            self.core.staging.set_event_fd(Arc::clone(&watch.event_fd));
-            self.poll_fd = Some(watch);
-            // From here on calls of the waker write the descriptor, whether the engine sleeps or
-            // not.
+            self.core.staging.set_event_fd(Arc::clone(&poll_fd.event_fd));
+            self.poll_fd = Some(poll_fd);
+            // A wake-up before this may have written nothing to the eventfd, because the engine was
+            // not waiting. From here on each wake-up writes it.
             if self.core.inbox.signal.take(true) {
                 self.waker().wake();
             }
             self.core.staging.signal();
         }
-        Ok(self.poll_fd.as_ref().expect("just made").outer.fd().as_fd())
+        Ok(self.poll_fd.as_ref().expect("it was set above").epoll.fd().as_fd())
     }
 
+    /// Before a poll: clears the signal of staged operations.
     pub(super) fn reset_poll_fd(&mut self) {
-        if let Some(watch) = &self.poll_fd {
+        if let Some(poll_fd) = &self.poll_fd {
             self.core.staging.clear_signalled();
-            watch.event_fd.reset();
+            poll_fd.event_fd.reset();
         }
     }
 
-    /// Sets the descriptor to what is left to do.
+    /// After a poll: makes the descriptor readable if there is work left, and arms its timer.
     pub(super) fn update_poll_fd(&mut self) {
-        let Some(watch) = &mut self.poll_fd else { return };
+        let Some(poll_fd) = &mut self.poll_fd else { return };
         let core = &mut *self.core;
-        let left_over = with_backend!(&mut *self.backend, backend => {
+        let has_next = with_backend!(&mut *self.backend, backend => {
             backend.watch_reset();
             backend.has_next()
         });
-        if left_over || core.has_work() || core.failed.is_some() {
+        if has_next || core.has_work() || core.failed.is_some() {
             core.staging.signal();
         }
         let deadline = core.timers.next_deadline_ns();
-        if deadline != watch.armed_ns {
-            watch.armed_ns = deadline;
+        if deadline != poll_fd.armed_ns {
+            poll_fd.armed_ns = deadline;
             sys::timerfd_set(
-                &watch.timer,
+                &poll_fd.timer,
                 deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(core.now))),
             );
         }

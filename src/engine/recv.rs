@@ -1,6 +1,7 @@
-//! Receiving. Owns: the way of received bytes to the caller, into a caller's buffer, or (after a
-//! local close) to nowhere; pausing. Invariant: whatever way they take, the bytes of a connection
-//! keep their order.
+//! Receiving. Owns: when a receive is started or cancelled, and what happens to received data: it
+//! is delivered, copied to the caller's buffer, held while reads are paused, or discarded after a
+//! local close. Invariant: the bytes of a connection keep their order. Must not know how a backend
+//! selects buffers.
 
 use super::conn::{Phase, flag};
 use super::recv_into::start_recv_into;
@@ -12,11 +13,11 @@ use crate::error::{Errno, Error};
 use crate::id::{ConnId, Key};
 
 impl Engine {
-    /// Stops delivering data of a connection: no [`Event::Received`] and no [`Event::ReadClosed`]
-    /// comes from later polls, and the peer soon feels the pressure. What arrived already is kept,
-    /// in order. What already is in the caller's [`Completions`] stays there; a buffer to fill
-    /// ([`Engine::recv_into`]) that meets the end of the stream still tells it. That the peer has
-    /// gone is told by [`Event::HungUp`].
+    /// Pauses reads of a connection: later polls deliver no [`Event::Received`] and no
+    /// [`Event::ReadClosed`]. TCP flow control then slows the peer down. Data that was received
+    /// already is held, in order. Events already in the caller's [`Completions`] stay there.
+    /// A receive into a buffer ([`Engine::recv_into`]) continues, and still reports the end of the
+    /// stream. [`Event::HungUp`] reports that the peer has hung up.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -49,7 +50,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Delivers data of a connection again.
+    /// Resumes reads of a connection.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -62,7 +63,7 @@ impl Engine {
 }
 
 impl Core {
-    /// Starts or ends receives as the state wants it, and delivers what was held back.
+    /// Starts or cancels a receive as the state requires it, and delivers held data.
     pub(super) fn service_recv<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -77,8 +78,8 @@ impl Core {
                 None => return Ok(()),
             };
         }
-        // A receive into a buffer takes over from streaming when that has ended; a close takes over
-        // from it.
+        // A receive of the other kind (into the pool or into the caller's buffer) is started only
+        // after the one in flight has ended.
         let into_next = conn.is_receiving_into() && conn.phase == Phase::Open;
         if conn.in_flight(OpKind::Recv) {
             let unwanted = !conn.wants_recv() || into_next != conn.has(flag::RECV_INTO);
@@ -102,7 +103,7 @@ impl Core {
         }
     }
 
-    /// A receive has bytes.
+    /// A receive into the pool completed with data.
     #[inline(always)]
     pub(super) fn received(&mut self, key: Key, more: bool, lease: Lease, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
@@ -140,7 +141,8 @@ impl Core {
         }
     }
 
-    /// Received bytes go where the caller wants them.
+    /// Data that cannot be delivered directly: discards it, holds it, copies it to the caller's
+    /// buffer, or emits it.
     #[inline(never)]
     fn deliver_or_hold(&mut self, key: Key, lease: Lease, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
@@ -148,7 +150,7 @@ impl Core {
             self.stats.bytes_discarded += lease.len() as u64;
             return;
         }
-        // What was held back goes first, into a caller's buffer too.
+        // Held data is older, also for the caller's buffer.
         if conn.has_held() {
             conn.hold(lease);
             return;
@@ -162,7 +164,7 @@ impl Core {
         }
     }
 
-    /// The caller closes: what was held back is not wanted any more.
+    /// Discards held data, because the caller has closed the connection.
     pub(super) fn discard_held(&mut self, key: Key) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.unset(flag::EOF_HELD);
@@ -170,15 +172,14 @@ impl Core {
         self.stats.bytes_discarded += discarded as u64;
     }
 
-    /// Delivers what was held back while reads were paused, as far as the caller wants it now.
+    /// Delivers held data if reads are resumed, or copies it to the caller's buffer.
     fn deliver_held(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         let wanted = conn.is_open() && (!conn.has(flag::PAUSED) || conn.is_receiving_into());
         if !wanted {
             return;
         }
-        // A receive into a buffer that is in flight began after all that was held, so nothing is
-        // overtaken here.
+        // Held data is older than the data of a `RecvInto` in flight, so this keeps the order.
         let held = conn.take_held();
         for lease in held {
             self.deliver_or_hold(key, lease, out);
@@ -195,7 +196,7 @@ impl Core {
 
     pub(super) fn recv_failed(&mut self, key: Key, errno: Errno, out: &mut Completions) {
         match errno.0 {
-            // Cancelled, interrupted or early: the state decides what is next.
+            // The connection is staged: `service_recv` decides whether to start a new receive.
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
             libc::ENOBUFS => self.park(key),
             _ => {
@@ -207,7 +208,7 @@ impl Core {
         }
     }
 
-    /// The peer's FIN came.
+    /// The peer's FIN was received.
     pub(super) fn read_closed(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.set(flag::READ_CLOSED);
@@ -238,8 +239,8 @@ impl Core {
         self.mark_dirty(key);
     }
 
-    /// Received data that the end of the connection finds still held back: the peer sent it in good
-    /// faith.
+    /// At the end of a connection: delivers the held data, unless the caller has closed or aborted
+    /// the connection.
     pub(super) fn deliver_held_at_end(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if matches!(

@@ -1,6 +1,6 @@
-//! Receiving into a caller's buffer. Owns: the buffer's way to the backend, and back to the caller.
-//! Invariant: the buffer is with the connection, or with the one receive in flight
-//! (`flag::RECV_INTO`).
+//! Receiving into the caller's buffer. Owns: the buffer from `recv_into` to `Filled`. Invariant:
+//! the connection owns the buffer, or the one receive in flight does (`flag::RECV_INTO`). Must not
+//! know how a backend fills it.
 
 use super::conn::{Conn, Phase, flag};
 use super::{Core, Engine, Full};
@@ -12,17 +12,18 @@ use crate::id::{ConnId, Key};
 use bytes::BytesMut;
 
 impl Engine {
-    /// Receives the next `len` bytes behind what `buffer` holds, without a copy through the pool
-    /// where that is possible, even while reads are paused. The buffer comes back in
-    /// [`Event::Filled`]: with all of them, or with fewer if the stream or the connection ended
-    /// first. Afterwards streaming goes on, unless paused.
+    /// Appends the next `len` bytes of the stream to `buffer`, also while reads are paused. The
+    /// kernel writes to the buffer directly, except for bytes that were received before. The buffer
+    /// is returned by [`Event::Filled`]: with `len` more bytes, or with fewer if the stream or the
+    /// connection ended first. After that data is delivered as [`Event::Received`] again, unless
+    /// reads are paused.
     ///
-    /// For large payloads of known size: take the head from the stream, then receive the rest of
-    /// the body like this.
+    /// For large payloads of known size: parse the header from [`Event::Received`], then receive
+    /// the rest of the body with this call.
     ///
     /// # Errors
-    /// [`Error::Stale`]; [`Error::State`] if `len` is zero, a buffer is being filled already, or
-    /// the stream has ended. The buffer is dropped then.
+    /// [`Error::Stale`]; [`Error::State`] if `len` is zero, another buffer is being filled, or the
+    /// stream has ended. The buffer is dropped on an error.
     ///
     /// ```
     /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
@@ -72,17 +73,17 @@ impl Core {
         let conn = self.endpoints.conn_mut(key).ok_or(Error::Stale)?;
         if len == 0 {
             return Err(Error::State(
-                "a receive of no bytes would look like the end of the stream",
+                "the length is zero: the result would be the same as at the end of the stream",
             ));
         }
         if conn.is_receiving_into() {
-            return Err(Error::State("a buffer is being filled already"));
+            return Err(Error::State("another buffer is being filled"));
         }
         if !matches!(conn.phase, Phase::Open | Phase::Connecting) {
             return Err(Error::State("the connection is closing"));
         }
         if conn.has(flag::READ_CLOSED) && !conn.has_held() && !conn.quota.has_deferred() {
-            return Err(Error::State("the peer has sent all it will"));
+            return Err(Error::State("the stream has ended"));
         }
         conn.put_recv_buf(self.recv_bufs.begin(buffer, len));
         self.staging.mark(conn, key);
@@ -92,7 +93,7 @@ impl Core {
         Ok(())
     }
 
-    /// The buffer is back.
+    /// A receive into the caller's buffer completed.
     pub(super) fn filled(
         &mut self,
         key: Key,
@@ -124,8 +125,7 @@ impl Core {
         }
     }
 
-    /// Received bytes go into the caller's buffer first, if there is one. Returns what is left of
-    /// them.
+    /// Copies received data to the caller's buffer, if there is one. Returns the rest.
     pub(super) fn copy_into_recv_buf(
         &mut self,
         key: Key,
@@ -145,15 +145,15 @@ impl Core {
         rest
     }
 
-    /// Gives a caller's buffer back, with what is in it.
+    /// Returns the caller's buffer with what it has.
     pub(super) fn end_recv_into(&mut self, key: Key, out: &mut Completions) {
         self.return_recv_buf(key, true, out);
     }
 
-    /// Gives a caller's buffer back if it is full, or in any case.
-    fn return_recv_buf(&mut self, key: Key, in_any_case: bool, out: &mut Completions) {
+    /// Returns the caller's buffer if it is filled, or also if it is filled in part.
+    fn return_recv_buf(&mut self, key: Key, in_part: bool, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        if conn.recv_buf().is_none_or(|recv_buf| !recv_buf.is_done() && !in_any_case) {
+        if conn.recv_buf().is_none_or(|recv_buf| !recv_buf.is_done() && !in_part) {
             return;
         }
         let Some(recv_buf) = conn.take_recv_buf() else { return };

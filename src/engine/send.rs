@@ -1,6 +1,7 @@
-//! Sending. Owns: what may be queued, when a send is started, and what its result means. Invariant:
-//! one send in flight per connection; it has the queue, and what is queued meanwhile is in another
-//! one, which follows it.
+//! Sending. Owns: the admission of payloads to the send queue, when a send is started, and how its
+//! completion is handled. Invariant: a connection has at most one send in flight. That send owns a
+//! batch, and payloads queued meanwhile follow it in another queue. Must not know how a backend
+//! sends.
 
 use super::conn::{Conn, Phase, flag};
 use super::{Core, Engine, Full};
@@ -11,13 +12,14 @@ use crate::error::{Errno, Error, SendError, WriteError};
 use crate::id::{ConnId, Key};
 
 impl Engine {
-    /// Queues a payload for sending, without a copy. It leaves with the next [`Engine::poll`],
-    /// together with all else that is queued for the connection, and behind the connect if that is
-    /// still under way. A payload of no bytes is fine, and puts nothing on the wire.
+    /// Queues a payload for sending, without a copy. The next [`Engine::poll`] sends it, together
+    /// with the other payloads that are queued for the connection. While the connection is being
+    /// opened, payloads wait in the queue. An empty payload is valid and sends nothing.
     ///
     /// # Errors
-    /// The payload comes back: [`SendError::Full`] at the high watermark, [`SendError::Closed`]
-    /// when the write side is shut, [`SendError::Stale`], [`SendError::Forked`].
+    /// Each error returns the payload: [`SendError::Full`] at the high watermark,
+    /// [`SendError::Closed`] after `shutdown_write` or `close`, [`SendError::Stale`],
+    /// [`SendError::Forked`].
     ///
     /// ```
     /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
@@ -42,8 +44,8 @@ impl Engine {
         self.send_payload(id, payload.into(), None)
     }
 
-    /// As [`Engine::send`], and [`Event::Sent`] with the tag tells when the kernel has taken the
-    /// last byte of it.
+    /// As [`Engine::send`], with a tag: [`Event::Sent`] with this tag follows when the kernel has
+    /// taken the last byte of the payload.
     ///
     /// # Errors
     /// As [`Engine::send`].
@@ -85,11 +87,11 @@ impl Engine {
         self.core.send(id.0, payload, tag)
     }
 
-    /// Copies a small message into the output buffer of a connection. Many small writes leave as
-    /// one.
+    /// Copies a small message to the send queue of a connection. Consecutive small writes share a
+    /// payload.
     ///
     /// # Errors
-    /// As [`Engine::send`]. All of `bytes` is taken, or nothing.
+    /// As [`Engine::send`]. On an error nothing was copied.
     ///
     /// ```
     /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
@@ -113,7 +115,7 @@ impl Engine {
         self.core.write(id.0, bytes)
     }
 
-    /// Bytes queued for sending that the kernel has not taken yet.
+    /// The number of queued bytes that the kernel has not taken yet.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -122,16 +124,16 @@ impl Engine {
     }
 }
 
-/// What a connection has to send.
+/// The send queue of a connection, and the size of the batch in flight.
 #[derive(Debug, Default)]
 pub(super) struct SendSide {
-    /// What is queued, but for what is in flight.
+    /// Payloads that are not in flight.
     queue: Option<SendBatch>,
     in_flight: BatchSize,
 }
 
-/// The size of what is in flight: 44 bits for bytes, 20 for payloads (`Config::send_entries_max` is
-/// below that).
+/// The size of the batch in flight: 44 bits for bytes, 20 for payloads (`Tuning::send_entries_max`
+/// is less than 2^20).
 #[derive(Clone, Copy, Debug, Default)]
 struct BatchSize(u64);
 
@@ -155,7 +157,7 @@ impl BatchSize {
 }
 
 impl SendSide {
-    /// Bytes that the kernel has not taken yet.
+    /// The number of bytes that the kernel has not taken yet.
     #[inline]
     pub(super) fn bytes(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.bytes()) + self.in_flight.bytes()
@@ -176,22 +178,22 @@ impl SendSide {
         self.queue.get_or_insert_with(|| memory.queue())
     }
 
-    /// What can be sent now.
+    /// The queue, if it has a payload.
     #[inline]
-    fn waiting(&self) -> Option<&SendBatch> {
+    fn sendable(&self) -> Option<&SendBatch> {
         self.queue.as_ref().filter(|queue| !queue.is_empty())
     }
 
-    /// Takes what can be sent: it will be in flight, or come back.
+    /// Takes the queue as the batch of a send.
     #[inline]
-    fn take(&mut self) -> Option<SendBatch> {
-        self.waiting()?;
+    fn take_batch(&mut self) -> Option<SendBatch> {
+        self.sendable()?;
         let batch = self.queue.take()?;
         self.in_flight = BatchSize::of(&batch);
         Some(batch)
     }
 
-    /// Takes the first send of a connect, if it is one that can go along.
+    /// Takes the queue as the batch that is sent with the connect, if it is small enough.
     pub(super) fn take_early_batch(
         &mut self,
         payloads_max: usize,
@@ -202,10 +204,10 @@ impl SendSide {
             small.contains(&queue.front_len()) && queue.entries() <= payloads_max
         };
         self.queue.as_ref().filter(fits)?;
-        self.take()
+        self.take_batch()
     }
 
-    /// What was taken comes back unsent, in front of what was queued meanwhile.
+    /// Puts a batch back, in front of the payloads that were queued meanwhile.
     pub(super) fn put_back(&mut self, mut batch: SendBatch, memory: &mut SendMemory) {
         self.in_flight = BatchSize::default();
         if let Some(mut later) = self.queue.take() {
@@ -215,14 +217,14 @@ impl SendSide {
         self.queue = Some(batch);
     }
 
-    /// Gives the queue up, with what is in it.
+    /// Retires the queue and its payloads.
     pub(super) fn retire(&mut self, memory: &mut SendMemory) {
         if let Some(queue) = self.queue.take() {
             memory.retire_queue(queue);
         }
     }
 
-    /// Gives an empty queue to the next connection that sends.
+    /// Retires the queue if it is empty: other connections use its memory.
     pub(super) fn retire_empty(&mut self, memory: &mut SendMemory) {
         if let Some(queue) = self.queue.take_if(|queue| queue.is_empty()) {
             memory.retire_queue(queue);
@@ -230,7 +232,7 @@ impl SendSide {
     }
 }
 
-/// Why nothing more is queued.
+/// Why a payload cannot be queued.
 enum EnqueueError {
     Stale,
     Closed,
@@ -238,7 +240,7 @@ enum EnqueueError {
 }
 
 impl Conn {
-    /// Something is queued, or the write side is to be shut or is dead.
+    /// Payloads are queued, or the write side was shut down or has failed.
     #[inline]
     pub(super) fn needs_send_service(&self) -> bool {
         self.send.queue.is_some() || self.has(flag::WRITE_SHUT | flag::WRITE_FAILED)
@@ -251,8 +253,8 @@ impl Conn {
 }
 
 impl Core {
-    /// Lets `add` put something in the queue of a connection, which is put on the list of those
-    /// that the next turn looks at. At the high watermark `Drained` is owed.
+    /// Calls `add` with the queue of a connection, and stages the connection. At the high watermark
+    /// it sets `flag::FULL`, so that `Drained` follows.
     #[inline(always)]
     fn enqueue(
         &mut self,
@@ -317,7 +319,7 @@ impl Core {
         })
     }
 
-    /// Starts a send if there is something to send, and the FIN if it is time.
+    /// Starts a send if a payload is queued, or sends the FIN after the last one.
     pub(super) fn service_send<B: Backend>(
         &mut self,
         backend: &mut B,
@@ -328,18 +330,18 @@ impl Core {
         if conn.in_flight(OpKind::Send) {
             return Ok(());
         }
-        let mut front_len = conn.send.waiting().map(|queue| queue.front_len());
+        let mut front_len = conn.send.sendable().map(|queue| queue.front_len());
         if front_len == Some(0) {
             self.skip_empty_payloads(key, out);
             conn = match self.endpoints.conn_mut(key) {
                 Some(conn) => conn,
                 None => return Ok(()),
             };
-            front_len = conn.send.waiting().map(|queue| queue.front_len());
+            front_len = conn.send.sendable().map(|queue| queue.front_len());
         }
         if conn.has(flag::WRITE_FAILED) {
-            // Only data that came before the failure is still waited for; if that is not wanted,
-            // this is the end.
+            // The connection stays only to receive what the peer sent before the failure. Paused
+            // reads receive nothing.
             if conn.is_open() && conn.has(flag::PAUSED) && !conn.is_receiving_into() {
                 self.begin_termination(key);
             }
@@ -354,13 +356,13 @@ impl Core {
         };
         let mut zero_copy = false;
         if front_len >= self.zero_copy_threshold {
-            zero_copy = self.wants_zero_copy(backend, key);
+            zero_copy = self.uses_zero_copy(backend, key);
             conn = match self.endpoints.conn_mut(key) {
                 Some(conn) => conn,
                 None => return Ok(()),
             };
         }
-        let Some(mut batch) = conn.send.take() else { return Ok(()) };
+        let Some(mut batch) = conn.send.take_batch() else { return Ok(()) };
         batch.set_zero_copy(zero_copy);
         match backend.start(key, Operation::Send(batch)) {
             Started::Sent(batch, result) => self.sent(key, batch, result, out),
@@ -373,7 +375,7 @@ impl Core {
         Ok(())
     }
 
-    /// Payloads without bytes at the front need no operation.
+    /// Completes the empty payloads at the front of the queue, which need no operation.
     fn skip_empty_payloads(&mut self, key: Key, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         if let Some(queue) = &mut conn.send.queue {
@@ -383,21 +385,22 @@ impl Core {
         self.emit_drained(key, out);
     }
 
-    /// For a payload at the threshold.
+    /// Whether a payload at the threshold is sent with zero-copy on this connection.
     #[inline(never)]
-    fn wants_zero_copy<B: Backend>(&mut self, backend: &B, key: Key) -> bool {
-        let local_too = self.config.tuning.zero_copy.includes_local();
+    fn uses_zero_copy<B: Backend>(&mut self, backend: &B, key: Key) -> bool {
+        let includes_local = self.config.tuning.zero_copy.includes_local();
         let Some(conn) = self.endpoints.conn_mut(key) else { return false };
         if !conn.has(flag::PEER_ADDR_CHECKED) {
             conn.set(flag::PEER_ADDR_CHECKED);
-            if !local_too && backend.addr(key, Side::Peer).map_or(true, |addr| addr.is_local()) {
+            if !includes_local && backend.addr(key, Side::Peer).map_or(true, |addr| addr.is_local())
+            {
                 conn.set(flag::NO_ZERO_COPY);
             }
         }
         !conn.has(flag::NO_ZERO_COPY)
     }
 
-    /// A send ended: the batch is back, and so many bytes of it were taken.
+    /// A send completed: the backend returns the batch, and the number of bytes taken or an error.
     #[inline(always)]
     pub(super) fn sent(
         &mut self,
@@ -418,9 +421,9 @@ impl Core {
         };
         self.stats.sends += 1;
         self.stats.bytes_sent += taken as u64;
-        let goes_on = conn.phase != Phase::Open || conn.has(flag::WRITE_SHUT | flag::FULL);
-        if !goes_on && taken > 0 && conn.send.queue.is_none() && batch.is_whole(taken) {
-            // The common case: all of it left.
+        let has_more_to_do = conn.phase != Phase::Open || conn.has(flag::WRITE_SHUT | flag::FULL);
+        if !has_more_to_do && taken > 0 && conn.send.queue.is_none() && batch.is_whole(taken) {
+            // The common case: the kernel took all bytes.
             if batch.has_tags() {
                 batch.tags().for_each(|tag| self.sent_tags.push(tag));
                 self.emit_sent(key, out);
@@ -430,6 +433,7 @@ impl Core {
         self.sent_slow(key, batch, (taken, failure), out);
     }
 
+    /// Handles a send that took a part of the batch, failed, or has something to do after it.
     #[inline(never)]
     fn sent_slow(
         &mut self,
@@ -458,7 +462,7 @@ impl Core {
         self.emit_drained(key, out);
     }
 
-    /// Tells of tagged payloads that left.
+    /// Emits `Sent` for the tagged payloads that were taken.
     fn emit_sent(&mut self, key: Key, out: &mut Completions) {
         let mut tags = std::mem::take(&mut self.sent_tags);
         for tag in tags.drain(..) {
@@ -467,7 +471,7 @@ impl Core {
         self.sent_tags = tags;
     }
 
-    /// Says that there is room for sends again, if there was none and now is.
+    /// Emits `Drained` if the send queue was full and fell to the low watermark.
     fn emit_drained(&mut self, key: Key, out: &mut Completions) {
         let (low, entries_low) =
             (self.config.send_low_watermark, self.config.tuning.send_entries_max / 2);
@@ -485,14 +489,13 @@ impl Core {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         match errno.0 {
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.staging.mark(conn, key),
-            // Zero-copy was refused: this kind of socket cannot, or its memory may not be locked.
-            // Copy instead.
+            // The kernel refused zero-copy: EOPNOTSUPP for this type of socket, ENOBUFS or ENOMEM
+            // at the limits of optmem_max or RLIMIT_MEMLOCK. Send with a copy.
             libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM if !conn.has(flag::NO_ZERO_COPY) => {
                 conn.set(flag::NO_ZERO_COPY | flag::PEER_ADDR_CHECKED);
                 self.staging.mark(conn, key);
             }
-            // Data that came before the failure is still there: read it, up to the error or the
-            // end.
+            // The socket may have data from before the failure: receive up to the end or the error.
             _ if conn.is_open() && conn.wants_recv() => {
                 conn.set(flag::WRITE_FAILED);
                 conn.set_reason(failure_kind(errno), Some(errno));
@@ -502,13 +505,13 @@ impl Core {
         }
     }
 
-    /// The connection broke: the end, for this reason, unless all was well already.
+    /// The connection failed with `errno`: begins to terminate it.
     pub(super) fn fail_conn(&mut self, key: Key, errno: Errno) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
-        // After a local close, a reset that finds nothing left to send changes nothing.
-        let harmless =
+        // After a local close whose data and FIN were sent, an error does not change the reason.
+        let is_complete =
             conn.phase == Phase::Closing && conn.send.is_empty() && conn.has(flag::FIN_SENT);
-        match harmless {
+        match is_complete {
             true => self.begin_termination(key),
             false => self.terminate(key, failure_kind(errno), Some(errno)),
         }

@@ -1,5 +1,6 @@
-//! The FIN. Owns: when it is sent. Invariant: it leaves behind all that was queued, once, and
-//! nothing is queued after it was asked for.
+//! Shutdown of the write side. Owns: when the FIN is sent. Invariant: the FIN is sent once, after
+//! the last queued byte, and nothing is queued after it was requested. Must not know how a backend
+//! sends it.
 
 use super::conn::{Phase, flag};
 use super::{Core, Engine};
@@ -8,8 +9,8 @@ use crate::error::Error;
 use crate::id::{ConnId, Key};
 
 impl Engine {
-    /// Sends the FIN when all that is queued has left. Reading goes on; the connection ends when
-    /// the peer's FIN comes too.
+    /// Sends the FIN after the last queued byte, as shutdown(2) with SHUT_WR. Receiving continues.
+    /// The connection ends when the peer's FIN is received too.
     ///
     /// # Errors
     /// [`Error::Stale`].
@@ -49,7 +50,7 @@ impl Core {
     pub(super) fn send_fin<B: Backend>(&mut self, backend: &mut B, key: Key) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.set(flag::FIN_SENT);
-        // A descriptor that is closed at once sends its FIN with that.
+        // Without a wait for the peer's FIN the close follows at once, and it sends the FIN.
         if conn.phase != Phase::Closing || !self.config.fin_wait.is_zero() {
             backend.start(key, Operation::Shutdown);
         }

@@ -1,4 +1,5 @@
-//! Engines in simulated worlds. Owns: how one is made. Must not know how a world runs.
+//! Engines in simulated worlds. Owns: how such an engine is created. Invariant: it uses no kernel
+//! interface. Must not know how a world runs.
 
 use super::Engine;
 use crate::backend::sim::Sim;
@@ -13,11 +14,11 @@ use crate::waker::Inbox;
 use std::sync::Arc;
 
 impl Engine {
-    /// An engine in a simulated world. The environment, and the backend and tier of the
-    /// configuration, have no effect.
+    /// Creates an engine in a simulated world; `attach` attaches its backend to the world. The
+    /// environment, and the backend and tier of the configuration, have no effect.
     pub(crate) fn simulated(
         config: Config,
-        place: impl FnOnce(Parameters, Arc<Inbox>) -> Result<Sim, Error>,
+        attach: impl FnOnce(Parameters, Arc<Inbox>) -> Result<Sim, Error>,
     ) -> Result<Engine, Error> {
         config.validate()?;
         let inbox = Inbox::simulated();
@@ -34,7 +35,7 @@ impl Engine {
             kernel: "simulated".to_owned(),
             caps: Caps::not_probed("the network is simulated"),
         };
-        let sim = place(parameters, Arc::clone(&inbox))?;
+        let sim = attach(parameters, Arc::clone(&inbox))?;
         Ok(Engine::from_parts(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
     }
 }

@@ -1,80 +1,86 @@
-//! Looking before sleeping (`Config::spin`). Owns: the decision whether to look, from what earlier
-//! looks found. Invariant: while looking does not pay, it is tried less and less often. Reads no
-//! clock: time comes from the backend.
+//! Busy polling before a blocking wait (`Config::spin`). Owns: the decision whether to spin, from
+//! the results of earlier spins. Invariant: while spins find nothing, they become rarer. Must not
+//! know a clock: time comes from the backend.
 
 use super::Core;
 use crate::backend::Backend;
 use crate::error::Error;
 
-/// Looking goes on while at least so many of the last 16 looks found something.
-const LEAST_FOUND: u32 = 4;
-const REMEMBERED: u32 = 16;
-/// The first rest, in sleeps; it doubles each time that a trial after it fails, up to the longest.
-const REST_MIN: u32 = 64;
-const REST_MAX: u32 = 1 << 16;
+/// The number of recent spins that the decision depends on.
+const HISTORY: u32 = 16;
+/// Spinning continues while at least this many of the recent spins found a completion.
+const HITS_MIN: u32 = 4;
+/// After too few hits, this many waits are not preceded by a spin. The number doubles after each
+/// further round with too few hits.
+const SKIP_MIN: u32 = 64;
+const SKIP_MAX: u32 = 1 << 16;
 
-/// Whether to look before sleeping.
+/// Decides whether to spin before a wait.
 #[derive(Debug)]
 pub(super) struct Spin {
-    /// How long to look; zero is never.
+    /// The longest spin; zero turns spinning off.
     window_ns: u64,
-    /// What the last looks found, the latest in the lowest bit, and how many of them there were.
-    found: u16,
-    looks: u32,
-    /// Sleeps to come without a look.
-    resting: u32,
-    next_rest: u32,
+    /// One bit per recent spin, the latest in the lowest bit: set if it found a completion.
+    hits: u16,
+    /// The number of spins in `hits`.
+    spins: u32,
+    /// The number of coming waits without a spin.
+    skip: u32,
+    /// The value of `skip` after the next round with too few hits.
+    next_skip: u32,
 }
 
 impl Spin {
     pub(super) fn new(window_ns: u64) -> Spin {
-        Spin { window_ns, found: 0, looks: 0, resting: 0, next_rest: REST_MIN }
+        Spin { window_ns, hits: 0, spins: 0, skip: 0, next_skip: SKIP_MIN }
     }
 
-    /// How long to look before this sleep.
+    /// How long to spin before this wait.
     #[inline]
-    fn window(&mut self) -> Option<u64> {
+    fn next_window_ns(&mut self) -> Option<u64> {
         if self.window_ns == 0 {
             return None;
         }
-        if self.resting > 0 {
-            self.resting -= 1;
+        if self.skip > 0 {
+            self.skip -= 1;
             return None;
         }
         Some(self.window_ns)
     }
 
-    fn looked(&mut self, found: bool) {
-        self.found = self.found << 1 | u16::from(found);
-        self.looks += 1;
-        if self.looks < REMEMBERED {
+    fn record(&mut self, hit: bool) {
+        self.hits = self.hits << 1 | u16::from(hit);
+        self.spins += 1;
+        if self.spins < HISTORY {
             return;
         }
-        if self.found.count_ones() >= LEAST_FOUND {
-            self.next_rest = REST_MIN;
+        if self.hits.count_ones() >= HITS_MIN {
+            self.next_skip = SKIP_MIN;
             return;
         }
-        (self.found, self.looks) = (0, 0);
-        self.resting = self.next_rest;
-        self.next_rest = (self.next_rest * 2).min(REST_MAX);
+        (self.hits, self.spins) = (0, 0);
+        self.skip = self.next_skip;
+        self.next_skip = (self.next_skip * 2).min(SKIP_MAX);
     }
 }
 
 impl Core {
-    /// Looks for something to do, without sleeping, for as long as that is allowed and seems to
-    /// pay. True if there is something.
+    /// Polls the backend and the waker without blocking, until one has something, the window ends,
+    /// or the time is `until`. True if one has something.
     pub(super) fn spin_before_wait<B: Backend>(
         &mut self,
         backend: &mut B,
         until: Option<u64>,
     ) -> Result<bool, Error> {
-        let Some(window) = self.spin.window().filter(|_| B::CAN_SPIN) else { return Ok(false) };
+        let Some(window_ns) = self.spin.next_window_ns().filter(|_| B::CAN_SPIN) else {
+            return Ok(false);
+        };
         let start = backend.now();
-        let end = until.unwrap_or(u64::MAX).min(start.saturating_add(window));
+        let end = until.unwrap_or(u64::MAX).min(start.saturating_add(window_ns));
         if end <= start {
             return Ok(false);
         }
-        let found = loop {
+        let hit = loop {
             backend.wait(Some(0))?;
             if backend.has_next() || self.inbox.signal.is_called() {
                 break true;
@@ -85,9 +91,9 @@ impl Core {
             std::hint::spin_loop();
         };
         self.stats.spins += 1;
-        self.stats.spins_found += u64::from(found);
-        self.spin.looked(found);
-        Ok(found)
+        self.stats.spins_found += u64::from(hit);
+        self.spin.record(hit);
+        Ok(hit)
     }
 }
 
@@ -95,34 +101,34 @@ impl Core {
 mod tests {
     use super::*;
 
-    /// How many of so many sleeps are looked before, if every `period`th look finds something.
-    fn looks(sleeps: u32, period: u32) -> u32 {
-        let (mut spin, mut looks) = (Spin::new(1000), 0);
-        for _ in 0..sleeps {
-            if spin.window().is_some() {
-                looks += 1;
-                spin.looked(looks % period == 0);
+    /// The number of spins before `waits` waits, if every `period`th spin is a hit.
+    fn spins(waits: u32, period: u32) -> u32 {
+        let (mut spin, mut spins) = (Spin::new(1000), 0);
+        for _ in 0..waits {
+            if spin.next_window_ns().is_some() {
+                spins += 1;
+                spin.record(spins % period == 0);
             }
         }
-        looks
+        spins
     }
 
     #[test]
-    fn looking_that_pays_goes_on() {
-        assert_eq!(looks(100_000, 1), 100_000);
-        assert_eq!(looks(100_000, 3), 100_000);
+    fn spins_with_enough_hits_continue() {
+        assert_eq!(spins(100_000, 1), 100_000);
+        assert_eq!(spins(100_000, 3), 100_000);
     }
 
     #[test]
-    fn looking_that_does_not_pay_is_tried_less_and_less_often() {
-        let (few, many) = (looks(10_000, 10), looks(1_000_000, 10));
+    fn spins_with_too_few_hits_become_rarer() {
+        let (few, many) = (spins(10_000, 10), spins(1_000_000, 10));
         assert!((16..=160).contains(&few), "{few} of 10,000");
         assert!(many < 500, "{many} of 1,000,000");
     }
 
     #[test]
-    fn without_a_window_nobody_looks() {
+    fn a_window_of_zero_turns_spinning_off() {
         let mut spin = Spin::new(0);
-        assert!((0..1000).all(|_| spin.window().is_none()));
+        assert!((0..1000).all(|_| spin.next_window_ns().is_none()));
     }
 }

@@ -1,6 +1,6 @@
-//! What waits to be started. Owns: the lists of connections and listeners that want something of
-//! the backend, and the signal to a foreign loop that there are some. Invariant: an endpoint is on
-//! its list exactly while it is marked dirty.
+//! Staged endpoints: those that have something to submit. Owns: their lists, and the event fd that
+//! signals them to another event loop. Invariant: an endpoint is on its list exactly while its flag
+//! for it is set. Must not know what is submitted.
 
 use super::accept::Listener;
 use super::conn::{Conn, flag};
@@ -13,13 +13,14 @@ use std::sync::Arc;
 pub(super) struct Staging {
     conns: VecDeque<Key>,
     listeners: VecDeque<Key>,
-    /// Set when the engine is polled from a foreign loop, which must hear of what is staged.
+    /// Set after `Engine::as_fd`: signalled when an endpoint is staged.
     event_fd: Option<Arc<EventFd>>,
+    /// The event fd was signalled since the last poll.
     signalled: bool,
 }
 
 impl Staging {
-    /// Puts a connection on the list.
+    /// Stages a connection.
     #[inline]
     pub(super) fn mark(&mut self, conn: &mut Conn, key: Key) {
         if !conn.has(flag::DIRTY) {
@@ -44,7 +45,7 @@ impl Staging {
         self.conns.len()
     }
 
-    /// The next connection; the caller takes its mark away.
+    /// The next staged connection. The caller clears its flag.
     #[inline]
     pub(super) fn pop_conn(&mut self) -> Option<Key> {
         self.conns.pop_front()
@@ -71,7 +72,7 @@ impl Staging {
         self.event_fd.is_some()
     }
 
-    /// Tells a foreign loop that `poll` has something to do.
+    /// Makes the descriptor of `Engine::as_fd` readable.
     #[inline]
     pub(super) fn signal(&mut self) {
         if let Some(event_fd) = self.event_fd.as_ref().filter(|_| !self.signalled) {

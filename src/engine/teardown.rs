@@ -1,5 +1,6 @@
-//! Dropping an engine. Owns: the order of its end. Invariant: no payload is dropped before the
-//! backend is shut down, and a payload whose drop panics keeps nothing of this from happening.
+//! Dropping an engine. Owns: the order of its steps. Invariant: no payload is dropped before the
+//! backend is shut down, and a panic in the drop of a payload skips no step. Must not know what the
+//! backend has in flight.
 
 use super::{Core, Engine, LEAKED};
 use crate::backend::{Backend, with_backend};
@@ -11,23 +12,23 @@ use std::time::Duration;
 impl Drop for Engine {
     fn drop(&mut self) {
         if self.is_child() {
-            // All of it is the parent's: rings that are not even mapped here, descriptors, and
-            // payloads whose owners never gave this process anything.
+            // The parent owns all of it. The rings are not mapped here, and the drop of a payload
+            // may have effects that belong to the parent.
             self.core.leak();
             self.backend.leak();
             std::mem::forget(self.poll_fd.take());
             return;
         }
-        let patience = self.core.config.teardown_max;
-        let gone = with_backend!(&*self.backend, backend => backend.is_gone());
-        if !gone && self.core.failed.is_none() {
+        let timeout = self.core.config.teardown_max;
+        let ended = with_backend!(&*self.backend, backend => backend.is_gone());
+        if !ended && self.core.failed.is_none() {
             self.refresh_clock();
             with_backend!(&mut *self.backend, backend => {
-                self.core.tear_down(&mut **backend, patience)
+                self.core.tear_down(&mut **backend, timeout)
             });
         }
-        // What the kernel may still use is leaked when the backend is dropped.
-        if !with_backend!(&mut *self.backend, backend => backend.shut_down(patience)) {
+        // The backend leaks the memory that the kernel may still use.
+        if !with_backend!(&mut *self.backend, backend => backend.shut_down(timeout)) {
             LEAKED.fetch_add(1, Ordering::Relaxed);
         }
         self.core.retire_all();
@@ -46,24 +47,25 @@ impl Drop for Engine {
 }
 
 impl Core {
-    /// Ends everything at once and takes what comes of it, until nothing more came for `patience`.
-    fn tear_down<B: Backend>(&mut self, backend: &mut B, patience: Duration) {
-        let mut until = self.deadline_after(patience);
+    /// Terminates all connections and listeners, and handles completions until all have ended or
+    /// nothing has completed for `timeout`.
+    fn tear_down<B: Backend>(&mut self, backend: &mut B, timeout: Duration) {
+        let mut until = self.deadline_after(timeout);
         let mut out = Completions::with_capacity(1024);
         self.endpoints.conn_keys().into_iter().for_each(|key| self.begin_termination(key));
         self.endpoints.listener_keys().into_iter().for_each(|key| self.begin_close_listener(key));
-        // Once also without any patience: what the kernel lets go of at once is freed.
+        // One round even if `timeout` is zero: it frees the memory of what completes at once.
         while !self.endpoints.is_empty() {
             self.flush(backend, &mut out);
-            let waiting = self.staging.is_empty() && !backend.has_next();
-            if backend.wait(Some(if waiting { until } else { 0 })).is_err() {
+            let may_block = self.staging.is_empty() && !backend.has_next();
+            if backend.wait(Some(if may_block { until } else { 0 })).is_err() {
                 return;
             }
             self.now = backend.now();
             while self.process_next(backend, &mut out) {
                 out.drain();
                 self.delivery.clear();
-                until = self.deadline_after(patience);
+                until = self.deadline_after(timeout);
             }
             if self.now >= until && self.staging.is_empty() && !backend.has_next() {
                 return;
@@ -71,7 +73,7 @@ impl Core {
         }
     }
 
-    /// Gives up all payloads that are still queued.
+    /// Retires all payloads that are still queued.
     fn retire_all(&mut self) {
         for key in self.endpoints.conn_keys() {
             if let Some(conn) = self.endpoints.conn_mut(key) {

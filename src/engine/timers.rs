@@ -1,5 +1,6 @@
-//! Timers, the caller's and the engine's. Owns: the wheel, and how many timers of it are the
-//! caller's.
+//! Timers of the caller, and of connections and listeners. Owns: the timer wheel, and the number of
+//! the caller's timers. Invariant: an endpoint has at most one timer. Must not know how the wheel
+//! orders timers.
 
 use super::{Core, Engine};
 use crate::completion::{Completions, Event};
@@ -9,8 +10,8 @@ use crate::timer::{Owner, Wheel};
 use std::time::{Duration, Instant};
 
 impl Engine {
-    /// Sets a timer: [`Event::Timer`] with `tag` after `delay`, never before it. The wheel's
-    /// resolution is 65.5 µs. O(1), no system call.
+    /// Sets a timer: [`Event::Timer`] with `tag` follows after `delay`, never earlier. The
+    /// resolution is 65.5 microseconds. O(1), without a system call except to read the clock.
     ///
     /// # Errors
     /// [`Error::Limit`] at `Config::timers_max`.
@@ -34,7 +35,7 @@ impl Engine {
         self.core.add_timer(deadline, tag)
     }
 
-    /// As [`Engine::timer_after`], at an instant. One that has passed fires in the next poll.
+    /// As [`Engine::timer_after`], at an instant. A timer in the past fires in the next poll.
     ///
     /// # Errors
     /// As [`Engine::timer_after`].
@@ -44,8 +45,8 @@ impl Engine {
         self.core.add_timer(deadline, tag)
     }
 
-    /// Cancels a timer. False if it has fired, or was cancelled before: an event of it that was not
-    /// yet handed out still comes.
+    /// Cancels a timer. False if it has fired or was cancelled before. An [`Event::Timer`] that is
+    /// deferred to a later poll is still delivered.
     pub fn timer_cancel(&mut self, id: TimerId) -> bool {
         if self.is_child() {
             return false;
@@ -53,7 +54,7 @@ impl Engine {
         self.core.timers.cancel_user(id)
     }
 
-    /// Moves a timer to `delay` from now. False if it has fired, or was cancelled.
+    /// Sets a timer to fire after `delay` from now. False if it has fired or was cancelled.
     ///
     /// ```
     /// use proactor::{Config, Engine};
@@ -76,7 +77,7 @@ impl Engine {
         self.core.timers.wheel.reset(id.0, deadline)
     }
 
-    /// The number of timers that are set.
+    /// The number of pending timers of the caller.
     pub fn timers(&self) -> usize {
         if self.is_child() { 0 } else { self.core.timers.user }
     }
@@ -94,7 +95,7 @@ impl Timers {
         Timers { wheel: Wheel::new(engine), user: 0, user_max }
     }
 
-    /// Sets the timer of a connection or listener, moves it, or takes it away.
+    /// Sets, moves or cancels the timer of a connection or listener.
     pub(super) fn set(&mut self, timer: &mut Option<Key>, deadline: Option<u64>, owner: Owner) {
         match (*timer, deadline) {
             (Some(timer), Some(deadline)) => {
@@ -120,13 +121,13 @@ impl Timers {
         self.wheel.next_deadline_ns()
     }
 
-    /// All that are set, and how many of them are the caller's.
+    /// The number of all pending timers, and of those of the caller.
     #[cfg(feature = "sim")]
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.wheel.len(), self.user)
     }
 
-    /// Forgets all timers.
+    /// Drops all timers.
     pub(super) fn clear(&mut self, engine: EngineNumber) {
         (self.wheel, self.user) = (Wheel::new(engine), 0);
     }
@@ -142,7 +143,7 @@ impl Core {
         Ok(TimerId(self.timers.wheel.add(deadline, Owner::User { tag })))
     }
 
-    /// Sets the one deadline of a connection, or takes it away.
+    /// Sets, moves or cancels the timer of a connection.
     pub(super) fn set_conn_timer(&mut self, key: Key, deadline: Option<u64>) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         self.timers.set(&mut conn.timer, deadline, Owner::Endpoint(key));

@@ -24,14 +24,14 @@ impl Core {
         let deadline = if out.is_full() { Some(0) } else { deadline };
         loop {
             match self.turn(backend, out, deadline, before) {
-                Err(Error::EngineFailed(what)) => {
-                    self.fail(what, out);
+                Err(Error::EngineFailed(violation)) => {
+                    self.fail(violation, out);
                     self.send_memory.drop_retired();
                     let added = out.len() - before;
                     return if added > 0 || out.is_full() {
                         Ok(added)
                     } else {
-                        Err(Error::EngineFailed(what))
+                        Err(Error::EngineFailed(violation))
                     };
                 }
                 result => result?,

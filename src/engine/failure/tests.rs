@@ -1,4 +1,5 @@
-//! An engine whose kernel lies: what it tells then, and what it keeps.
+//! Engines whose kernel reports something impossible: injected CQEs. Checks the events, the errors
+//! and the memory of such an engine.
 
 use crate::backend::AnyBackend;
 use crate::backend::uring::Uring;
@@ -22,20 +23,21 @@ use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// An engine with something of everything: what a failure finds.
-struct Scene {
+/// An engine with a connection in each relevant state, before its failure.
+struct Fixture {
     engine: Engine,
     listener: ListenerId,
     addr: SocketAddr,
-    /// Accepted ones, one that sends, one that fills, one that is paused, one that connects.
+    /// Three accepted connections, then one each that sends, receives into a buffer, is paused, and
+    /// is connecting.
     conns: Vec<ConnId>,
     sends: ConnId,
     clients: Vec<TcpStream>,
     _peers: Vec<UnixStream>,
 }
 
-/// `None`, and it says why, if this machine has no io_uring.
-fn scene() -> Option<Scene> {
+/// `None`, and the reason is printed, if this machine has no io_uring.
+fn fixture() -> Option<Fixture> {
     let config = Config::default()
         .ignore_environment(true)
         .backend(Backend::Uring)
@@ -74,7 +76,7 @@ fn scene() -> Option<Scene> {
     engine.recv_into(fills, BytesMut::new(), 1000).unwrap();
     let paused = adopt(&mut engine);
     engine.pause_reads(paused).unwrap();
-    // More than a socket holds: part of it stays in flight.
+    // The payload is larger than the socket's send buffer: a part of it stays in flight.
     for _ in 0..10 {
         engine.poll(&mut out, Some(Duration::from_millis(1))).unwrap();
     }
@@ -83,34 +85,34 @@ fn scene() -> Option<Scene> {
     engine.send(connects, "five.").unwrap();
     conns.extend([sends, fills, paused, connects]);
     engine.timer_after(Duration::from_millis(1), 1).unwrap();
-    Some(Scene { engine, listener, addr, conns, sends, clients, _peers: peers })
+    Some(Fixture { engine, listener, addr, conns, sends, clients, _peers: peers })
 }
 
 fn ring(engine: &mut Engine) -> &mut Uring {
     match &mut *engine.backend {
         AnyBackend::Uring(ring) => ring,
-        _ => unreachable!("it was asked for"),
+        _ => unreachable!("the configuration requires io_uring"),
     }
 }
 
-/// Polls, with little room, until the engine has told all.
-fn told(engine: &mut Engine, capacity: usize) -> Vec<Completion> {
+/// Polls until all events are delivered, `capacity` of them at most per poll.
+fn poll_until_failed(engine: &mut Engine, capacity: usize) -> Vec<Completion> {
     let (mut out, mut all) = (Completions::with_capacity(capacity), Vec::new());
     let deadline = Instant::now() + SOON;
     loop {
-        assert!(Instant::now() < deadline, "a failed engine comes to its end: {all:?}");
+        assert!(Instant::now() < deadline, "a failed engine delivers its last event: {all:?}");
         let polled = engine.poll(&mut out, Some(Duration::from_millis(10)));
         engine.audit().unwrap();
         match polled {
             Ok(_) => all.extend(out.drain()),
             Err(Error::EngineFailed(_)) if out.is_empty() => return all,
-            Err(error) => panic!("{error}, with {out:?} to tell"),
+            Err(error) => panic!("{error}, with {out:?} delivered"),
         }
     }
 }
 
-fn assert_failed(scene: &mut Scene, all: &[Completion]) {
-    let Scene { engine, listener, addr, conns, .. } = scene;
+fn assert_failed(fixture: &mut Fixture, all: &[Completion]) {
+    let Fixture { engine, listener, addr, conns, .. } = fixture;
     for conn in &*conns {
         let of_conn: Vec<&Event> =
             all.iter().filter(|c| c.conn == *conn).map(|c| &c.event).collect();
@@ -163,125 +165,124 @@ fn assert_failed(scene: &mut Scene, all: &[Completion]) {
     engine.close_all(Duration::ZERO);
     assert!(engine.is_closed());
     engine.audit().unwrap();
-    engine.poll(&mut Completions::with_capacity(1), None).expect_err("for ever");
+    engine.poll(&mut Completions::with_capacity(1), None).expect_err("the engine has failed");
 }
 
-fn drop_without_waiting(scene: Scene) {
+fn assert_drop_does_not_wait(fixture: Fixture) {
     let (leaked, start) = (leaked_engines(), Instant::now());
-    drop(scene);
-    assert!(leaked_engines() > leaked, "what a kernel that lies may still use is never freed");
+    drop(fixture);
+    assert!(leaked_engines() > leaked, "memory that the kernel may still use is not freed");
     assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
 }
 
 #[test]
 fn an_impossible_completion_fails_the_engine_as_a_whole() {
     for capacity in [1, 256] {
-        let Some(mut scene) = scene() else { return };
-        let conn = scene.conns[0];
-        ring(&mut scene.engine).lie_about_a_close(conn.0);
-        let all = told(&mut scene.engine, capacity);
+        let Some(mut fixture) = fixture() else { return };
+        let conn = fixture.conns[0];
+        ring(&mut fixture.engine).lie_about_a_close(conn.0);
+        let all = poll_until_failed(&mut fixture.engine, capacity);
         let unsent = |conn: ConnId| {
             all.iter().find_map(|c| match c.event {
                 Event::Closed(reason) if c.conn == conn => Some(reason.unsent_bytes),
                 _ => None,
             })
         };
-        assert!(unsent(scene.sends).is_some_and(|bytes| bytes > 0));
-        assert_failed(&mut scene, &all);
-        drop_without_waiting(scene);
+        assert!(unsent(fixture.sends).is_some_and(|bytes| bytes > 0));
+        assert_failed(&mut fixture, &all);
+        assert_drop_does_not_wait(fixture);
     }
 }
 
 #[test]
-fn a_send_of_more_than_there_was_fails_the_engine_too() {
-    let Some(mut scene) = scene() else { return };
-    let (sends, queued) = (scene.sends, scene.engine.queued_bytes(scene.sends).unwrap());
-    ring(&mut scene.engine).lie_about_a_send(sends.0);
-    let all = told(&mut scene.engine, 3);
+fn a_send_result_beyond_its_length_fails_the_engine() {
+    let Some(mut fixture) = fixture() else { return };
+    let (sends, queued) = (fixture.sends, fixture.engine.queued_bytes(fixture.sends).unwrap());
+    ring(&mut fixture.engine).lie_about_a_send(sends.0);
+    let all = poll_until_failed(&mut fixture.engine, 3);
     let unsent =
         |c: &Completion| matches!(c.event, Event::Closed(r) if r.unsent_bytes == queued as u64);
     assert!(
         all.iter().any(|c| c.conn == sends && unsent(c)),
-        "what is queued is not taken for sent"
+        "the queued bytes are reported as unsent"
     );
-    assert_failed(&mut scene, &all);
-    drop_without_waiting(scene);
+    assert_failed(&mut fixture, &all);
+    assert_drop_does_not_wait(fixture);
 }
 
 #[test]
-fn what_was_told_before_comes_first() {
-    let Some(mut scene) = scene() else { return };
-    let (conn, engine) = (scene.conns[0], &mut scene.engine);
-    let client = scene
+fn deferred_events_are_delivered_before_the_failure() {
+    let Some(mut fixture) = fixture() else { return };
+    let (conn, engine) = (fixture.conns[0], &mut fixture.engine);
+    let client = fixture
         .clients
         .iter_mut()
         .find(|c| engine.peer_addr(conn).unwrap() == c.local_addr().unwrap().into());
-    let client = client.expect("it was accepted");
-    // With a budget of one and little room most of what is received in one turn waits to be
-    // told.
+    let client = client.expect("the client was accepted");
+    // The budget is one event per turn and the buffer is small, so most events are deferred.
     let (mut out, mut got) = (Completions::with_capacity(2), Vec::new());
     let deadline = Instant::now() + SOON;
-    let waiting = |engine: &Engine| engine.core.delivery.count(|key| key == conn.0);
-    while waiting(engine) < 3 {
-        assert!(Instant::now() < deadline, "several buffers are filled at once");
+    let deferred = |engine: &Engine| engine.core.delivery.count(|key| key == conn.0);
+    while deferred(engine) < 3 {
+        assert!(Instant::now() < deadline, "several buffers are received in one turn");
         client.write_all(&[got.len() as u8; 640]).unwrap();
         engine.poll(&mut out, Some(Duration::from_millis(10))).unwrap();
         got.extend(out.drain());
     }
-    let waiting = waiting(engine);
+    let deferred = deferred(engine);
     ring(engine).lie_about_a_close(conn.0);
     assert!(engine.wants_poll());
-    let all = told(engine, 1);
+    let all = poll_until_failed(engine, 1);
     let of_conn: Vec<&Event> = all.iter().filter(|c| c.conn == conn).map(|c| &c.event).collect();
-    assert_eq!(of_conn.len(), waiting + 1);
-    assert!(of_conn[..waiting].iter().all(|event| matches!(event, Event::Received(_))));
+    assert_eq!(of_conn.len(), deferred + 1);
+    assert!(of_conn[..deferred].iter().all(|event| matches!(event, Event::Received(_))));
     let last_data = all.iter().rposition(|c| matches!(c.event, Event::Received(_)));
     let listener = all.iter().position(|c| matches!(c.event, Event::ListenerClosed { .. }));
-    assert!(last_data < listener, "nothing of a listener overtakes anything");
-    assert_failed(&mut scene, &all);
-    drop_without_waiting(scene);
+    assert!(last_data < listener, "events of a listener follow all deferred events");
+    assert_failed(&mut fixture, &all);
+    assert_drop_does_not_wait(fixture);
 }
 
-/// Bytes whose owner counts its drop, and panics.
-struct Bomb(Arc<AtomicUsize>);
+/// The owner of a payload, whose drop counts and panics.
+struct PanicOnDrop(Arc<AtomicUsize>);
 
-impl AsRef<[u8]> for Bomb {
+impl AsRef<[u8]> for PanicOnDrop {
     fn as_ref(&self) -> &[u8] {
-        b"bomb"
+        b"payload"
     }
 }
 
-impl Drop for Bomb {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::Relaxed);
-        resume_unwind(Box::new("the owner of a payload panics"));
+        resume_unwind(Box::new("the drop of a payload panics"));
     }
 }
 
 #[test]
-fn payloads_that_have_left_are_dropped_after_a_failure_too() {
-    let Some(mut scene) = scene() else { return };
-    let conn = scene.conns[0];
-    ring(&mut scene.engine).lie_about_a_close(conn.0);
-    let all = told(&mut scene.engine, 256);
-    // As if they had been sent in the last turn.
-    let (dropped, memory) = (Arc::new(AtomicUsize::new(0)), &mut scene.engine.core.send_memory);
-    (0..2).for_each(|_| memory.retire(Bytes::from_owner(Bomb(Arc::clone(&dropped))).into()));
+fn retired_payloads_are_dropped_after_a_failure() {
+    let Some(mut fixture) = fixture() else { return };
+    let conn = fixture.conns[0];
+    ring(&mut fixture.engine).lie_about_a_close(conn.0);
+    let all = poll_until_failed(&mut fixture.engine, 256);
+    // Two payloads as if they had been sent in the last turn.
+    let (dropped, memory) = (Arc::new(AtomicUsize::new(0)), &mut fixture.engine.core.send_memory);
+    (0..2).for_each(|_| memory.retire(Bytes::from_owner(PanicOnDrop(Arc::clone(&dropped))).into()));
     let mut out = Completions::with_capacity(1);
     for count in 1..=2 {
-        let poll = catch_unwind(AssertUnwindSafe(|| scene.engine.poll(&mut out, None).is_ok()));
-        assert!(poll.is_err() && scene.engine.wants_poll());
+        let poll = catch_unwind(AssertUnwindSafe(|| fixture.engine.poll(&mut out, None).is_ok()));
+        assert!(poll.is_err() && fixture.engine.wants_poll());
         assert_eq!(dropped.load(Ordering::Relaxed), count);
     }
-    assert!(matches!(scene.engine.poll(&mut out, None), Err(Error::EngineFailed(_))));
-    assert_failed(&mut scene, &all);
-    drop_without_waiting(scene);
+    assert!(matches!(fixture.engine.poll(&mut out, None), Err(Error::EngineFailed(_))));
+    assert_failed(&mut fixture, &all);
+    assert_drop_does_not_wait(fixture);
 }
 
 #[test]
-fn a_lie_during_the_drop_is_no_panic() {
-    let Some(mut scene) = scene() else { return };
-    let conn = scene.conns[0];
-    ring(&mut scene.engine).lie_about_a_close(conn.0);
-    drop_without_waiting(scene);
+fn an_impossible_completion_during_the_drop_does_not_panic() {
+    let Some(mut fixture) = fixture() else { return };
+    let conn = fixture.conns[0];
+    ring(&mut fixture.engine).lie_about_a_close(conn.0);
+    assert_drop_does_not_wait(fixture);
 }
