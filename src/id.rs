@@ -49,7 +49,7 @@ impl Key {
 
     /// The key with the same slot and generation, and the number of `engine`.
     #[inline]
-    pub(crate) fn of_engine(self, engine: EngineNumber) -> Key {
+    pub(crate) fn with_engine(self, engine: EngineNumber) -> Key {
         let bits = self.0.get() & !Key::ENGINE_MASK;
         Key(NonZeroU64::new(bits).unwrap_or(self.0) | u64::from(engine.0) << SLOT_BITS)
     }

@@ -44,7 +44,7 @@ impl Mapping {
 
     /// Excludes the memory from children that are forked later (MADV_DONTFORK, madvise(2)). If a
     /// filter denies the call, children get a copy.
-    pub(crate) fn keep_from_children(&self) {
+    pub(crate) fn exclude_from_fork(&self) {
         // SAFETY: the mapping belongs to `self`, and the call affects only future children.
         unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_DONTFORK) };
     }

@@ -119,7 +119,7 @@ pub(crate) type SendBatch = Box<SendQueue>;
 pub(crate) struct Connect {
     pub(crate) addr: Addr,
     pub(crate) options: ConnectOptions,
-    /// Sent as soon as the connection is established. Has at most [`Backend::EARLY_PAYLOADS`]
+    /// Sent as soon as the connection is established. Has at most [`Backend::EARLY_PAYLOADS_MAX`]
     /// payloads.
     pub(crate) first: Option<SendBatch>,
 }
@@ -165,7 +165,7 @@ impl OpResult {
 
     /// The `res` field of a CQE.
     #[inline]
-    pub(crate) fn of_cqe(result: i32) -> OpResult {
+    pub(crate) fn from_cqe(result: i32) -> OpResult {
         OpResult(result)
     }
 
@@ -258,13 +258,13 @@ pub(crate) trait Backend {
 
     /// Receives happen in [`Backend::next`], as on epoll. The engine can then stop a turn at
     /// `Tuning::turn_bytes`, and further bytes stay in the socket.
-    const RECEIVES_WHEN_ASKED: bool = false;
+    const RECEIVES_IN_NEXT: bool = false;
 
     /// Time passes during repeated waits with a timeout of zero, so that the engine can spin.
     const CAN_SPIN: bool = true;
 
     /// The most payloads that [`Connect::first`] can have.
-    const EARLY_PAYLOADS: usize = 1;
+    const EARLY_PAYLOADS_MAX: usize = 1;
 
     /// The instant at which [`Backend::now`] was zero.
     fn epoch(&self) -> Instant;
@@ -306,13 +306,13 @@ pub(crate) trait Backend {
     /// `WatchHangup` may be in flight; that ends without a completion.
     fn release(&mut self, key: Key) -> Result<OwnedFd, Error>;
 
-    /// A descriptor that is readable when there are completions to reap, for a foreign event loop.
+    /// A descriptor that is readable when there are completions to reap, for another event loop.
     /// Called at most once.
-    fn watch_fd(&mut self) -> Result<OwnedFd, Error>;
+    fn completion_fd(&mut self) -> Result<OwnedFd, Error>;
 
-    /// Makes the descriptor of [`Backend::watch_fd`] unreadable until the next completion.
+    /// Makes the descriptor of [`Backend::completion_fd`] unreadable until the next completion.
     /// [`Backend::has_next`] reports completions from before this call.
-    fn watch_reset(&mut self);
+    fn reset_completion_fd(&mut self);
 
     fn stats(&self) -> BackendStats;
 
@@ -323,7 +323,7 @@ pub(crate) trait Backend {
 
     /// True if the simulated host or world of the backend has ended: nothing is in flight, and
     /// nothing will complete.
-    fn is_gone(&self) -> bool {
+    fn has_ended(&self) -> bool {
         false
     }
 }
@@ -378,19 +378,19 @@ pub(crate) enum AnyBackend {
 impl AnyBackend {
     /// Sets the time at which the engine must be polled even if nothing completes.
     #[inline]
-    pub(crate) fn note_deadline(&mut self, deadline: impl FnOnce() -> Option<u64>) {
+    pub(crate) fn set_deadline(&mut self, deadline: impl FnOnce() -> Option<u64>) {
         match self {
             #[cfg(feature = "sim")]
-            AnyBackend::Sim(sim) => sim.note_deadline(deadline()),
+            AnyBackend::Sim(sim) => sim.set_deadline(deadline()),
             AnyBackend::Uring(_) | AnyBackend::Epoll(_) => drop(deadline),
         }
     }
 
     /// True if that time has come.
-    pub(crate) fn is_expected(&self) -> bool {
+    pub(crate) fn is_poll_due(&self) -> bool {
         match self {
             #[cfg(feature = "sim")]
-            AnyBackend::Sim(sim) => sim.is_expected(),
+            AnyBackend::Sim(sim) => sim.is_poll_due(),
             AnyBackend::Uring(_) | AnyBackend::Epoll(_) => false,
         }
     }

@@ -13,14 +13,14 @@ use crate::id::EngineNumber;
 use crate::info::{Fallback, Info, Limits};
 use crate::sys;
 use crate::tier::Backend;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use std::sync::Arc;
 
 /// Makes the configured backend, or the best one that is available.
 pub(crate) fn open(
     config: &Config,
     engine: EngineNumber,
-    inbox: &Arc<Inbox>,
+    waker_shared: &Arc<WakerShared>,
 ) -> Result<(AnyBackend, Info), Error> {
     let uring_required = config.backend == Some(Backend::Uring) || config.tier.is_some();
     #[cfg(feature = "sim")]
@@ -32,12 +32,12 @@ pub(crate) fn open(
         return open_epoll(
             config,
             engine,
-            inbox,
+            waker_shared,
             None,
             Caps::not_probed("backend `epoll` is configured"),
         );
     }
-    let (fallback, caps) = match setup::open(config, engine, inbox) {
+    let (fallback, caps) = match setup::open(config, engine, waker_shared) {
         Ok(opened) => {
             let info = Info {
                 backend: Backend::Uring,
@@ -71,13 +71,13 @@ pub(crate) fn open(
             config.tier.map_or("backend `uring`".to_owned(), |tier| format!("tier `{tier}`"));
         return Err(Error::Unsupported { what, why: fallback.to_string() });
     }
-    open_epoll(config, engine, inbox, Some(fallback), caps)
+    open_epoll(config, engine, waker_shared, Some(fallback), caps)
 }
 
 fn open_epoll(
     config: &Config,
     engine: EngineNumber,
-    inbox: &Arc<Inbox>,
+    waker_shared: &Arc<WakerShared>,
     fallback: Option<Fallback>,
     mut caps: Caps,
 ) -> Result<(AnyBackend, Info), Error> {
@@ -93,7 +93,7 @@ fn open_epoll(
     let parameters = Parameters::new(config, engine, true);
     let buffers = parameters.buffers;
     let precise = caps.uses(Capability::EpollPwait2);
-    let backend = EpollBackend::new(parameters, Arc::clone(inbox), precise)?;
+    let backend = EpollBackend::new(parameters, Arc::clone(waker_shared), precise)?;
     let info = Info {
         backend: Backend::Epoll,
         tier: None,

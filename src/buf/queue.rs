@@ -128,7 +128,7 @@ impl SendQueue {
 
     /// True if `taken` bytes are all bytes of the queue.
     #[inline]
-    pub(crate) fn is_whole(&self, taken: usize) -> bool {
+    pub(crate) fn is_sent_in_full(&self, taken: usize) -> bool {
         taken == self.bytes
     }
 

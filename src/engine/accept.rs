@@ -163,14 +163,14 @@ impl Core {
             self.endpoints.remove_listener(key);
             return Err(error);
         }
-        self.mark_listener_dirty(key);
+        self.stage_listener(key);
         Ok(ListenerId(key))
     }
 
     pub(super) fn begin_close_listener(&mut self, key: Key) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         listener.state.closing = true;
-        self.staging.mark_listener(listener, key);
+        self.staging.add_listener(listener, key);
     }
 
     /// Starts the operation that the state of a listener asks for.
@@ -210,7 +210,7 @@ impl Core {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
         if !more {
             listener.state.accepting = false;
-            self.staging.mark_listener(listener, key);
+            self.staging.add_listener(listener, key);
         }
     }
 
@@ -236,7 +236,7 @@ impl Core {
             self.endpoints.remove_conn(conn_key);
             return;
         }
-        self.mark_dirty(conn_key);
+        self.stage(conn_key);
         self.resume_listener(key, out);
         self.admission.add_conn();
         self.stats.accepted += 1;
@@ -290,7 +290,7 @@ impl Core {
 
     fn pause_listener(&mut self, key: Key, errno: Option<Errno>, out: &mut Completions) {
         let Some(listener) = self.endpoints.listener_mut(key) else { return };
-        self.staging.mark_listener(listener, key);
+        self.staging.add_listener(listener, key);
         if !std::mem::replace(&mut listener.state.paused, true) {
             let tag = listener.options.tag;
             self.admission.listener_paused();
@@ -325,7 +325,7 @@ impl Core {
         if listener.state.paused {
             self.set_listener_timer(key, BACKOFF_MIN_NS);
         }
-        self.mark_listener_dirty(key);
+        self.stage_listener(key);
     }
 
     /// A descriptor was closed: ends the backoff of paused listeners.
@@ -341,7 +341,7 @@ impl Core {
             };
             listener.state.backing_off = false;
             self.set_listener_timer(key, BACKOFF_MIN_NS);
-            self.mark_listener_dirty(key);
+            self.stage_listener(key);
         }
     }
 

@@ -57,7 +57,7 @@ impl Engine {
                 self.core.admission.add_conn();
                 self.refresh_clock();
                 self.core.start_idle_timer(key);
-                self.core.mark_dirty(key);
+                self.core.stage(key);
                 Ok(AdoptedId::Conn(ConnId(key)))
             }
             Adopted::Listener => {

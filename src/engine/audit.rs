@@ -45,10 +45,10 @@ impl Core {
         )?;
         for (key, conn) in conns() {
             let listed = self.staging.contains(key);
-            if conn.has(flag::DIRTY) != listed {
+            if conn.has(flag::STAGED) != listed {
                 return Err(format!(
                     "connection {key:?}: staged {}, on the list {listed}",
-                    conn.has(flag::DIRTY)
+                    conn.has(flag::STAGED)
                 ));
             }
             if conn.has(flag::PARKED) && !self.parking.contains(key) {

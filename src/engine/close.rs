@@ -182,7 +182,7 @@ impl Core {
             }
             Phase::Closing | Phase::Terminating => return,
         }
-        self.mark_dirty(key);
+        self.stage(key);
     }
 
     /// Begins to terminate a connection, with this reason.
@@ -205,7 +205,7 @@ impl Core {
         if conn.phase != Phase::Terminating {
             conn.phase = Phase::Terminating;
             self.set_conn_timer(key, None);
-            self.mark_dirty(key);
+            self.stage(key);
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) enum Phase {
 /// Bits of [`Conn::flags`].
 pub(super) mod flag {
     /// Staged: on the list of connections that have something to submit.
-    pub(in crate::engine) const DIRTY: u16 = 1;
+    pub(in crate::engine) const STAGED: u16 = 1;
     /// The caller paused reads.
     pub(in crate::engine) const PAUSED: u16 = 1 << 1;
     /// The peer's FIN was received, or a receive failed.

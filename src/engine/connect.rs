@@ -83,7 +83,7 @@ impl Core {
             let deadline = self.deadline_after(timeout);
             self.set_conn_timer(key, Some(deadline));
         }
-        self.mark_dirty(key);
+        self.stage(key);
         key
     }
 
@@ -97,7 +97,7 @@ impl Core {
         let tuning = &self.config.tuning;
         if tuning.early_sends {
             let zero_copy_bytes_min = tuning.zero_copy.bytes_min().unwrap_or(usize::MAX);
-            connect.first = conn.send.take_early_batch(B::EARLY_PAYLOADS, zero_copy_bytes_min);
+            connect.first = conn.send.take_early_batch(B::EARLY_PAYLOADS_MAX, zero_copy_bytes_min);
         }
         let has_early_send = connect.first.is_some();
         match backend.start(key, Operation::Connect(connect)) {
@@ -120,7 +120,7 @@ impl Core {
     pub(super) fn connected(&mut self, key: Key, result: Result<(), Errno>, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.ended(OpKind::Connect);
-        self.staging.mark(conn, key);
+        self.staging.add(conn, key);
         if conn.phase != Phase::Connecting {
             return;
         }

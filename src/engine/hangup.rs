@@ -54,7 +54,7 @@ impl Core {
     pub(super) fn hung_up(&mut self, key: Key, result: Result<(), Errno>, out: &mut Completions) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.ended(OpKind::Hangup);
-        self.staging.mark(conn, key);
+        self.staging.add(conn, key);
         if conn.wants_watch() && result.is_ok() {
             self.emit_hung_up(key, out);
         }

@@ -49,7 +49,7 @@ use crate::leak::Leakable;
 use crate::net::Addr;
 use crate::stats::Stats;
 use crate::tier::Backend;
-use crate::waker::{Inbox, Waker};
+use crate::waker::{Waker, WakerShared};
 use admission::Admission;
 pub use adopt::AdoptedId;
 use conn::Conn;
@@ -164,7 +164,7 @@ struct Core {
     /// Nanoseconds since the backend's epoch, read once or twice per turn.
     now: u64,
     spin: Spin,
-    inbox: Arc<Inbox>,
+    waker_shared: Arc<WakerShared>,
     /// Set when the backend has failed: the claim of the kernel that did not hold.
     failed: Option<&'static str>,
     /// The last poll panicked: its turn is incomplete, and the next poll must not wait.
@@ -189,22 +189,22 @@ impl Engine {
         config.validate()?;
         let config = config.with_environment()?;
         config.validate()?;
-        let inbox = Inbox::new()?;
+        let waker_shared = WakerShared::new()?;
         let number = EngineNumberGuard::new();
-        let (backend, info) = select::open(&config, number.number(), &inbox)?;
-        Ok(Engine::from_parts(config, number, inbox, backend, info))
+        let (backend, info) = select::open(&config, number.number(), &waker_shared)?;
+        Ok(Engine::from_parts(config, number, waker_shared, backend, info))
     }
 
     fn from_parts(
         config: Config,
         number: EngineNumberGuard,
-        inbox: Arc<Inbox>,
+        waker_shared: Arc<WakerShared>,
         backend: AnyBackend,
         info: Info,
     ) -> Engine {
         let epoch = with_backend!(&backend, backend => backend.epoch());
         let zero_copy = info.caps.uses(Capability::SendZc);
-        let core = Leakable::new(Core::new(config, number, inbox, zero_copy));
+        let core = Leakable::new(Core::new(config, number, waker_shared, zero_copy));
         let backend = Leakable::new(backend);
         Engine { core, backend, info, poll_fd: None, epoch }
     }
@@ -213,7 +213,7 @@ impl Engine {
     /// [`Engine::core_mut`].
     #[inline]
     fn is_child(&self) -> bool {
-        self.core.inbox.is_child()
+        self.core.waker_shared.is_child()
     }
 
     #[inline]
@@ -278,7 +278,7 @@ impl Engine {
         }));
         self.core.interrupted = polled.is_err();
         self.update_poll_fd();
-        self.backend.note_deadline(|| self.core.next_deadline());
+        self.backend.set_deadline(|| self.core.next_deadline());
         polled.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
@@ -310,7 +310,7 @@ impl Engine {
             return !self.core.delivery.is_empty() || self.core.interrupted;
         }
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= self.now_ns());
-        due || self.backend.is_expected()
+        due || self.backend.is_poll_due()
             || with_backend!(&*self.backend, backend => backend.has_next())
     }
 
@@ -348,7 +348,7 @@ impl Engine {
 
     /// A handle that wakes this engine from other threads and from signal handlers.
     pub fn waker(&self) -> Waker {
-        Waker(Arc::clone(&self.core.inbox))
+        Waker(Arc::clone(&self.core.waker_shared))
     }
 
     /// Sets the tag of a connection, which is in each of its completions from later polls.
@@ -479,7 +479,12 @@ impl Engine {
 }
 
 impl Core {
-    fn new(config: Config, number: EngineNumberGuard, inbox: Arc<Inbox>, zero_copy: bool) -> Core {
+    fn new(
+        config: Config,
+        number: EngineNumberGuard,
+        waker_shared: Arc<WakerShared>,
+        zero_copy: bool,
+    ) -> Core {
         let engine = number.number();
         let nanoseconds =
             |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -502,7 +507,7 @@ impl Core {
             stats: Stats::default(),
             now: 0,
             spin: Spin::new(nanoseconds(config.spin)),
-            inbox,
+            waker_shared,
             failed: None,
             interrupted: false,
             number,
@@ -521,15 +526,15 @@ impl Core {
     }
 
     #[inline]
-    fn mark_dirty(&mut self, key: Key) {
+    fn stage(&mut self, key: Key) {
         if let Some(conn) = self.endpoints.conn_mut(key) {
-            self.staging.mark(conn, key);
+            self.staging.add(conn, key);
         }
     }
 
-    fn mark_listener_dirty(&mut self, key: Key) {
+    fn stage_listener(&mut self, key: Key) {
         if let Some(listener) = self.endpoints.listener_mut(key) {
-            self.staging.mark_listener(listener, key);
+            self.staging.add_listener(listener, key);
         }
     }
 

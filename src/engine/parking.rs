@@ -37,7 +37,7 @@ impl Core {
             let Some(key) = self.parking.0.pop_front() else { return };
             if let Some(conn) = self.endpoints.conn_mut(key) {
                 conn.unset(flag::PARKED);
-                self.staging.mark(conn, key);
+                self.staging.add(conn, key);
             }
         }
     }

@@ -59,7 +59,7 @@ impl Engine {
     /// let mut poll_fd =
     ///     libc::pollfd { fd: engine.as_fd()?.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     /// // SAFETY: one valid pollfd.
-    /// unsafe { libc::poll(&mut poll_fd, 1, -1) }; // the foreign event loop
+    /// unsafe { libc::poll(&mut poll_fd, 1, -1) }; // the other event loop
     /// while engine.poll(&mut completions, Some(Duration::ZERO))? > 0 {
     ///     completions.drain();
     /// }
@@ -71,16 +71,17 @@ impl Engine {
             self.check_usable()?;
         }
         if self.poll_fd.is_none() {
-            let completions = with_backend!(&mut *self.backend, backend => backend.watch_fd())?;
+            let completions =
+                with_backend!(&mut *self.backend, backend => backend.completion_fd())?;
             // The backend polls the waker's eventfd too. But a write to it may signal the eventfd
             // that is registered with the ring late, or never.
-            let poll_fd = PollFd::new(completions, self.core.inbox.fd())
+            let poll_fd = PollFd::new(completions, self.core.waker_shared.fd())
                 .map_err(|error| Error::os("as_fd", &error))?;
             self.core.staging.set_event_fd(Arc::clone(&poll_fd.event_fd));
             self.poll_fd = Some(poll_fd);
             // A wake-up before this may have written nothing to the eventfd, because the engine was
             // not waiting. From here on each wake-up writes it.
-            if self.core.inbox.signal.take(true) {
+            if self.core.waker_shared.signal.take(true) {
                 self.waker().wake();
             }
             self.core.staging.signal();
@@ -101,7 +102,7 @@ impl Engine {
         let Some(poll_fd) = &mut self.poll_fd else { return };
         let core = &mut *self.core;
         let has_next = with_backend!(&mut *self.backend, backend => {
-            backend.watch_reset();
+            backend.reset_completion_fd();
             backend.has_next()
         });
         if has_next || core.has_work() || core.failed.is_some() {

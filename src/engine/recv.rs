@@ -46,7 +46,7 @@ impl Engine {
         let core = self.core_mut()?;
         core.conn_mut(id.0)?.set(flag::PAUSED);
         core.hold_deferred(id.0);
-        core.mark_dirty(id.0);
+        core.stage(id.0);
         Ok(())
     }
 
@@ -57,7 +57,7 @@ impl Engine {
     pub fn resume_reads(&mut self, id: ConnId) -> Result<(), Error> {
         let core = self.core_mut()?;
         core.conn_mut(id.0)?.unset(flag::PAUSED);
-        core.mark_dirty(id.0);
+        core.stage(id.0);
         Ok(())
     }
 }
@@ -112,7 +112,7 @@ impl Core {
         conn.note_activity(self.now);
         if !more {
             conn.ended(OpKind::Recv);
-            self.staging.mark(conn, key);
+            self.staging.add(conn, key);
         }
         if self.delivery.may_deliver_now(conn, out) {
             out.push(Completion {
@@ -134,7 +134,7 @@ impl Core {
     ) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.ended(OpKind::Recv);
-        self.staging.mark(conn, key);
+        self.staging.add(conn, key);
         match result {
             Ok(()) => self.read_closed(key, out),
             Err(errno) => self.recv_failed(key, errno, out),
@@ -213,7 +213,7 @@ impl Core {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         conn.set(flag::READ_CLOSED);
         match conn.phase {
-            Phase::Closing => self.staging.mark(conn, key),
+            Phase::Closing => self.staging.add(conn, key),
             Phase::Open if conn.has(flag::WRITE_FAILED) => {
                 self.end_recv_into(key, out);
                 self.terminate(key, CloseKind::Reset, None);
@@ -236,7 +236,7 @@ impl Core {
         if conn.has(flag::CLOSE_WITH_PEER) {
             self.begin_close(key, CloseKind::PeerClosed);
         }
-        self.mark_dirty(key);
+        self.stage(key);
     }
 
     /// At the end of a connection: delivers the held data, unless the caller has closed or aborted

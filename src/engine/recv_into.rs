@@ -86,7 +86,7 @@ impl Core {
             return Err(Error::State("the stream has ended"));
         }
         conn.put_recv_buf(self.recv_bufs.begin(buffer, len));
-        self.staging.mark(conn, key);
+        self.staging.add(conn, key);
         if conn.quota.has_deferred() {
             self.hold_deferred(key);
         }
@@ -107,7 +107,7 @@ impl Core {
         };
         conn.ended(OpKind::Recv);
         conn.unset(flag::RECV_INTO);
-        self.staging.mark(conn, key);
+        self.staging.add(conn, key);
         if let Ok(bytes @ 1..) = result.get() {
             self.stats.receives += 1;
             self.stats.bytes_received += bytes as u64;
@@ -159,6 +159,6 @@ impl Core {
         let Some(recv_buf) = conn.take_recv_buf() else { return };
         let buffer = self.recv_bufs.end(recv_buf);
         self.emit(key, Event::Filled(buffer), out);
-        self.mark_dirty(key);
+        self.stage(key);
     }
 }

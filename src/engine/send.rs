@@ -280,7 +280,7 @@ impl Core {
         if queue.bytes() + in_flight.bytes() >= high {
             conn.set(flag::FULL);
         }
-        self.staging.mark(conn, key);
+        self.staging.add(conn, key);
         Ok(())
     }
 
@@ -422,7 +422,8 @@ impl Core {
         self.stats.sends += 1;
         self.stats.bytes_sent += taken as u64;
         let has_more_to_do = conn.phase != Phase::Open || conn.has(flag::WRITE_SHUT | flag::FULL);
-        if !has_more_to_do && taken > 0 && conn.send.queue.is_none() && batch.is_whole(taken) {
+        if !has_more_to_do && taken > 0 && conn.send.queue.is_none() && batch.is_sent_in_full(taken)
+        {
             // The common case: the kernel took all bytes.
             if batch.has_tags() {
                 batch.tags().for_each(|tag| self.sent_tags.push(tag));
@@ -430,12 +431,13 @@ impl Core {
             }
             return self.send_memory.retire_queue(batch);
         }
-        self.sent_slow(key, batch, (taken, failure), out);
+        self.continue_send(key, batch, (taken, failure), out);
     }
 
-    /// Handles a send that took a part of the batch, failed, or has something to do after it.
+    /// Continues after a send that took a part of the batch, or failed, or that the connection
+    /// waited for: the rest goes back to the front of the queue, and the connection is staged.
     #[inline(never)]
-    fn sent_slow(
+    fn continue_send(
         &mut self,
         key: Key,
         batch: SendBatch,
@@ -453,7 +455,7 @@ impl Core {
         conn.send.retire_empty(&mut self.send_memory);
         let idle = conn.send.is_empty() && !conn.has(flag::WRITE_SHUT) && conn.phase == Phase::Open;
         if !idle {
-            self.staging.mark(conn, key);
+            self.staging.add(conn, key);
         }
         if let Some(errno) = failure {
             self.send_failed(key, errno);
@@ -488,18 +490,18 @@ impl Core {
     fn send_failed(&mut self, key: Key, errno: Errno) {
         let Some(conn) = self.endpoints.conn_mut(key) else { return };
         match errno.0 {
-            libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.staging.mark(conn, key),
+            libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.staging.add(conn, key),
             // The kernel refused zero-copy: EOPNOTSUPP for this type of socket, ENOBUFS or ENOMEM
             // at the limits of optmem_max or RLIMIT_MEMLOCK. Send with a copy.
             libc::EOPNOTSUPP | libc::ENOBUFS | libc::ENOMEM if !conn.has(flag::NO_ZERO_COPY) => {
                 conn.set(flag::NO_ZERO_COPY | flag::PEER_ADDR_CHECKED);
-                self.staging.mark(conn, key);
+                self.staging.add(conn, key);
             }
             // The socket may have data from before the failure: receive up to the end or the error.
             _ if conn.is_open() && conn.wants_recv() => {
                 conn.set(flag::WRITE_FAILED);
                 conn.set_reason(failure_kind(errno), Some(errno));
-                self.staging.mark(conn, key);
+                self.staging.add(conn, key);
             }
             _ => self.fail_conn(key, errno),
         }

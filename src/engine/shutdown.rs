@@ -41,7 +41,7 @@ impl Engine {
     pub fn shutdown_write(&mut self, id: ConnId) -> Result<(), Error> {
         let core = self.core_mut()?;
         core.conn_mut(id.0)?.set(flag::WRITE_SHUT);
-        core.mark_dirty(id.0);
+        core.stage(id.0);
         Ok(())
     }
 }

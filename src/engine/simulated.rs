@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::id::EngineNumberGuard;
 use crate::info::{Info, Limits};
 use crate::tier::Backend;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use std::sync::Arc;
 
 impl Engine {
@@ -18,10 +18,10 @@ impl Engine {
     /// environment, and the backend and tier of the configuration, have no effect.
     pub(crate) fn simulated(
         config: Config,
-        attach: impl FnOnce(Parameters, Arc<Inbox>) -> Result<Sim, Error>,
+        attach: impl FnOnce(Parameters, Arc<WakerShared>) -> Result<Sim, Error>,
     ) -> Result<Engine, Error> {
         config.validate()?;
-        let inbox = Inbox::simulated();
+        let waker_shared = WakerShared::simulated();
         let number = EngineNumberGuard::new();
         let parameters = Parameters::new(&config, number.number(), true);
         let info = Info {
@@ -35,7 +35,7 @@ impl Engine {
             kernel: "simulated".to_owned(),
             caps: Caps::not_probed("the network is simulated"),
         };
-        let sim = attach(parameters, Arc::clone(&inbox))?;
-        Ok(Engine::from_parts(config, number, inbox, AnyBackend::Sim(Box::new(sim)), info))
+        let sim = attach(parameters, Arc::clone(&waker_shared))?;
+        Ok(Engine::from_parts(config, number, waker_shared, AnyBackend::Sim(Box::new(sim)), info))
     }
 }

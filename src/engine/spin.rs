@@ -82,7 +82,7 @@ impl Core {
         }
         let hit = loop {
             backend.wait(Some(0))?;
-            if backend.has_next() || self.inbox.signal.is_called() {
+            if backend.has_next() || self.waker_shared.signal.is_called() {
                 break true;
             }
             if backend.now() >= end {

@@ -22,15 +22,15 @@ pub(super) struct Staging {
 impl Staging {
     /// Stages a connection.
     #[inline]
-    pub(super) fn mark(&mut self, conn: &mut Conn, key: Key) {
-        if !conn.has(flag::DIRTY) {
-            conn.set(flag::DIRTY);
+    pub(super) fn add(&mut self, conn: &mut Conn, key: Key) {
+        if !conn.has(flag::STAGED) {
+            conn.set(flag::STAGED);
             self.conns.push_back(key);
             self.signal();
         }
     }
 
-    pub(super) fn mark_listener(&mut self, listener: &mut Listener, key: Key) {
+    pub(super) fn add_listener(&mut self, listener: &mut Listener, key: Key) {
         if listener.set_staged() {
             self.listeners.push_back(key);
             self.signal();

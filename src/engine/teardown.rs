@@ -20,7 +20,7 @@ impl Drop for Engine {
             return;
         }
         let timeout = self.core.config.teardown_max;
-        let ended = with_backend!(&*self.backend, backend => backend.is_gone());
+        let ended = with_backend!(&*self.backend, backend => backend.has_ended());
         if !ended && self.core.failed.is_none() {
             self.refresh_clock();
             with_backend!(&mut *self.backend, backend => {

@@ -67,17 +67,17 @@ impl Core {
         let until = min_deadline(deadline, self.timers.next_deadline_ns());
         let ready = idle && self.spin_before_wait(backend, until)?;
         if !ready {
-            let may_block = idle && self.inbox.signal.may_sleep();
+            let may_block = idle && self.waker_shared.signal.may_sleep();
             backend.wait(if may_block { until } else { Some(0) })?;
         }
         self.now = backend.now();
-        let called = self.inbox.signal.take(self.staging.has_event_fd());
+        let called = self.waker_shared.signal.take(self.staging.has_event_fd());
         if called {
             self.stats.wakes += 1;
             self.emit_without_conn(0, Event::Woken, out);
         }
         let bytes_max =
-            self.delivery.received_bytes_max(self.stats.bytes_received, B::RECEIVES_WHEN_ASKED);
+            self.delivery.received_bytes_max(self.stats.bytes_received, B::RECEIVES_IN_NEXT);
         while self.delivery.has_room(out)
             && self.stats.bytes_received < bytes_max
             && self.process_next(backend, out)
@@ -96,7 +96,7 @@ impl Core {
         for _ in 0..self.staging.listeners_len() {
             let Some(key) = self.staging.pop_listener() else { break };
             if let Err(Full) = self.service_listener(backend, key) {
-                self.mark_listener_dirty(key);
+                self.stage_listener(key);
                 return;
             }
         }
@@ -104,9 +104,9 @@ impl Core {
         for _ in 0..self.staging.conns_len() * 4 {
             let Some(key) = self.staging.pop_conn() else { return };
             let Some(conn) = self.endpoints.conn_mut(key) else { continue };
-            conn.unset(flag::DIRTY);
+            conn.unset(flag::STAGED);
             if let Err(Full) = self.service(backend, key, out) {
-                self.mark_dirty(key);
+                self.stage(key);
                 return;
             }
         }

@@ -29,8 +29,8 @@ impl Host {
     /// [`Error::Config`]; [`Error::Simulation`] while the host is down.
     pub fn engine(&self, config: Config) -> Result<Engine, Error> {
         let (world, host, epoch) = (Arc::clone(&self.world), self.index, self.epoch);
-        Engine::simulated(config, |parameters, inbox| {
-            Sim::new(world, host, parameters, inbox, epoch)
+        Engine::simulated(config, |parameters, waker_shared| {
+            Sim::new(world, host, parameters, waker_shared, epoch)
         })
     }
 

@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// # Ok::<(), proactor::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Waker(pub(crate) Arc<Inbox>);
+pub struct Waker(pub(crate) Arc<WakerShared>);
 
 impl Waker {
     /// Wakes the engine.
@@ -54,7 +54,7 @@ impl Waker {
 
 /// What an engine shares with its wakers.
 #[derive(Debug)]
-pub(crate) struct Inbox {
+pub(crate) struct WakerShared {
     pub(crate) signal: Signal,
     notifier: Notifier,
     /// `None` in a simulated world, which has no descriptors that a forked child could share.
@@ -70,11 +70,11 @@ enum Notifier {
     Flag(AtomicBool),
 }
 
-impl Inbox {
-    pub(crate) fn new() -> Result<Arc<Inbox>, Error> {
+impl WakerShared {
+    pub(crate) fn new() -> Result<Arc<WakerShared>, Error> {
         let eventfd = sys::eventfd().map_err(|error| Error::os("eventfd", &error))?;
         let fork_detector = ForkDetector::new().map_err(|error| Error::os("mmap", &error))?;
-        Ok(Arc::new(Inbox {
+        Ok(Arc::new(WakerShared {
             signal: Signal::new(),
             notifier: Notifier::Eventfd(eventfd),
             fork_detector: Some(fork_detector),
@@ -82,8 +82,8 @@ impl Inbox {
     }
 
     #[cfg(feature = "sim")]
-    pub(crate) fn simulated() -> Arc<Inbox> {
-        Arc::new(Inbox {
+    pub(crate) fn simulated() -> Arc<WakerShared> {
+        Arc::new(WakerShared {
             signal: Signal::new(),
             notifier: Notifier::Flag(AtomicBool::new(false)),
             fork_detector: None,
@@ -110,7 +110,7 @@ impl Inbox {
 
     /// In a simulated world: true from a wake-up until `reset`.
     #[cfg(feature = "sim")]
-    pub(crate) fn is_rung(&self) -> bool {
+    pub(crate) fn is_notified(&self) -> bool {
         matches!(&self.notifier, Notifier::Flag(flag) if flag.load(Ordering::Acquire))
     }
 

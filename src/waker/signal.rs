@@ -47,7 +47,7 @@ impl Signal {
     /// Takes the pending wake-up. The engine calls this once per turn. True if there was one.
     ///
     /// With `stay_asleep` the state is afterwards `SLEEPING`, so that a waker writes the eventfd
-    /// although the engine runs. An engine in a foreign event loop needs this.
+    /// although the engine runs. An engine in another event loop needs this.
     #[must_use]
     pub(crate) fn take(&self, stay_asleep: bool) -> bool {
         let idle = if stay_asleep { SLEEPING } else { AWAKE };

@@ -111,7 +111,7 @@ fn a_name_that_is_not_there_is_found() {
     ] {
         assert_eq!(check(line).0, [problem], "{line}");
     }
-    let right = "`src/engine/send.rs` `sent_in_part()`, `Engine::send`, `Event::Closed(reason)`";
+    let right = "`src/engine/send.rs` `continue_send()`, `Engine::send`, `Event::Closed(reason)`";
     assert_eq!(check(right), (Vec::new(), [1, 1, 2]));
 }
 

@@ -25,7 +25,7 @@ use crate::error::{Errno, Error, Violation};
 use crate::id::Key;
 use crate::net::{Addr, socket};
 use crate::sys::Epoll;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use op::{ConnectRetry, RecvBufs};
 use std::collections::VecDeque;
 use std::io;
@@ -84,7 +84,7 @@ struct Slot {
 pub(crate) struct EpollBackend {
     epoll: Epoll,
     epoch: Instant,
-    inbox: Arc<Inbox>,
+    waker_shared: Arc<WakerShared>,
     pool: Pool,
     /// The pool buffer that the next receive continues to fill.
     open_buffer: Option<u16>,
@@ -112,12 +112,12 @@ pub(crate) struct EpollBackend {
 impl EpollBackend {
     pub(crate) fn new(
         parameters: Parameters,
-        inbox: Arc<Inbox>,
+        waker_shared: Arc<WakerShared>,
         precise_wait: bool,
     ) -> Result<EpollBackend, Error> {
         let epoll = Epoll::new().map_err(|error| Error::os("epoll_create1", &error))?;
         epoll
-            .add(inbox.fd(), libc::EPOLLIN, WAKE_TOKEN)
+            .add(waker_shared.fd(), libc::EPOLLIN, WAKE_TOKEN)
             .map_err(|error| Error::os("epoll_ctl", &error))?;
         let (count, size) = parameters.buffers;
         let pool = Pool::new(count, size, parameters.low_watermark)
@@ -125,7 +125,7 @@ impl EpollBackend {
         Ok(EpollBackend {
             epoll,
             epoch: Instant::now(),
-            inbox,
+            waker_shared,
             pool,
             open_buffer: None,
             slots: Vec::with_capacity(parameters.connections_reserved),
@@ -236,8 +236,8 @@ impl Slot {
 
 impl Backend for EpollBackend {
     type Socket = OwnedFd;
-    const RECEIVES_WHEN_ASKED: bool = true;
-    const EARLY_PAYLOADS: usize = usize::MAX;
+    const RECEIVES_IN_NEXT: bool = true;
+    const EARLY_PAYLOADS_MAX: usize = usize::MAX;
 
     fn epoch(&self) -> Instant {
         self.epoch
@@ -311,11 +311,11 @@ impl Backend for EpollBackend {
         Ok(self.vacate(key).expect("checked above"))
     }
 
-    fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
+    fn completion_fd(&mut self) -> Result<OwnedFd, Error> {
         self.epoll.fd().try_clone().map_err(|error| Error::os("as_fd", &error))
     }
 
-    fn watch_reset(&mut self) {
+    fn reset_completion_fd(&mut self) {
         // An epoll instance becomes unreadable when its events are taken.
     }
 

@@ -9,7 +9,7 @@ use crate::error::Errno;
 use crate::id::{EngineNumber, Key};
 use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
@@ -29,7 +29,7 @@ fn backend() -> EpollBackend {
         buffers: (4, 4096),
         connections_reserved: 4,
     };
-    EpollBackend::new(parameters, Inbox::new().unwrap(), false).unwrap()
+    EpollBackend::new(parameters, WakerShared::new().unwrap(), false).unwrap()
 }
 
 fn key(slot: usize) -> Key {

@@ -58,7 +58,7 @@ impl EpollBackend {
 
     fn apply_event(&mut self, token: u64, events: i32) {
         if token == WAKE_TOKEN {
-            self.inbox.reset();
+            self.waker_shared.reset();
             self.complete(Key::NONE, Outcome::Woken);
             return;
         }

@@ -5,7 +5,7 @@
 use super::op::Ready;
 use super::sock::{ListenId, SockId};
 use crate::id::Key;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,7 +30,7 @@ impl Status {
 #[derive(Debug)]
 pub(crate) struct EngineState {
     pub(crate) host: u32,
-    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) waker_shared: Arc<WakerShared>,
     ready: VecDeque<Ready>,
     pub(crate) status: Arc<Status>,
     /// When it must be polled even if nothing is ready.
@@ -55,10 +55,10 @@ struct Slot {
 }
 
 impl EngineState {
-    pub(crate) fn new(host: u32, inbox: Arc<Inbox>) -> EngineState {
+    pub(crate) fn new(host: u32, waker_shared: Arc<WakerShared>) -> EngineState {
         EngineState {
             host,
-            inbox,
+            waker_shared,
             ready: VecDeque::new(),
             status: Arc::default(),
             deadline: None,

@@ -41,7 +41,7 @@ use crate::buf::{Lease, Pool, RecvBuf};
 use crate::error::{Errno, Error, Halt};
 use crate::id::Key;
 use crate::net::Addr;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use engine_state::Status;
 pub use faults::{Fault, Faults};
 pub use net::Link;
@@ -92,7 +92,7 @@ pub(crate) struct Sim {
     world: Arc<Shared>,
     engine: u32,
     status: Arc<Status>,
-    inbox: Arc<Inbox>,
+    waker_shared: Arc<WakerShared>,
     epoch: Instant,
     buffers: Buffers,
     parameters: Parameters,
@@ -163,7 +163,7 @@ impl Sim {
         world: Arc<Shared>,
         host: u32,
         parameters: Parameters,
-        inbox: Arc<Inbox>,
+        waker_shared: Arc<WakerShared>,
         epoch: Instant,
     ) -> Result<Sim, Error> {
         let (count, size) = parameters.buffers;
@@ -174,7 +174,7 @@ impl Sim {
             if !net.hosts[host as usize].up {
                 return Err(Error::Simulation(Halt::Crashed));
             }
-            let engine = net.add_engine(host, Arc::clone(&inbox));
+            let engine = net.add_engine(host, Arc::clone(&waker_shared));
             (engine, Arc::clone(&net.engines[engine as usize].status))
         };
         let buffers = Buffers { pool, open: None, filled: 0, recv_into: None, slots: Vec::new() };
@@ -182,7 +182,7 @@ impl Sim {
             world,
             engine,
             status,
-            inbox,
+            waker_shared,
             epoch,
             buffers,
             parameters,
@@ -199,7 +199,7 @@ impl Sim {
     }
 
     /// When the engine must be polled even if nothing completes.
-    pub(crate) fn note_deadline(&mut self, deadline: Option<u64>) {
+    pub(crate) fn set_deadline(&mut self, deadline: Option<u64>) {
         let deadline = deadline.filter(|deadline| *deadline < NEVER);
         if deadline != self.deadline {
             self.deadline = deadline;
@@ -209,7 +209,7 @@ impl Sim {
     }
 
     /// True if that time has come.
-    pub(crate) fn is_expected(&self) -> bool {
+    pub(crate) fn is_poll_due(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= self.world.now())
     }
 
@@ -286,7 +286,7 @@ impl Backend for Sim {
     type Socket = Accepted;
     const CAN_SPIN: bool = false;
     /// As on io_uring.
-    const EARLY_PAYLOADS: usize = 1;
+    const EARLY_PAYLOADS_MAX: usize = 1;
 
     fn epoch(&self) -> Instant {
         self.epoch
@@ -300,7 +300,7 @@ impl Backend for Sim {
         match what {
             Open::Listen(addr, options) => {
                 addr.to_sockaddr()?;
-                if self.is_gone() {
+                if self.has_ended() {
                     return Err(Error::Simulation(Halt::Crashed));
                 }
                 let listened = self.world.lock().net.open_listener(self.engine, key, addr, options);
@@ -347,11 +347,11 @@ impl Backend for Sim {
 
     fn wait(&mut self, until: Option<u64>) -> Result<(), Error> {
         let early = self.world.lock().net.begin_wait(self.engine);
-        if early || self.status.has_ready() && !self.inbox.is_rung() {
+        if early || self.status.has_ready() && !self.waker_shared.is_notified() {
             return Ok(());
         }
         let waited = self.world.wait(Until::Engine(self.engine), until);
-        self.inbox.reset();
+        self.waker_shared.reset();
         if self.status.is_dead() {
             return Err(Error::Simulation(Halt::Crashed));
         }
@@ -379,7 +379,7 @@ impl Backend for Sim {
     }
 
     fn has_next(&self) -> bool {
-        self.status.has_ready() || self.status.is_dead() || self.inbox.is_rung()
+        self.status.has_ready() || self.status.is_dead() || self.waker_shared.is_notified()
     }
 
     fn free_buffers(&self) -> usize {
@@ -408,18 +408,18 @@ impl Backend for Sim {
         Sim::unsupported("releasing a descriptor")
     }
 
-    fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
-        Sim::unsupported("waiting in a foreign loop")
+    fn completion_fd(&mut self) -> Result<OwnedFd, Error> {
+        Sim::unsupported("waiting in another event loop")
     }
 
-    fn watch_reset(&mut self) {}
+    fn reset_completion_fd(&mut self) {}
 
     fn stats(&self) -> BackendStats {
         BackendStats { heap_copies: self.buffers.pool.heap_copies(), ..self.stats }
     }
 
     fn shut_down(&mut self, _patience: Duration) -> bool {
-        let gone = self.is_gone();
+        let gone = self.has_ended();
         let net = &mut self.world.lock().net;
         match gone {
             true => net.close_engine(self.engine),
@@ -429,7 +429,7 @@ impl Backend for Sim {
         true
     }
 
-    fn is_gone(&self) -> bool {
+    fn has_ended(&self) -> bool {
         // A program that panics does not close its connections one by one: the simulated kernel
         // does, as at the exit of a process.
         let world = self.world.lock();

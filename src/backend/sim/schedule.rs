@@ -267,7 +267,7 @@ impl Inner {
         match until {
             Until::Engine(engine) => {
                 let state = &self.net.engines[engine as usize];
-                state.ready_len() > 0 || state.is_dead() || state.inbox.is_rung()
+                state.ready_len() > 0 || state.is_dead() || state.waker_shared.is_notified()
             }
             Until::Connected(sock) => {
                 self.net.sock(sock).is_none_or(|sock| !sock.connecting || sock.error.is_some())

@@ -249,7 +249,7 @@ impl<'a, R: Rig> RandomEngine<'a, R> {
 
     fn connect(&mut self) {
         let Some(addr) = self.listener.clone().filter(|_| self.conns.len() < 10) else { return };
-        let early_payloads = <R::Backend as Backend>::EARLY_PAYLOADS;
+        let early_payloads = <R::Backend as Backend>::EARLY_PAYLOADS_MAX;
         let batch = self.batch();
         let first = (self.rng.chance(70) && batch.entries() <= early_payloads).then_some(batch);
         let mut conn = Conn::new(None, false, false);

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::id::Key;
 use crate::tier::Tier;
 use crate::tuning::{Tuning, ZeroCopy};
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -69,7 +69,7 @@ impl Rig for EpollRig {
 
     fn make(&mut self, parameters: Parameters) -> Option<EpollBackend> {
         let precise_wait = EpollBackend::try_precise_wait().is_ok();
-        let backend = EpollBackend::new(parameters, Inbox::new().unwrap(), precise_wait);
+        let backend = EpollBackend::new(parameters, WakerShared::new().unwrap(), precise_wait);
         backend.inspect_err(|error| eprintln!("skipped: no epoll: {error}")).ok()
     }
 
@@ -109,7 +109,7 @@ impl Rig for UringRig {
             .buffers(parameters.buffers.0, parameters.buffers.1)
             .tuning(tuning);
         let config = self.without.iter().fold(config, |config, what| config.disable(*what));
-        let why = match setup::open(&config, parameters.engine, &Inbox::new().unwrap()) {
+        let why = match setup::open(&config, parameters.engine, &WakerShared::new().unwrap()) {
             Ok(opened) => return Some(opened.backend),
             Err(NoRing::Refused(why)) => format!("{why:?}"),
             Err(NoRing::NoTier { why, .. }) => why,
@@ -212,7 +212,7 @@ impl Rig for SimRig {
         };
         self.host = far;
         self.world = Some(Arc::clone(&world));
-        Some(Sim::new(world, near, parameters, Inbox::simulated(), Instant::now()).unwrap())
+        Some(Sim::new(world, near, parameters, WakerShared::simulated(), Instant::now()).unwrap())
     }
 
     fn pair(&mut self, backend: &mut Sim, key: Key, tcp: bool) -> SimPeer {

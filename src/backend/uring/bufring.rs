@@ -39,7 +39,7 @@ impl BufRing {
         let memory = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
         // The kernel reads the physical pages that are registered here. If a fork shared them
         // copy-on-write, the next `refill` could write to a copy, which the kernel never reads.
-        memory.keep_from_children();
+        memory.exclude_from_fork();
         let flags = if incremental { INCREMENTAL } else { 0 };
         let start = memory.start().as_ptr() as u64;
         // SAFETY: page-aligned memory of the right size, which lives until the ring is unregistered

@@ -47,7 +47,7 @@ use crate::error::{Error, Violation};
 use crate::id::{EngineNumber, Key};
 use crate::net::{Addr, socket};
 use crate::table::Table;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use buffers::Buffers;
 use op::Postponed;
 use op::connect::{PendingConnects, UnixRetry};
@@ -91,7 +91,7 @@ pub(crate) struct Uring {
     features: Features,
     engine: EngineNumber,
     epoch: Instant,
-    inbox: Arc<Inbox>,
+    waker_shared: Arc<WakerShared>,
     wake_armed: bool,
     gather_max: usize,
     slots: Vec<Slot>,
@@ -119,7 +119,7 @@ impl Uring {
         ring: Ring,
         buffers: Buffers,
         features: Features,
-        inbox: Arc<Inbox>,
+        waker_shared: Arc<WakerShared>,
         parameters: &super::Parameters,
     ) -> Uring {
         Uring {
@@ -128,7 +128,7 @@ impl Uring {
             features,
             engine: parameters.engine,
             epoch: Instant::now(),
-            inbox,
+            waker_shared,
             wake_armed: false,
             gather_max: parameters.gather_max,
             slots: Vec::with_capacity(parameters.connections_reserved),
@@ -186,7 +186,7 @@ impl Uring {
         if self.wake_armed || self.ring.make_room().is_err() {
             return;
         }
-        let sqe = PlainSqe::poll_fd(self.inbox.fd(), libc::POLLIN);
+        let sqe = PlainSqe::poll_fd(self.waker_shared.fd(), libc::POLLIN);
         self.ring.push_plain(sqe, pack(Kind::Wake, Key::NONE));
         self.wake_armed = true;
     }
@@ -366,11 +366,11 @@ impl Backend for Uring {
         Ok(fd)
     }
 
-    fn watch_fd(&mut self) -> Result<OwnedFd, Error> {
+    fn completion_fd(&mut self) -> Result<OwnedFd, Error> {
         self.make_watch_fd().map_err(|error| Error::os("as_fd", &error))
     }
 
-    fn watch_reset(&mut self) {
+    fn reset_completion_fd(&mut self) {
         let Some(event_fd) = &self.event_fd else { return };
         if crate::sys::counter_reset(event_fd) {
             // The kernel may signal a registered event fd from an RCU callback, and may do so only

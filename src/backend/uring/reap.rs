@@ -165,7 +165,7 @@ impl Uring {
 
     fn wake_completed(&mut self) -> Completed<OwnedFd> {
         self.wake_armed = false;
-        self.inbox.reset();
+        self.waker_shared.reset();
         Completed::last(Key::NONE, Outcome::Woken)
     }
 }

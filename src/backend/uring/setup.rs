@@ -14,7 +14,7 @@ use crate::error::{Errno, Error};
 use crate::id::EngineNumber;
 use crate::tier::Tier;
 use crate::tuning::ZeroCopy;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
 use std::os::fd::AsRawFd;
@@ -87,7 +87,7 @@ impl Available<'_> {
 pub(crate) fn open(
     config: &Config,
     engine: EngineNumber,
-    inbox: &Arc<Inbox>,
+    waker_shared: &Arc<WakerShared>,
 ) -> Result<Opened, NoRing> {
     let probed = probe::probe().map_err(|refusal| match refusal {
         Refusal::Setup(errno @ Errno(libc::EMFILE | libc::ENFILE)) => {
@@ -109,10 +109,14 @@ pub(crate) fn open(
         let why = available.missing_for(tier).expect("no tier is available");
         return Err(NoRing::NoTier { tier, why, caps: report(&available, None) });
     };
-    build(&available, tier, inbox)
+    build(&available, tier, waker_shared)
 }
 
-fn build(available: &Available<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Opened, NoRing> {
+fn build(
+    available: &Available<'_>,
+    tier: Tier,
+    waker_shared: &Arc<WakerShared>,
+) -> Result<Opened, NoRing> {
     let config = available.config;
     let mut notes = Vec::new();
     let RingParts { uring, buffers, parameters, incremental } =
@@ -171,7 +175,7 @@ fn build(available: &Available<'_>, tier: Tier, inbox: &Arc<Inbox>) -> Result<Op
         RingInUse { tier, features, buf_ring: buffers.has_ring(), incremental, mode, registered };
     let caps = report(available, Some(&used));
     let ring = Ring::new(uring, mode, config.tuning.gather_max, available.engine);
-    let backend = Uring::new(ring, buffers, features, Arc::clone(inbox), &parameters);
+    let backend = Uring::new(ring, buffers, features, Arc::clone(waker_shared), &parameters);
     Ok(Opened { backend, tier, caps, notes, ring_entries, buffers: parameters.buffers })
 }
 

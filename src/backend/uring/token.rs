@@ -74,7 +74,7 @@ pub(super) fn pack(kind: Kind, key: Key) -> u64 {
 pub(super) fn unpack(user_data: u64, engine: EngineNumber) -> Option<Token> {
     let kind = (user_data & Key::ENGINE_MASK) >> Key::ENGINE_SHIFT;
     let kind = Kind::from_number(u8::try_from(kind).ok()?)?;
-    let key = Key::from_bits(user_data & !Key::ENGINE_MASK)?.of_engine(engine);
+    let key = Key::from_bits(user_data & !Key::ENGINE_MASK)?.with_engine(engine);
     Some(Token { kind, key })
 }
 

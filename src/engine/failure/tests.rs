@@ -180,7 +180,7 @@ fn an_impossible_completion_fails_the_engine_as_a_whole() {
     for capacity in [1, 256] {
         let Some(mut fixture) = fixture() else { return };
         let conn = fixture.conns[0];
-        ring(&mut fixture.engine).lie_about_a_close(conn.0);
+        ring(&mut fixture.engine).inject_close_completion(conn.0);
         let all = poll_until_failed(&mut fixture.engine, capacity);
         let unsent = |conn: ConnId| {
             all.iter().find_map(|c| match c.event {
@@ -198,7 +198,7 @@ fn an_impossible_completion_fails_the_engine_as_a_whole() {
 fn a_send_result_beyond_its_length_fails_the_engine() {
     let Some(mut fixture) = fixture() else { return };
     let (sends, queued) = (fixture.sends, fixture.engine.queued_bytes(fixture.sends).unwrap());
-    ring(&mut fixture.engine).lie_about_a_send(sends.0);
+    ring(&mut fixture.engine).inject_send_completion(sends.0);
     let all = poll_until_failed(&mut fixture.engine, 3);
     let unsent =
         |c: &Completion| matches!(c.event, Event::Closed(r) if r.unsent_bytes == queued as u64);
@@ -230,7 +230,7 @@ fn deferred_events_are_delivered_before_the_failure() {
         got.extend(out.drain());
     }
     let deferred = deferred(engine);
-    ring(engine).lie_about_a_close(conn.0);
+    ring(engine).inject_close_completion(conn.0);
     assert!(engine.wants_poll());
     let all = poll_until_failed(engine, 1);
     let of_conn: Vec<&Event> = all.iter().filter(|c| c.conn == conn).map(|c| &c.event).collect();
@@ -263,7 +263,7 @@ impl Drop for PanicOnDrop {
 fn retired_payloads_are_dropped_after_a_failure() {
     let Some(mut fixture) = fixture() else { return };
     let conn = fixture.conns[0];
-    ring(&mut fixture.engine).lie_about_a_close(conn.0);
+    ring(&mut fixture.engine).inject_close_completion(conn.0);
     let all = poll_until_failed(&mut fixture.engine, 256);
     // Two payloads as if they had been sent in the last turn.
     let (dropped, memory) = (Arc::new(AtomicUsize::new(0)), &mut fixture.engine.core.send_memory);
@@ -283,6 +283,6 @@ fn retired_payloads_are_dropped_after_a_failure() {
 fn an_impossible_completion_during_the_drop_does_not_panic() {
     let Some(mut fixture) = fixture() else { return };
     let conn = fixture.conns[0];
-    ring(&mut fixture.engine).lie_about_a_close(conn.0);
+    ring(&mut fixture.engine).inject_close_completion(conn.0);
     assert_drop_does_not_wait(fixture);
 }

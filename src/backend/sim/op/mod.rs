@@ -20,7 +20,7 @@ use super::trace::Kind;
 use crate::backend::OpKind;
 use crate::error::Errno;
 use crate::id::Key;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use std::sync::Arc;
 
 /// An entry of the queue of what is ready for an engine. Data stays with its socket until the
@@ -68,9 +68,9 @@ pub(crate) struct QueueFull;
 pub(super) const CANCELED: Errno = Errno(libc::ECANCELED);
 
 impl Net {
-    pub(crate) fn add_engine(&mut self, host: u32, inbox: Arc<Inbox>) -> u32 {
+    pub(crate) fn add_engine(&mut self, host: u32, waker_shared: Arc<WakerShared>) -> u32 {
         let id = self.engines.len() as u32;
-        self.engines.push(EngineState::new(host, inbox));
+        self.engines.push(EngineState::new(host, waker_shared));
         self.trace.add(self.now, Kind::Engine, id, u64::from(host), 0);
         id
     }

@@ -102,7 +102,7 @@ impl Uring {
             // bytes (checked above).
             unsafe { buf.advance(result as usize) };
         }
-        Some(Completed::last(key, Outcome::Filled(buf, OpResult::of_cqe(result))))
+        Some(Completed::last(key, Outcome::Filled(buf, OpResult::from_cqe(result))))
     }
 
     /// Tier `polled`: the poll completed. The socket is readable.
@@ -115,7 +115,7 @@ impl Uring {
             self.continue_op(key, Kind::RecvInto);
             return None;
         }
-        self.end_unstaged(key, OpResult::of_cqe(result))
+        self.end_unstaged(key, OpResult::from_cqe(result))
     }
 
     pub(super) fn recv_into_canceled(&mut self, key: Key) {

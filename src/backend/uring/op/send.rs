@@ -184,7 +184,7 @@ impl Uring {
         // SAFETY: this is the final completion of the SQE that read the batch, or the result of a
         // zero-copy send, whose notification covers a share of its own.
         let batch = unsafe { batch.take() };
-        Some(Completed::last(key, Outcome::Sent(batch, OpResult::of_cqe(result))))
+        Some(Completed::last(key, Outcome::Sent(batch, OpResult::from_cqe(result))))
     }
 
     /// Ends a batch that came with a connect and that no SQE reads: the connect has completed.

@@ -17,7 +17,7 @@ use crate::net::Addr;
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::tier::Tier;
 use crate::tuning::Tuning;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use bytes::{Bytes, BytesMut};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -62,12 +62,12 @@ impl Uring {
     }
 
     /// Injects the CQE of a close that is not in flight.
-    pub(crate) fn lie_about_a_close(&mut self, key: Key) {
+    pub(crate) fn inject_close_completion(&mut self, key: Key) {
         self.inject((pack(Kind::Close, key), 0, 0));
     }
 
     /// Injects the CQE of a send in flight, with more bytes than it was given.
-    pub(crate) fn lie_about_a_send(&mut self, key: Key) {
+    pub(crate) fn inject_send_completion(&mut self, key: Key) {
         self.inject((pack(Kind::Send, key), i32::MAX, 0));
     }
 }
@@ -89,8 +89,8 @@ fn config(variant: usize) -> Config {
 }
 
 /// The backend of a variant. `None`, and the reason is printed, if this machine has no such ring.
-pub(super) fn open(variant: usize, inbox: &Arc<Inbox>) -> Option<Uring> {
-    match setup::open(&config(variant), EngineNumber::TEST, inbox) {
+pub(super) fn open(variant: usize, waker_shared: &Arc<WakerShared>) -> Option<Uring> {
+    match setup::open(&config(variant), EngineNumber::TEST, waker_shared) {
         Ok(opened) => Some(opened.backend),
         Err(NoRing::Refused(why)) => skip(&format!("{why:?}")),
         Err(NoRing::NoTier { why, .. }) => skip(&why),
@@ -147,7 +147,7 @@ impl Drop for ScriptedRing {
 impl ScriptedRing {
     /// `None`, and the reason is printed, if this machine has no such ring.
     pub(super) fn new(variant: usize) -> Option<ScriptedRing> {
-        let uring = open(variant, &Inbox::new().expect("an event fd"))?;
+        let uring = open(variant, &WakerShared::new().expect("an event fd"))?;
         let mut ring = ScriptedRing {
             uring,
             memory: SendMemory::default(),

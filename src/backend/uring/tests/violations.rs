@@ -8,7 +8,7 @@ use super::harness::{
 use crate::backend::Backend;
 use crate::backend::uring::token::{Kind, pack};
 use crate::id::Key;
-use crate::waker::Inbox;
+use crate::waker::WakerShared;
 use std::time::Duration;
 
 /// A part of the text of a violation, and a CQE that is one.
@@ -146,12 +146,12 @@ fn violations_of_receives_and_zero_copy_sends() {
 /// A shut-down without a deadline ends at a violation.
 #[test]
 fn a_violation_ends_a_shut_down_without_a_deadline() {
-    let inbox = Inbox::new().expect("an event fd");
-    let Some(mut uring) = open(DEFERRED, &inbox) else { return };
+    let waker_shared = WakerShared::new().expect("an event fd");
+    let Some(mut uring) = open(DEFERRED, &waker_shared) else { return };
     uring.wait(Some(0)).expect("the poll of the waker is armed");
     // As if the poll had completed: its real CQE is one for an operation that is not in flight.
     uring.wake_armed = false;
-    let eventfd = inbox.fd().try_clone_to_owned().expect("a duplicate");
+    let eventfd = waker_shared.fd().try_clone_to_owned().expect("a duplicate");
     std::io::Write::write_all(&mut std::fs::File::from(eventfd), &1u64.to_ne_bytes())
         .expect("room in the counter");
     assert!(!uring.shut_down(Duration::MAX) && uring.violation.is_some());
