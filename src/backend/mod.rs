@@ -76,6 +76,7 @@ use crate::error::{Errno, Error};
 use crate::id::{EngineNumber, Key};
 use crate::net::{Addr, socket};
 use crate::options::{ConnectOptions, ListenOptions};
+use crate::stats::Stats;
 use crate::table::RESERVED_MAX;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -234,22 +235,6 @@ pub(crate) enum Side {
     Peer,
 }
 
-/// Counters of a backend: see [`Stats`](crate::Stats).
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct BackendStats {
-    pub(crate) syscalls: u64,
-    pub(crate) sqes: u64,
-    pub(crate) cqes: u64,
-    pub(crate) unknown_completions: u64,
-    pub(crate) queue_overflows: u64,
-    pub(crate) heap_copies: u64,
-    pub(crate) single_receives: u64,
-    pub(crate) late_receives: u64,
-    pub(crate) early_sends: u64,
-    pub(crate) zero_copy_sends: u64,
-    pub(crate) kernel_violations: u64,
-}
-
 /// A backend. The rules are in the [module](self)'s documentation. Times are nanoseconds since
 /// [`Backend::epoch`].
 pub(crate) trait Backend {
@@ -314,7 +299,8 @@ pub(crate) trait Backend {
     /// [`Backend::has_next`] reports completions from before this call.
     fn reset_completion_fd(&mut self);
 
-    fn stats(&self) -> BackendStats;
+    /// What the backend has counted. `Engine::stats` adds it to the counters of the engine.
+    fn stats(&self) -> Stats;
 
     /// Cancels the operations that the backend started for itself (for its waker), and reaps
     /// completions until none has come for `patience`. Returns false if the kernel may still use

@@ -330,20 +330,7 @@ impl Engine {
     /// Counters since the engine was created.
     pub fn stats(&self) -> Stats {
         let backend = with_backend!(&*self.backend, backend => backend.stats());
-        Stats {
-            syscalls: backend.syscalls,
-            sqes: backend.sqes,
-            cqes: backend.cqes,
-            unknown_completions: backend.unknown_completions,
-            queue_overflows: backend.queue_overflows,
-            heap_copies: backend.heap_copies,
-            single_receives: backend.single_receives,
-            late_receives: backend.late_receives,
-            early_sends: backend.early_sends,
-            zero_copy_sends: backend.zero_copy_sends,
-            kernel_violations: backend.kernel_violations,
-            ..self.core.stats
-        }
+        self.core.stats.plus(backend)
     }
 
     /// A handle that wakes this engine from other threads and from signal handlers.

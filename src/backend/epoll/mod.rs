@@ -17,13 +17,13 @@ mod op;
 mod work;
 
 use super::{
-    Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, Parameters, SendBatch,
-    Side, Started,
+    Backend, Completed, OpKind, Open, Operation, Outcome, Parameters, SendBatch, Side, Started,
 };
 use crate::buf::Pool;
 use crate::error::{Errno, Error, Violation};
 use crate::id::Key;
 use crate::net::{Addr, socket};
+use crate::stats::Stats;
 use crate::sys::Epoll;
 use crate::waker::WakerShared;
 use op::{ConnectRetry, RecvBufs};
@@ -106,7 +106,7 @@ pub(crate) struct EpollBackend {
     turns_since_wait: u32,
     /// The kernel returned an invalid value: nothing more completes.
     failed: Option<Violation>,
-    stats: BackendStats,
+    stats: Stats,
 }
 
 impl EpollBackend {
@@ -140,7 +140,7 @@ impl EpollBackend {
             turn: 0,
             turns_since_wait: 0,
             failed: None,
-            stats: BackendStats::default(),
+            stats: Stats::default(),
         })
     }
 
@@ -319,8 +319,8 @@ impl Backend for EpollBackend {
         // An epoll instance becomes unreadable when its events are taken.
     }
 
-    fn stats(&self) -> BackendStats {
-        BackendStats { heap_copies: self.pool.heap_copies(), ..self.stats }
+    fn stats(&self) -> Stats {
+        Stats { heap_copies: self.pool.heap_copies(), ..self.stats }
     }
 
     fn shut_down(&mut self, _patience: Duration) -> bool {

@@ -34,13 +34,14 @@ mod stream;
 mod trace;
 
 use super::{
-    Backend, BackendStats, Completed, OpKind, OpResult, Open, Operation, Outcome, Parameters,
-    SendBatch, Side, Started,
+    Backend, Completed, OpKind, OpResult, Open, Operation, Outcome, Parameters, SendBatch, Side,
+    Started,
 };
 use crate::buf::{Lease, Pool, RecvBuf};
 use crate::error::{Errno, Error, Halt};
 use crate::id::Key;
 use crate::net::Addr;
+use crate::stats::Stats;
 use crate::waker::WakerShared;
 use engine_state::Status;
 pub use faults::{Fault, Faults};
@@ -96,7 +97,7 @@ pub(crate) struct Sim {
     epoch: Instant,
     buffers: Buffers,
     parameters: Parameters,
-    stats: BackendStats,
+    stats: Stats,
     /// The deadline that the world has of this engine.
     deadline: Option<u64>,
 }
@@ -186,7 +187,7 @@ impl Sim {
             epoch,
             buffers,
             parameters,
-            stats: BackendStats::default(),
+            stats: Stats::default(),
             deadline: None,
         })
     }
@@ -414,8 +415,8 @@ impl Backend for Sim {
 
     fn reset_completion_fd(&mut self) {}
 
-    fn stats(&self) -> BackendStats {
-        BackendStats { heap_copies: self.buffers.pool.heap_copies(), ..self.stats }
+    fn stats(&self) -> Stats {
+        Stats { heap_copies: self.buffers.pool.heap_copies(), ..self.stats }
     }
 
     fn shut_down(&mut self, _patience: Duration) -> bool {

@@ -40,12 +40,11 @@ mod tests;
 mod token;
 mod wait_timeout;
 
-use super::{
-    Backend, BackendStats, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started,
-};
+use super::{Backend, Completed, OpKind, Open, Operation, Outcome, SendBatch, Side, Started};
 use crate::error::{Error, Violation};
 use crate::id::{EngineNumber, Key};
 use crate::net::{Addr, socket};
+use crate::stats::Stats;
 use crate::table::Table;
 use crate::waker::WakerShared;
 use buffers::Buffers;
@@ -109,7 +108,7 @@ pub(crate) struct Uring {
     abandoned_watches: usize,
     /// The event fd that is registered with the ring (tier `deferred`).
     event_fd: Option<OwnedFd>,
-    stats: BackendStats,
+    stats: Stats,
     /// The first violation: the backend has failed.
     violation: Option<Violation>,
 }
@@ -141,7 +140,7 @@ impl Uring {
             unix_retries: Vec::new(),
             abandoned_watches: 0,
             event_fd: None,
-            stats: BackendStats::default(),
+            stats: Stats::default(),
             violation: None,
         }
     }
@@ -383,16 +382,9 @@ impl Backend for Uring {
         }
     }
 
-    fn stats(&self) -> BackendStats {
-        let ring = self.ring.stats;
-        BackendStats {
-            heap_copies: self.buffers.heap_copies(),
-            syscalls: ring.syscalls + self.stats.syscalls,
-            sqes: ring.sqes,
-            cqes: ring.cqes,
-            queue_overflows: ring.queue_overflows,
-            ..self.stats
-        }
+    fn stats(&self) -> Stats {
+        let heap_copies = self.buffers.heap_copies();
+        Stats { heap_copies, ..self.stats.plus(self.ring.stats) }
     }
 
     fn shut_down(&mut self, patience: Duration) -> bool {

@@ -7,9 +7,9 @@ use super::sqe::PlainSqe;
 use super::sys;
 use super::token::{Kind, pack};
 use super::wait_timeout::WaitTimeout;
-use crate::backend::BackendStats;
 use crate::error::{Errno, Error};
 use crate::id::{EngineNumber, Key};
+use crate::stats::Stats;
 use io_uring::{IoUring, cqueue, squeue};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
@@ -50,7 +50,7 @@ pub(super) struct Ring {
     /// CQEs. Kernels before 5.8 have no flag (IORING_SQ_CQ_OVERFLOW) for that.
     cq_was_full: bool,
     pub(super) wait_timeout: WaitTimeout,
-    pub(super) stats: BackendStats,
+    pub(super) stats: Stats,
 }
 
 impl std::fmt::Debug for Ring {
@@ -89,7 +89,7 @@ impl Ring {
             cancels: 0,
             cq_was_full: false,
             wait_timeout: WaitTimeout::new(engine),
-            stats: BackendStats::default(),
+            stats: Stats::default(),
         }
     }
 
