@@ -1,6 +1,7 @@
 //! The random actions of a program. Owns: each call of the engine, and what the model records of
 //! it. Must not know what an event means: that is `events.rs`.
 
+use super::bomb::{bomb, through};
 use super::program::Program;
 use bytes::{Bytes, BytesMut};
 use proactor::*;
@@ -208,7 +209,7 @@ impl Program<'_> {
         }
         self.note(conn, "send");
         let bytes = self.model.next_bytes(conn, len);
-        let (kind, tag) = (self.rng.below(5), self.rng.next());
+        let (kind, tag) = (self.rng.below(6), self.rng.next());
         let id = self.model.conns[conn].id;
         let engine = self.nodes[index].engine.as_mut().ok_or("no engine")?;
         let result = match kind {
@@ -220,6 +221,7 @@ impl Program<'_> {
             }),
             1 => engine.send_tagged(id, bytes, tag),
             2 => engine.send(id, Bytes::from(bytes)),
+            3 => engine.send(id, bomb(bytes)),
             _ => engine.send(id, bytes),
         };
         match result {
@@ -240,7 +242,9 @@ impl Program<'_> {
                     self.model.conns[conn].send_refused = true;
                 }
                 let back = error.into_payload();
-                if back.as_slice() == self.model.next_bytes(conn, len) {
+                let is_unchanged = back.as_slice() == self.model.next_bytes(conn, len);
+                let _ = through(|| drop(back));
+                if is_unchanged {
                     Ok(())
                 } else {
                     Err(format!("{id}: a refused payload was changed"))

@@ -1,6 +1,7 @@
 //! The events of a random program. Owns: polls, and the reaction to each event: first the model
 //! checks it, then the program acts on it.
 
+use super::bomb::through;
 use super::program::{Listening, Program};
 use proactor::sim::Fault;
 use proactor::*;
@@ -15,7 +16,12 @@ impl Program<'_> {
         };
         let node = &mut self.nodes[index];
         let Some(engine) = node.engine.as_mut() else { return self.start(index) };
-        match engine.poll(&mut node.completions, Some(timeout)) {
+        let wakes_before = engine.stats().wakes;
+        let polled = through(|| engine.poll(&mut node.completions, Some(timeout)));
+        // A panic may come before the poll looks for calls of the waker.
+        let whole = polled.is_some();
+        let looked_for_calls = whole || engine.stats().wakes > wakes_before;
+        match polled.unwrap_or(Ok(0)) {
             Ok(_) => {}
             Err(Error::Simulation(Halt::Crashed)) => {
                 self.crashed(index);
@@ -26,14 +32,17 @@ impl Program<'_> {
         for conn in &node.live {
             self.model.conns[*conn].sent_since_poll = false;
         }
-        let had_room = node.completions.len() < node.completions.capacity();
+        // After a panic the rest of the turn is still to come.
+        let had_room = whole && node.completions.len() < node.completions.capacity();
         node.previous_poll_complete = std::mem::replace(&mut node.last_poll_complete, had_room);
         let mut list = std::mem::take(&mut self.list);
         list.extend(node.completions.drain());
         let woken =
             list.iter().filter(|completion| matches!(completion.event, Event::Woken)).count();
         // The calls between two polls cause one `Woken`, which waits if the completions are full.
-        node.wakes_pending += usize::from(std::mem::take(&mut node.wake_called));
+        if looked_for_calls {
+            node.wakes_pending += usize::from(std::mem::take(&mut node.wake_called));
+        }
         if woken > node.wakes_pending {
             return Err("`Woken` without a call of the waker".to_owned());
         }
@@ -51,7 +60,7 @@ impl Program<'_> {
 
     fn crashed(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        node.engine = None;
+        let _ = through(|| drop(node.engine.take()));
         for conn in node.live.drain(..) {
             self.model.conns[conn].crashed = true;
         }

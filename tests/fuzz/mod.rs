@@ -9,6 +9,7 @@
 #![allow(dead_code)]
 
 mod actions;
+mod bomb;
 mod events;
 pub mod exchange;
 mod model;

@@ -2,6 +2,7 @@
 //! everything, the check for leaks. Must not know the actions (`actions.rs`) nor the events
 //! (`events.rs`).
 
+use super::bomb::through;
 use super::model::Model;
 use super::network::Network;
 use super::{Plan, Rng};
@@ -79,6 +80,9 @@ pub fn run(plan: &Plan, network: &Network) -> Result<(), String> {
     // The rest of the trace is caused by dropping the engines.
     if let Err(why) = &result {
         network.with_world(|world| world.note(&format!("FAILED: {why}")));
+    }
+    for player in &mut program.players {
+        let _ = through(|| drop(player.engine.take()));
     }
     result
 }
