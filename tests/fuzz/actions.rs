@@ -1,7 +1,7 @@
 //! The random actions of a program. Owns: each call of the engine, and what the model records of
 //! it. Must not know what an event means: that is `events.rs`.
 
-use super::bomb::{bomb, through};
+use super::panicking::{catch_expected, panicking_payload};
 use super::program::Program;
 use bytes::{Bytes, BytesMut};
 use proactor::*;
@@ -221,7 +221,7 @@ impl Program<'_> {
             }),
             1 => engine.send_tagged(id, bytes, tag),
             2 => engine.send(id, Bytes::from(bytes)),
-            3 => engine.send(id, bomb(bytes)),
+            3 => engine.send(id, panicking_payload(bytes)),
             _ => engine.send(id, bytes),
         };
         match result {
@@ -243,7 +243,7 @@ impl Program<'_> {
                 }
                 let back = error.into_payload();
                 let is_unchanged = back.as_slice() == self.model.next_bytes(conn, len);
-                let _ = through(|| drop(back));
+                let _ = catch_expected(|| drop(back));
                 if is_unchanged {
                     Ok(())
                 } else {

@@ -1,7 +1,7 @@
 //! The events of a random program. Owns: polls, and the reaction to each event: first the model
 //! checks it, then the program acts on it.
 
-use super::bomb::through;
+use super::panicking::catch_expected;
 use super::program::{Listening, Program};
 use proactor::sim::Fault;
 use proactor::*;
@@ -17,7 +17,7 @@ impl Program<'_> {
         let node = &mut self.nodes[index];
         let Some(engine) = node.engine.as_mut() else { return self.start(index) };
         let wakes_before = engine.stats().wakes;
-        let polled = through(|| engine.poll(&mut node.completions, Some(timeout)));
+        let polled = catch_expected(|| engine.poll(&mut node.completions, Some(timeout)));
         // A panic may come before the poll looks for calls of the waker.
         let whole = polled.is_some();
         let looked_for_calls = whole || engine.stats().wakes > wakes_before;
@@ -60,7 +60,7 @@ impl Program<'_> {
 
     fn crashed(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        let _ = through(|| drop(node.engine.take()));
+        let _ = catch_expected(|| drop(node.engine.take()));
         for conn in node.live.drain(..) {
             self.model.conns[conn].crashed = true;
         }

@@ -9,11 +9,11 @@
 #![allow(dead_code)]
 
 mod actions;
-mod bomb;
 mod events;
 pub mod exchange;
 mod model;
 pub mod network;
+mod panicking;
 mod program;
 
 use proactor::Backend;

@@ -2,9 +2,9 @@
 //! everything, the check for leaks. Must not know the actions (`actions.rs`) nor the events
 //! (`events.rs`).
 
-use super::bomb::through;
 use super::model::Model;
 use super::network::Network;
+use super::panicking::catch_expected;
 use super::{Plan, Rng};
 use proactor::*;
 use std::collections::{HashMap, VecDeque};
@@ -81,8 +81,8 @@ pub fn run(plan: &Plan, network: &Network) -> Result<(), String> {
     if let Err(why) = &result {
         network.with_world(|world| world.note(&format!("FAILED: {why}")));
     }
-    for player in &mut program.players {
-        let _ = through(|| drop(player.engine.take()));
+    for node in &mut program.nodes {
+        let _ = catch_expected(|| drop(node.engine.take()));
     }
     result
 }
