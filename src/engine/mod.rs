@@ -5,7 +5,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `connect` `accept` `recv` `recv_into` `send` `hangup` `shutdown` `close` | one operation each: its public calls, when it is started, how its completion is handled |
-//! | `adopt` `timers` `poll_fd` | the other public calls |
+//! | `adopt` `timers` `inspect` `poll_fd` | the other public calls |
 //! | `turn` `deliver` `staging` `parking` `spin` | a poll: its steps, the order of events, the lists of endpoints that have something to submit or wait for a buffer |
 //! | `endpoints` `conn` `admission` | the open connections and listeners, and their limits |
 //! | `failure` `teardown` | the failure of an engine, and its drop |
@@ -23,6 +23,7 @@ mod deliver;
 mod endpoints;
 mod failure;
 mod hangup;
+mod inspect;
 mod parking;
 mod poll_fd;
 mod recv;
@@ -37,7 +38,7 @@ mod teardown;
 mod timers;
 mod turn;
 
-use crate::backend::{AnyBackend, Backend as _, Side, select, with_backend};
+use crate::backend::{AnyBackend, Backend as _, select, with_backend};
 use crate::buf::{RecvBufPool, SendMemory};
 use crate::caps::Capability;
 use crate::completion::Completions;
@@ -46,7 +47,6 @@ use crate::error::Error;
 use crate::id::{ConnId, EngineNumberGuard, Key};
 use crate::info::Info;
 use crate::leak::Leakable;
-use crate::net::Addr;
 use crate::stats::Stats;
 use crate::tier::Backend;
 use crate::waker::{Waker, WakerShared};
@@ -59,7 +59,6 @@ use parking::Parking;
 use poll_fd::PollFd;
 use spin::Spin;
 use staging::Staging;
-use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -336,110 +335,6 @@ impl Engine {
     /// A handle that wakes this engine from other threads and from signal handlers.
     pub fn waker(&self) -> Waker {
         Waker(Arc::clone(&self.core.waker_shared))
-    }
-
-    /// Sets the tag of a connection, which is in each of its completions from later polls.
-    ///
-    /// # Errors
-    /// [`Error::Stale`].
-    ///
-    /// ```
-    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
-    /// # use std::os::unix::net::UnixStream;
-    /// # let mut engine = Engine::new(Config::default())?;
-    /// # let mut completions = Completions::with_capacity(16);
-    /// # let (ours, mut theirs) = UnixStream::pair()?;
-    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
-    /// #     unreachable!()
-    /// # };
-    /// engine.set_tag(conn, 7)?;
-    /// assert_eq!(engine.tag(conn)?, 7);
-    /// engine.abort(conn)?;
-    /// engine.poll(&mut completions, None)?;
-    /// assert_eq!(completions.pop().map(|completion| completion.tag), Some(7));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn set_tag(&mut self, id: ConnId, tag: u64) -> Result<(), Error> {
-        self.core_mut()?.conn_mut(id.0)?.tag = tag;
-        Ok(())
-    }
-
-    /// The tag of a connection.
-    ///
-    /// # Errors
-    /// [`Error::Stale`].
-    pub fn tag(&self, id: ConnId) -> Result<u64, Error> {
-        Ok(self.conn(id)?.tag)
-    }
-
-    /// True if the id names a connection whose [`Event::Closed`](crate::Event::Closed) was not
-    /// emitted yet.
-    ///
-    /// ```
-    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
-    /// # use std::os::unix::net::UnixStream;
-    /// # let mut engine = Engine::new(Config::default())?;
-    /// # let mut completions = Completions::with_capacity(16);
-    /// # let (ours, mut theirs) = UnixStream::pair()?;
-    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
-    /// #     unreachable!()
-    /// # };
-    /// assert!(engine.is_live(conn) && engine.connections() == 1);
-    /// engine.abort(conn)?;
-    /// engine.poll(&mut completions, None)?; // reports Event::Closed
-    /// assert!(!engine.is_live(conn) && engine.connections() == 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn is_live(&self, id: ConnId) -> bool {
-        self.conn(id).is_ok()
-    }
-
-    /// The number of connections whose [`Event::Closed`](crate::Event::Closed) was not emitted yet.
-    pub fn connections(&self) -> usize {
-        if self.is_child() { 0 } else { self.core.admission.live() }
-    }
-
-    /// The address of the peer. Makes a system call.
-    ///
-    /// # Errors
-    /// [`Error::Stale`], or an error of getpeername(2).
-    pub fn peer_addr(&self, id: ConnId) -> Result<Addr, Error> {
-        self.conn(id)?;
-        with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Peer))
-            .map_err(|error| Error::os("getpeername", &error))
-    }
-
-    /// The local address. Makes a system call.
-    ///
-    /// # Errors
-    /// [`Error::Stale`], or an error of getsockname(2).
-    pub fn local_addr(&self, id: ConnId) -> Result<Addr, Error> {
-        self.conn(id)?;
-        with_backend!(&*self.backend, backend => backend.addr(id.0, Side::Local))
-            .map_err(|error| Error::os("getsockname", &error))
-    }
-
-    /// The descriptor of a connection, for setsockopt(2) and the like. `None` before the socket
-    /// exists, and on the simulated backend. The caller must not read from it, write to it or close
-    /// it.
-    ///
-    /// ```
-    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
-    /// # use std::os::unix::net::UnixStream;
-    /// # let mut engine = Engine::new(Config::default())?;
-    /// # let mut completions = Completions::with_capacity(16);
-    /// # let (ours, mut theirs) = UnixStream::pair()?;
-    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
-    /// #     unreachable!()
-    /// # };
-    /// let fd = engine.fd(conn).expect("an adopted socket has a descriptor");
-    /// let buffer_bytes = socket2::SockRef::from(&fd).recv_buffer_size()?;
-    /// assert!(buffer_bytes > 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn fd(&self, id: ConnId) -> Option<BorrowedFd<'_>> {
-        self.conn(id).ok()?;
-        with_backend!(&*self.backend, backend => backend.fd(id.0))
     }
 
     /// The connection of an id, if the engine may be used.

@@ -32,11 +32,13 @@ impl Engine {
     /// # };
     /// use std::io::Read;
     /// engine.send(conn, "static bytes, ")?;
+    /// engine.write(conn, b"copied bytes, ")?;
     /// engine.send_tagged(conn, vec![b'o', b'k'], 1)?;
+    /// assert_eq!(engine.queued_bytes(conn)?, 30);
     /// engine.poll(&mut completions, None)?; // reports Event::Sent
-    /// let mut received = [0; 16];
+    /// let mut received = [0; 30];
     /// theirs.read_exact(&mut received)?;
-    /// assert_eq!(&received, b"static bytes, ok");
+    /// assert_eq!(&received, b"static bytes, copied bytes, ok");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
@@ -92,22 +94,6 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::send`]. On an error nothing was copied.
-    ///
-    /// ```
-    /// # use proactor::{AdoptedId, Completions, Config, Engine, Event, SocketOptions};
-    /// # use std::os::unix::net::UnixStream;
-    /// # let mut engine = Engine::new(Config::default())?;
-    /// # let mut completions = Completions::with_capacity(16);
-    /// # let (ours, mut theirs) = UnixStream::pair()?;
-    /// # let AdoptedId::Conn(conn) = engine.adopt(ours.into(), SocketOptions::default())? else {
-    /// #     unreachable!()
-    /// # };
-    /// for line in ["one\n", "two\n"] {
-    ///     engine.write(conn, line.as_bytes())?;
-    /// }
-    /// assert_eq!(engine.queued_bytes(conn)?, 8);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
     pub fn write(&mut self, id: ConnId, bytes: &[u8]) -> Result<(), WriteError> {
         if self.is_child() {
             return Err(WriteError::Forked);
