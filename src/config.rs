@@ -121,10 +121,11 @@ impl Config {
         /// operations with it. No effect on epoll. Default: false.
         hardened: bool;
         /// The maximum number of connections. At the limit `connect` and `adopt` fail with
-        /// [`Error::Limit`], and listeners pause after they have admitted the connections that the
-        /// kernel had already accepted. The engine reserves address space for this number of
-        /// connections, up to 262,144 (22 MiB; a page takes memory when it is first used). Default:
-        /// 262,144.
+        /// [`Error::Limit`], and a listener pauses after the next connection that it accepts: the
+        /// limit can be exceeded by one connection per listener that has an accept armed, and by
+        /// those that the kernel had already accepted. The engine reserves address space for this
+        /// number of connections, up to 262,144 (22 MiB; a page takes memory when it is first
+        /// used). Default: 262,144.
         connections_max: usize;
         /// The maximum number of listeners. Default: 1,024.
         listeners_max: usize;

@@ -93,8 +93,8 @@ counters! {
         pub sends_refused: u64,
         /// Times that a listener paused ([`Event::ListenerPaused`](crate::Event::ListenerPaused)).
         pub listener_pauses: u64,
-        /// Completions that were deferred to the next poll because their connection had used its
-        /// budget.
+        /// Events with data that were deferred because their connection had used its budget. They
+        /// follow the events of other connections, in the same poll if there is room.
         pub budget_deferrals: u64,
         /// Bytes that arrived after the connection was closed locally. They were discarded.
         pub bytes_discarded: u64,
