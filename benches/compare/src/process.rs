@@ -32,7 +32,7 @@ impl Program {
 
     fn command(&self, core: usize) -> io::Result<Command> {
         let path = match self.example {
-            Some(example) => library().join("target/release/examples").join(example),
+            Some(example) => target().join("release/examples").join(example),
             None => std::env::current_exe()?,
         };
         let mut command = Command::new(path);
@@ -144,6 +144,12 @@ pub fn library() -> PathBuf {
 }
 
 /// Builds the examples of the library.
+/// Where cargo puts what it builds for the library.
+fn target() -> PathBuf {
+    let chosen = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    chosen.unwrap_or_else(|| library().join("target"))
+}
+
 pub fn build_examples() -> io::Result<()> {
     let manifest = library().join("Cargo.toml");
     let arguments = ["build", "--release", "--examples", "--quiet", "--manifest-path"];
