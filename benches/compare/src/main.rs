@@ -103,6 +103,10 @@ impl Choice {
         workload.contains(&self.only)
     }
 
+    fn no_workload(&self) -> io::Error {
+        io::Error::other(format!("no workload has {:?} in its name", self.only))
+    }
+
     /// Whether to write the files of the repository.
     fn writes(&self) -> bool {
         let complete = !self.quick && self.only.is_empty() && self.with.is_empty();

@@ -98,6 +98,9 @@ pub fn run(choice: &Choice) -> io::Result<()> {
     let tail = plan.tail();
     let memory = plan.memory();
     plan.progress.bar.finish_and_clear();
+    if [&servers, &clients, &round_trip, &tail, &memory].iter().all(|tables| tables.is_empty()) {
+        return Err(choice.no_workload());
+    }
     if !choice.writes() {
         return Ok(());
     }

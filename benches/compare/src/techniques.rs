@@ -92,6 +92,9 @@ pub fn run(choice: &Choice) -> io::Result<()> {
     let mut progress = Progress::new();
     let servers = servers(choice, &mut progress);
     let clients = clients(choice, &mut progress);
+    if servers.is_empty() && clients.is_none() {
+        return Err(choice.no_workload());
+    }
     if choice.writes() {
         std::fs::write(library().join("docs/techniques.md"), page(&servers, clients.as_ref()))?;
         println!("written: docs/techniques.md");
