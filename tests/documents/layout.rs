@@ -79,7 +79,28 @@ fn lines_end_at_column_100() {
     for file in sources {
         wrong.extend(overlong_rust(&read(&file)).iter().map(|line| format!("{file}:{line}")));
     }
+    for file in scripts() {
+        let text = read(&file);
+        let overlong = (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > COLUMNS);
+        wrong.extend(overlong.map(|(number, _)| format!("{file}:{number}")));
+    }
     assert!(wrong.is_empty(), "longer than {COLUMNS} columns: {wrong:#?}");
+}
+
+/// The scripts: files without an extension in these folders.
+fn scripts() -> Vec<String> {
+    let mut found = Vec::new();
+    for folder in [".ci", ".ci/parts", "tests/kernels", "tests/mutants"] {
+        for entry in std::fs::read_dir(root().join(folder)).expect("a folder of scripts") {
+            let path = entry.expect("an entry").path();
+            if path.is_file() && path.extension().is_none() {
+                let name = path.file_name().expect("a file").to_string_lossy();
+                found.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    assert!(found.len() >= 18, "{found:?}");
+    found
 }
 
 #[test]
