@@ -19,8 +19,8 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The files below a folder whose names end so, as paths from the root, in order. Build outputs and
-/// hidden files are left out.
+/// The files below a folder with this extension ("": none), as paths from the root, in order. Build
+/// outputs and hidden files are left out.
 fn every_file(folder: &str, extension: &str) -> Vec<String> {
     let (mut files, mut folders) = (Vec::new(), vec![root().join(folder)]);
     while let Some(folder) = folders.pop() {
@@ -34,7 +34,7 @@ fn every_file(folder: &str, extension: &str) -> Vec<String> {
             let inside = path.strip_prefix(root()).expect("below the root");
             match path.is_dir() {
                 true => folders.push(path),
-                false if path.extension().is_some_and(|of| of == extension) => {
+                false if path.extension().unwrap_or_default() == extension => {
                     files.push(inside.to_string_lossy().into_owned());
                 }
                 false => {}
@@ -277,17 +277,11 @@ fn the_page_on_speed_names_what_can_be_run() {
 
 /// The planted bugs: name and text of each file. `tests/mutants/run --help` has the format.
 fn mutants() -> Vec<(String, String)> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mutants");
-    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mutants = paths.filter(|path| path.extension().is_some_and(|end| end == "mutant"));
-    let mut mutants: Vec<_> = mutants
-        .map(|path| {
-            let name = path.file_stem().unwrap().to_str().expect("ASCII").to_owned();
-            (name, std::fs::read_to_string(&path).unwrap())
-        })
-        .collect();
-    mutants.sort();
-    mutants
+    let named = |path: String| {
+        let name = path.trim_start_matches("tests/mutants/").trim_end_matches(".mutant");
+        (name.to_owned(), read(&path))
+    };
+    every_file("tests/mutants", "mutant").into_iter().map(named).collect()
 }
 
 /// One side of a hunk without white space: its context, and its lines that begin with `sign`.

@@ -41,7 +41,8 @@ fn random_programs() -> Result<(), Failed> {
             let smaller = plan.shrink(300, Plan::fails);
             let smaller_why = smaller.run(0).failure.unwrap_or_default();
             return Err(format!(
-                "seed {seed}: {why}\n  again: {}\n  smaller ({} actions, faults {}): {smaller_why}\n  again: {}",
+                "seed {seed}: {why}\n  again: {}\n  \
+                 smaller ({} actions, faults {}): {smaller_why}\n  again: {}",
                 plan.replay(),
                 smaller.actions,
                 smaller.faults,

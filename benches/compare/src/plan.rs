@@ -4,7 +4,7 @@
 use crate::Choice;
 use crate::measure::{self, Echo, Open, Sample, Series};
 use crate::process::{Program, library};
-use crate::report::Table;
+use crate::report::{Table, paragraph};
 use crate::{chart, machine};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io;
@@ -135,21 +135,25 @@ pub fn run(choice: &Choice) -> io::Result<()> {
 }
 
 fn page(sections: &[(&str, &[Table])]) -> String {
-    let mut text = String::from(
-        "# Benchmarks\n\n\
-         Written by `cargo run --release --manifest-path benches/compare/Cargo.toml`. Run it to measure\n\
-         your own machine: `-- --quick` takes less than three minutes, `--only` and `--with` select\n\
-         parts, `-- --help` has the rest.\n\n",
+    let command = paragraph(
+        "Written by `cargo run --release --manifest-path benches/compare/Cargo.toml`. Run it to \
+         measure your own machine, with options after `--`: `--quick` takes less than three \
+         minutes, `--only` and `--with` select parts, `--help` has the rest.",
     );
-    text += &machine::describe();
-    text += "\nEach program has one thread: the measured one runs on core 0, the other side on core 1. All\n\
-             contenders of a table run at once, and the load goes round them in short slices, so that a\n\
-             busy neighbour slows all of them down alike. The ratio is taken within each round. The\n\
-             tables show medians over the rounds, and the least and the most ratio. Less is better.\n\
-             CPU time is user and system time of the process; most of it is the kernel's TCP. The peers\n\
-             run as their documentation advises; their servers are in `benches/compare/src/servers/`.\n\n\
-             ![servers](charts/servers.svg)\n\n![clients](charts/clients.svg)\n\n\
-             ![latency](charts/latency.svg)\n\n";
+    let method = paragraph(
+        "Each program has one thread: the measured one runs on core 0, the other side on core 1. \
+         All contenders of a table run at once, and the load goes round them in short slices, so \
+         that a busy neighbour slows all of them down alike. The ratio is taken within each round. \
+         The tables show medians over the rounds, and the least and the most ratio. Less is \
+         better. CPU time is user and system time of the process; most of it is the kernel's TCP. \
+         The peers run as their documentation advises; their servers are in \
+         `benches/compare/src/servers/`.",
+    );
+    let charts = ["servers", "clients", "latency"]
+        .map(|name| format!("![{name}](charts/{name}.svg)\n\n"))
+        .concat();
+    let machine = machine::describe();
+    let mut text = format!("# Benchmarks\n\n{command}\n\n{machine}\n{method}\n\n{charts}");
     for (section, tables) in sections.iter().filter(|(_, tables)| !tables.is_empty()) {
         text += &format!("## {section}\n\n");
         tables.iter().for_each(|table| text += &table.markdown());
@@ -241,13 +245,13 @@ impl Plan<'_> {
             let pace = self.choice.pace((11, 500), (3, 200));
             let series = measure::client(arguments, &programs, pace, &mut self.progress.callback());
             let note = match arguments.contains("stream") {
-                true => {
-                    "The epoll client writes each message by itself. The engine's client gathers\n\
-                     what a turn queued."
-                }
-                false => "",
+                true => paragraph(
+                    "The epoll client writes each message by itself. The engine's client gathers \
+                     what a turn queued.",
+                ),
+                false => String::new(),
             };
-            tables.push(self.finish(Table::of_cpu(name, 0, &series, note)));
+            tables.push(self.finish(Table::of_cpu(name, 0, &series, &note)));
         }
         tables
     }
@@ -265,9 +269,11 @@ impl Plan<'_> {
         let pace = self.choice.pace((11, 500), (3, 200));
         let series =
             measure::latency("--conns 1", "p50_us", &programs, pace, &mut self.progress.callback());
-        let note = "The client sleeps between its requests in all rows. With `Config::spin` the\n\
-                    server does not sleep.";
-        vec![self.finish(Table::of(name, "p50, us", 0, &series, note))]
+        let note = paragraph(
+            "The client sleeps between its requests in all rows. With `Config::spin` the server \
+             does not sleep.",
+        );
+        vec![self.finish(Table::of(name, "p50, us", 0, &series, &note))]
     }
 
     /// At half of the rate that the epoll loop reaches.
@@ -306,20 +312,20 @@ impl Plan<'_> {
             .iter()
             .zip(&seen.stalled)
             .map(|(program, part)| format!("{} {:.0}%", program.name, part * 100.0));
-        let note = format!(
-            "64 B on 50 connections, at half of the rate that the epoll loop reaches in the same round\n\
-             ({:.0} requests/s, {:.0} to {:.0}). An open loop: requests are sent when they are due, and their\n\
-             time counts from then (for a server of your own: `load --rate`). It goes round the\n\
-             contenders in slices of {} ms. Left out are slices in which an answer took longer than {} us,\n\
-             a hundred times what a server needs: the machine stood still in them. Left out were:\n\n\
-             - {}",
+        let method = paragraph(&format!(
+            "64 B on 50 connections, at half of the rate that the epoll loop reaches in the same \
+             round ({:.0} requests/s, {:.0} to {:.0}). An open loop: requests are sent when they \
+             are due, and their time counts from then (for a server of your own: `load --rate`). \
+             It goes round the contenders in slices of {} ms. Left out are slices in which an \
+             answer took longer than {} us, a hundred times what a server needs: the machine stood \
+             still in them. Left out were:",
             seen.rate.median,
             seen.rate.least,
             seen.rate.most,
             seen.slice.as_secs_f64() * 1e3,
             measure::STALL.as_micros(),
-            each.collect::<Vec<_>>().join("\n- ")
-        );
+        ));
+        let note = format!("{method}\n\n- {}", each.collect::<Vec<_>>().join("\n- "));
         let notes = [note.as_str(), "As above.", "As above."];
         let tables = quantiles.iter().zip(&seen.quantiles).zip(notes);
         tables
@@ -370,10 +376,10 @@ impl Plan<'_> {
                 }
             }
         }
-        let note = format!(
-            "Growth of the resident memory from {few} to {many} idle connections, without the kernel's\n\
-             sockets."
-        );
+        let note = paragraph(&format!(
+            "Growth of the resident memory from {few} to {many} idle connections, without the \
+             kernel's sockets."
+        ));
         vec![
             self.finish(Table::of("user memory of an idle connection", "bytes", 0, &growth, &note)),
             self.finish(Table::of(

@@ -3,6 +3,26 @@
 
 use crate::measure::{Series, Spread, ratio};
 
+/// The columns of the documents that are written.
+const COLUMNS: usize = 100;
+
+/// A paragraph of Markdown, whose lines end at column 100.
+pub fn paragraph(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("one at least");
+        if line.is_empty() {
+            *line += word;
+        } else if line.len() + 1 + word.len() <= COLUMNS {
+            *line += " ";
+            *line += word;
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.join("\n")
+}
+
 /// The figure of one contender, and its ratio to the baseline.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -143,5 +163,14 @@ mod tests {
         failed.failure = Some("no ring".into());
         let table = Table::of_cpu("t", 0, &[series("base", &[2.0]), failed], "");
         assert!(table.markdown().contains("| other | | no ring | |"));
+    }
+
+    #[test]
+    fn a_paragraph_wraps_at_100_columns() {
+        let (words, long) = ("word ".repeat(30), "w".repeat(120));
+        let text = paragraph(&format!("{words} {long} end"));
+        let lines: Vec<usize> = text.lines().map(str::len).collect();
+        assert_eq!(lines, [99, 49, 120, 3]);
+        assert_eq!(text.split_whitespace().count(), 32);
     }
 }

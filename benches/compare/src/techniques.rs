@@ -6,7 +6,7 @@ use crate::machine;
 use crate::measure::{self, Echo, Series};
 use crate::plan::{CONNECTS, EPOLL, EPOLL_LARGE, OURS_EPOLL, OURS_URING, Progress, RING};
 use crate::process::{Program, library};
-use crate::report::Table;
+use crate::report::{Table, paragraph};
 use std::io;
 
 /// Arguments added to the epoll loop with 64 KiB reads.
@@ -175,18 +175,21 @@ fn clients(choice: &Choice, progress: &mut Progress) -> Option<Table> {
 }
 
 fn page(columns: &[(&str, Vec<Series>)], clients: Option<&Table>) -> String {
-    let mut text = String::from(
-        "# Techniques, measured\n\n\
-         Written by `cargo run --release --manifest-path benches/compare/Cargo.toml -- techniques`.\n\
-         [How it got fast](how-it-got-fast.md) explains the techniques and says which are used.\n\n",
+    let command = paragraph(
+        "Written by `cargo run --release --manifest-path benches/compare/Cargo.toml -- \
+         techniques`. [How it got fast](how-it-got-fast.md) explains the techniques and says which \
+         are used.",
     );
-    text += &machine::describe();
-    text += "\n## Servers\n\n\
-             CPU time of the server per request, as a ratio to the unchanged bare ring (the second row)\n\
-             in the same round: medians over the rounds, in brackets the least and the most. A row\n\
-             names a server and the arguments that were added to its command: `proactor-compare serve\n\
-             ring` (bare ring), `proactor-compare serve epoll` (epoll loop), `echo_server --backend uring`\n\
-             (engine), `echo_server --backend epoll` (engine on epoll).\n\n";
+    let servers = paragraph(
+        "CPU time of the server per request, as a ratio to the unchanged bare ring (the second \
+         row) in the same round: medians over the rounds, in brackets the least and the most. A \
+         row names a server and the arguments that were added to its command: `proactor-compare \
+         serve ring` (bare ring), `proactor-compare serve epoll` (epoll loop), `echo_server \
+         --backend uring` (engine), `echo_server --backend epoll` (engine on epoll).",
+    );
+    let machine = machine::describe();
+    let mut text =
+        format!("# Techniques, measured\n\n{command}\n\n{machine}\n## Servers\n\n{servers}\n\n");
     text += &format!(
         "| |{}\n",
         columns.iter().map(|(name, _)| format!(" {name} |")).collect::<String>()
@@ -207,11 +210,13 @@ fn page(columns: &[(&str, Vec<Series>)], clients: Option<&Table>) -> String {
         text += "\n";
     }
     if let Some(clients) = clients {
-        text += "\n## Clients\n\n\
-                 CPU time of a client per connection: connect, one request, close. The commands are\n\
-                 `proactor-compare client` (epoll client), `proactor-compare client --ring` (bare ring\n\
-                 client), `load --mode connect --backend uring` (engine) and `load --mode connect\n\
-                 --backend epoll` (engine on epoll).\n\n";
+        let about = paragraph(
+            "CPU time of a client per connection: connect, one request, close. The commands are \
+             `proactor-compare client` (epoll client), `proactor-compare client --ring` (bare ring \
+             client), `load --mode connect --backend uring` (engine) and `load --mode connect \
+             --backend epoll` (engine on epoll).",
+        );
+        text += &format!("\n## Clients\n\n{about}\n\n");
         text += &clients.markdown();
     }
     text.trim_end().to_owned() + "\n"
