@@ -332,11 +332,11 @@ pub(crate) struct Parameters {
 }
 
 impl Parameters {
-    /// `piecewise`: several receives share a buffer (IOU_PBUF_RING_INC on io_uring), so that the
+    /// `incremental`: several receives share a buffer (IOU_PBUF_RING_INC on io_uring), so that the
     /// default is few and large buffers.
-    pub(crate) fn new(config: &Config, engine: EngineNumber, piecewise: bool) -> Parameters {
+    pub(crate) fn new(config: &Config, engine: EngineNumber, incremental: bool) -> Parameters {
         let buffers =
-            config.buffers.unwrap_or(if piecewise { (64, 64 << 10) } else { (1024, 4 << 10) });
+            config.buffers.unwrap_or(if incremental { (64, 64 << 10) } else { (1024, 4 << 10) });
         let low_watermark =
             config.tuning.buffers_low_watermark.unwrap_or(buffers.0 / 8).clamp(1, buffers.0);
         let connections_reserved = config.connections_max.min(RESERVED_MAX);

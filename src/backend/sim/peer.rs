@@ -3,8 +3,8 @@
 //! Must not know: engines.
 
 use super::schedule::{Shared, Until};
-use super::sock::{ListenId, Owner, Read, SockId};
-use crate::error::Halt;
+use super::sock::{ListenId, Owner, Read, Sock, SockId};
+use crate::error::{Errno, Error, Halt};
 use crate::net::Addr;
 use crate::options::ListenOptions;
 use std::io;
@@ -44,10 +44,10 @@ impl Drop for PeerListener {
 }
 
 fn halted(halt: Halt) -> io::Error {
-    io::Error::other(crate::Error::Simulation(halt))
+    io::Error::other(Error::Simulation(halt))
 }
 
-fn os(errno: crate::Errno) -> io::Error {
+fn os(errno: Errno) -> io::Error {
     errno.into()
 }
 
@@ -125,18 +125,17 @@ impl Peer {
         }
     }
 
+    fn addr(&self, of: impl FnOnce(&Sock) -> &Addr) -> io::Result<Addr> {
+        let world = self.0.world.lock();
+        world.net.sock(self.0.sock).map(|sock| of(sock).clone()).ok_or_else(not_connected)
+    }
+
     /// The address of the peer.
     ///
     /// # Errors
     /// ENOTCONN after its host crashed.
     pub fn peer_addr(&self) -> io::Result<Addr> {
-        self.0
-            .world
-            .lock()
-            .net
-            .sock(self.0.sock)
-            .map(|sock| sock.remote.clone())
-            .ok_or_else(not_connected)
+        self.addr(|sock| &sock.remote)
     }
 
     /// The local address.
@@ -144,13 +143,7 @@ impl Peer {
     /// # Errors
     /// ENOTCONN after its host crashed.
     pub fn local_addr(&self) -> io::Result<Addr> {
-        self.0
-            .world
-            .lock()
-            .net
-            .sock(self.0.sock)
-            .map(|sock| sock.local.clone())
-            .ok_or_else(not_connected)
+        self.addr(|sock| &sock.local)
     }
 
     /// Sends the FIN ([`Shutdown::Write`] or `Both`). Bytes that arrive later can be read in each
@@ -205,7 +198,7 @@ impl Peer {
         let net = &self.0.world.lock().net;
         match to_write {
             true => net.is_writable(self.0.sock),
-            false => net.sock(self.0.sock).is_none_or(super::sock::Sock::is_readable),
+            false => net.sock(self.0.sock).is_none_or(Sock::is_readable),
         }
     }
 }

@@ -8,6 +8,7 @@ use super::pipe::Pipe;
 use crate::error::Errno;
 use crate::id::Key;
 use crate::net::Addr;
+use crate::options::ListenOptions;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
@@ -210,7 +211,7 @@ impl Net {
         host: u32,
         owner: Owner,
         addr: &Addr,
-        options: &crate::ListenOptions,
+        options: &ListenOptions,
     ) -> Result<ListenId, Errno> {
         let mut addr = addr.clone();
         match &mut addr {

@@ -9,14 +9,16 @@ use crate::backend::sim::sock::{ListenId, Owner, SockId};
 use crate::backend::sim::trace::Kind;
 use crate::error::Errno;
 use crate::id::Key;
+use crate::net::Addr;
+use crate::options::ListenOptions;
 
 impl Net {
     pub(crate) fn open_listener(
         &mut self,
         engine: u32,
         key: Key,
-        addr: &crate::Addr,
-        options: &crate::ListenOptions,
+        addr: &Addr,
+        options: &ListenOptions,
     ) -> Result<(), Errno> {
         let host = self.host_of_engine(engine);
         let state = &self.hosts[host as usize];

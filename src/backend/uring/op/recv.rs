@@ -10,6 +10,7 @@ use crate::backend::uring::reap::UNEXPECTED_MORE;
 use crate::backend::uring::slot::flag;
 use crate::backend::uring::token::{Kind, pack};
 use crate::backend::{Completed, OpKind, Operation, Outcome, Started};
+use crate::buf::Lease;
 use crate::error::{Errno, Violation};
 use crate::id::Key;
 use io_uring::opcode;
@@ -118,12 +119,7 @@ impl Uring {
     /// The data in the buffer that the backend chose, or none at the end of the stream or on an
     /// error. `None`: the receive continues with a poll, or the backend has failed.
     #[inline(never)]
-    fn take_own_buffer(
-        &mut self,
-        key: Key,
-        buffer: u16,
-        result: i32,
-    ) -> Option<Option<crate::Lease>> {
+    fn take_own_buffer(&mut self, key: Key, buffer: u16, result: i32) -> Option<Option<Lease>> {
         let pool = self.buffers.pool();
         self.slots[key.slot()].set(flag::BUFFER_FILLED, result == pool.size() as i32);
         if result > 0 {
